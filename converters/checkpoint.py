@@ -1,0 +1,296 @@
+"""What every checkpoint format shares: `Checkpoint`, `TensorInfo`, dtypes, mapping files, strict JSON.
+
+A format is one file of this package. It holds three things and nothing else public is needed:
+
+    SUFFIXES: tuple[str, ...]                   file names that claim this format
+    def recognises(head: bytes) -> bool         whether a file beginning with `head` (512 bytes) is of it
+    def open_file(path: Path) -> Checkpoint     validate the file's directory of tensors; read no tensor
+
+and a subclass of `Checkpoint` whose `_read` returns one tensor.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import mmap
+import os
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar, Self, TypeGuard
+
+import ml_dtypes
+import numpy as np
+
+from zoo.errors import FormatError, SourceError, WeightsError
+
+__all__ = [
+    "AGAIN",
+    "DTYPES",
+    "Checkpoint",
+    "TensorInfo",
+    "array_view",
+    "is_size",
+    "is_sizes",
+    "map_file",
+    "read_head",
+    "refuse_impostor",
+    "strict_json",
+    "tensor_info",
+]
+
+AGAIN = "the file is damaged or was written by a faulty program: download or write it again"
+
+DTYPES: Mapping[str, np.dtype] = MappingProxyType(
+    {
+        name: np.dtype(getattr(ml_dtypes, name, name))
+        for name in (
+            *("bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"),
+            *("float16", "bfloat16", "float32", "float64", "complex64", "complex128"),
+            *("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"),
+        )
+    }
+)
+"""Every dtype a checkpoint may hold, by the name that torch, NumPy and ml_dtypes share."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """What a checkpoint says of one tensor; `nbytes` is the size of its values, packed."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
+    file: Path
+
+
+class Checkpoint(ABC):
+    """Named tensors in a file or in several, read one at a time; a context manager.
+
+    Attributes:
+        path: the file, or the index of a sharded checkpoint.
+        infos: tensor name -> `TensorInfo`, in the file's order; tied tensors stand under each of their names.
+        metadata: whatever else the file says, by (dotted) name.
+        aliases: second name -> first name, for tensors that are the same bytes of the file.
+    """
+
+    format: ClassVar[str]
+
+    def __init__(
+        self,
+        path: Path,
+        infos: Mapping[str, TensorInfo],
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        aliases: Mapping[str, str] | None = None,
+    ) -> None:
+        self.path = path
+        self.infos: Mapping[str, TensorInfo] = MappingProxyType(dict(infos))
+        self.metadata: Mapping[str, Any] = MappingProxyType(dict(metadata or {}))
+        self.aliases: Mapping[str, str] = MappingProxyType(dict(aliases or {}))
+        self._closed = False
+
+    def read(self, name: str) -> np.ndarray:
+        """The tensor's values: a read-only array of `infos[name].shape` and dtype.
+
+        A view of the mapped file wherever the file stores the values as they are (safetensors, uncompressed
+        torch files of this machine's byte order); else one new array. A view may be strided, and unaligned
+        (`flags.aligned`) where the format does not align its data. It stays valid after `close`; meanwhile
+        the file must not be overwritten in place (replacing it by a rename is fine).
+
+        Raises:
+            WeightsError: no tensor of that name.
+            FormatError: the stored values do not decompress to what was declared.
+            SourceError: the checkpoint was closed.
+        """
+        if self._closed:
+            raise SourceError("the checkpoint is closed", where=self.path, do="read inside the `with` block")
+        info = self.infos.get(name)
+        if info is None:
+            near = difflib.get_close_matches(name, self.infos, 3)
+            raise WeightsError(
+                f"no tensor named {name!r}",
+                where=self.path,
+                got=f"{len(self.infos)} others",
+                do=_did_you(near),
+            )
+        array = self._read(info)
+        array.flags.writeable = False
+        return array
+
+    def items(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Every (name, tensor), one at a time, in the file's order; tied tensors under each name."""
+        for name in self.infos:
+            yield name, self.read(name)
+
+    def close(self) -> None:
+        """Lets the files go. Arrays already read stay valid: the last one unmaps its file."""
+        self._closed = True
+        self._close()
+
+    @abstractmethod
+    def _read(self, info: TensorInfo) -> np.ndarray: ...
+
+    @abstractmethod
+    def _close(self) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        size = sum(info.nbytes for name, info in self.infos.items() if name not in self.aliases)
+        return f"<{self.format} {str(self.path)!r}: {len(self.infos)} tensors, {size / 1e6:.1f} MB>"
+
+
+def map_file(path: Path) -> memoryview:
+    """The whole file as read-only bytes, mapped; unmapped when the last view of it goes.
+
+    The mapping is never closed by hand: NumPy arrays do not lock the buffer that they are made on, so an
+    explicit close would leave them dangling.
+    """
+    try:
+        with path.open("rb") as f:
+            if not os.fstat(f.fileno()).st_size:
+                raise FormatError("the file is empty", where=path, do="download it again")
+            return memoryview(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ))
+    except OSError as error:
+        raise SourceError("the file cannot be read", where=path, got=error) from error
+
+
+def array_view(
+    data: memoryview,
+    info: TensorInfo,
+    offset: int,
+    strides: Sequence[int] | None = None,
+    byteorder: str = "little",
+) -> np.ndarray:
+    """A view of `data` from byte `offset` on as the tensor `info`; a copy only if bytes must be swapped.
+
+    Args:
+        data: bytes of the file.
+        info: gives shape and dtype.
+        offset: where the first value stands, in bytes.
+        strides: in values, not bytes; packed row-major if not given. Not negative.
+        byteorder: of the file, "little" or "big".
+
+    Raises:
+        FormatError: a value would lie outside `data`.
+    """
+    dtype = DTYPES[info.dtype]
+    if not info.nbytes:
+        return np.empty(info.shape, dtype)
+    size = dtype.itemsize
+    if strides is None:
+        strides = [math.prod(info.shape[i + 1 :]) for i in range(len(info.shape))]
+    last = sum((dim - 1) * stride for dim, stride in zip(info.shape, strides, strict=True))
+    if offset < 0 or min(strides, default=0) < 0 or offset + (last + 1) * size > len(data):
+        raise FormatError(
+            f"tensor {info.name!r} reaches outside its data",
+            where=info.file,
+            expected=f"at most {len(data)} bytes",
+            got=f"offset {offset}, shape {info.shape}, strides {tuple(strides)} of {info.dtype}",
+        )
+    array = np.ndarray(info.shape, dtype, data, offset, [stride * size for stride in strides])
+    if byteorder == sys.byteorder:
+        return array
+    # Complex numbers swap by halves; ml_dtypes know no byte order, hence the detour over unsigned integers.
+    unit = np.dtype(f"u{size // 2 if dtype.kind == 'c' else size}")
+    packed = np.array(array, order="C", ndmin=1)
+    return packed.view(unit).byteswap(inplace=True).view(dtype).reshape(info.shape)
+
+
+def tensor_info(name: str, shape: object, dtype: object, file: Path) -> TensorInfo:
+    """What a file says of a tensor, checked: shape a list of sizes, dtype one of `DTYPES`, below 2**63 bytes.
+
+    Raises:
+        FormatError: naming file and tensor.
+    """
+    where = f"{file}, tensor {name!r}"
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise FormatError("unknown or unsupported dtype", where=where, expected=", ".join(DTYPES), got=dtype)
+    # NumPy counts the other dims of an empty array, too, and has at most 64 of them.
+    if not is_sizes(shape) or len(shape) > 64 or math.prod(filter(None, shape)) >= 1 << 59:
+        raise FormatError("a shape is not a list of sizes", where=where, got=str(shape)[:200], do=AGAIN)
+    return TensorInfo(name, tuple(shape), dtype, math.prod(shape) * DTYPES[dtype].itemsize, file)
+
+
+def is_size(value: object) -> TypeGuard[int]:
+    """Whether a value out of a file is an integer from 0 to 2**63 - 1; True and False are none."""
+    return type(value) is int and 0 <= value < 1 << 63
+
+
+def is_sizes(value: object) -> TypeGuard[list[int]]:
+    """Whether a value out of a file is a list of sizes."""
+    return isinstance(value, list) and all(map(is_size, value))
+
+
+def read_head(path: Path, size: int = 512) -> bytes:
+    """The file's first bytes.
+
+    Raises:
+        SourceError: the file is missing or unreadable.
+    """
+    try:
+        with path.open("rb") as f:
+            return f.read(size)
+    except OSError as error:
+        raise SourceError("the file cannot be read", where=path, got=error) from error
+
+
+def refuse_impostor(path: Path, head: bytes) -> None:
+    """Refuses what often lies where weights should be: nothing, a Git LFS pointer, a web page.
+
+    Raises:
+        FormatError: naming the file and what to do.
+    """
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if not head:
+        what, do = "the file is empty", "download it again"
+    elif text.startswith(b"version https://git-lfs"):
+        what = "the file is a Git LFS pointer, not the weights"
+        do = "run `git lfs install && git lfs pull` in its repository, or download the file itself"
+    elif text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        what = "the file is a web page, not weights"
+        do = "download the raw file (on the Hugging Face hub: /resolve/ instead of /blob/ in the address)"
+    else:
+        return
+    raise FormatError(what, where=path, got=head[:60] or None, do=do)
+
+
+def strict_json(raw: bytes | memoryview, path: Path, what: str) -> dict[str, Any]:
+    """A JSON object, refusing what parsers disagree on: duplicate keys, and text that is not UTF-8.
+
+    Raises:
+        FormatError: naming the file and `what` part of it was read.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            seen: set[str] = set()
+            twice = sorted({k for k, _ in pairs if k in seen or seen.add(k)})  # type: ignore[func-returns-value]
+            raise FormatError(f"duplicate names in {what}: {twice[:8]!r}", where=path, do=AGAIN)
+        return found
+
+    try:
+        found = json.loads(str(raw, "utf-8"), object_pairs_hook=unique)
+    except FormatError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{what} is not valid JSON", where=path, got=error, do=AGAIN) from error
+    if not isinstance(found, dict):
+        raise FormatError(f"{what} is not a JSON object", where=path, got=type(found).__name__, do=AGAIN)
+    return found
+
+
+def _did_you(near: list[str]) -> str | None:
+    return f"did you mean {', '.join(near)}?" if near else None

@@ -1,0 +1,55 @@
+"""Where a graph runs. Each backend is one module, imported only when it is asked for.
+
+A backend module has the functions of `zoo.backends.base.Backend`. Importing this package imports no framework.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+from types import ModuleType
+
+from zoo.errors import MissingFramework, UnknownBackend
+
+__all__ = ["BACKENDS", "get_backend", "installed"]
+
+BACKENDS: dict[str, tuple[str, ...]] = {
+    "torch": ("torch",),
+    "jax": ("jax",),
+    "tensorflow": ("tensorflow",),
+    "keras": ("keras",),
+    "numpy": ("numpy",),
+}
+"""Backend name -> the packages it needs; the extra of the same name installs them."""
+
+_ALIASES = {"tf": "tensorflow", "pytorch": "torch", "flax": "jax", "np": "numpy"}
+
+
+def installed(name: str) -> bool:
+    """Whether the backend's framework can be imported; imports nothing."""
+    return all(importlib.util.find_spec(package) is not None for package in BACKENDS[name])
+
+
+def get_backend(name: str) -> ModuleType:
+    """The backend module `name`.
+
+    Raises:
+        UnknownBackend: no such backend.
+        MissingFramework: its framework is not installed; the error says what to install.
+    """
+    name = _ALIASES.get(name, name)
+    if name not in BACKENDS:
+        near = difflib.get_close_matches(str(name), [*BACKENDS, *_ALIASES], n=1)
+        raise UnknownBackend(
+            f"there is no backend {name!r}",
+            expected=f"one of {', '.join(BACKENDS)}",
+            do=f"did you mean {near[0]!r}?" if near else None,
+        )
+    if not installed(name):
+        raise MissingFramework(
+            f"the backend {name!r} needs a framework that is not installed",
+            expected=", ".join(BACKENDS[name]),
+            do=f"pip install 'anyzoo[{name}]'",
+        )
+    return importlib.import_module(f"zoo.backends.{name}")

@@ -1,0 +1,102 @@
+"""Running a graph's nodes one after another: eagerly, or while a framework traces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from zoo.errors import UnsupportedOp, ZooError
+from zoo.graph.ir import DType, Graph, Ref, map_refs, param_ref, refs
+from zoo.ops import OPS
+
+__all__ = ["Program", "resolve_over"]
+
+
+def resolve_over(xp: Any, overrides: Mapping[str, Callable[..., Any]]) -> Callable[[str], Callable[..., Any]]:
+    """How a backend finds an op's function: its own override, else the table's definition over `xp`."""
+
+    def resolve(name: str) -> Callable[..., Any]:
+        own = overrides.get(name)
+        if own is not None:
+            return own
+        definition = OPS[name].function
+        return lambda *args, **kwargs: definition(xp, *args, **kwargs)
+
+    return resolve
+
+
+class Program:
+    """A graph with each op's function looked up and the last use of each value known.
+
+    Args:
+        graph: what to run.
+        resolve: op name to function; raises KeyError for an op the backend lacks.
+        dtype: what a `DType` argument becomes (the table takes it as it is; torch wants its own).
+    """
+
+    def __init__(
+        self, graph: Graph, resolve: Callable[[str], Callable[..., Any]], dtype: Callable[[DType], Any] | None = None
+    ) -> None:
+        last: dict[str, int] = {}
+        for position, node in enumerate(graph.nodes):
+            last.update((ref.name, position) for ref in refs((node.args, node.kwargs)))
+        kept = {ref.name for ref in graph.outputs.values()}
+        local = {name for node in graph.nodes for name in node.outputs}
+        self.graph = graph
+        self.steps = []
+        for position, node in enumerate(graph.nodes):
+            try:
+                function = resolve(node.op)
+            except (KeyError, AttributeError):
+                raise UnsupportedOp("this backend lacks an operation", where=f"node {node.name!r}", got=node.op) from None
+            args, kwargs = node.args, dict(node.kwargs)
+            if dtype is not None:
+                args, kwargs = _map_dtypes(dtype, args), _map_dtypes(dtype, kwargs)
+            used = {ref.name for ref in refs((args, kwargs))}
+            dead = [n for n in {*used, *node.outputs} if n in local and n not in kept and last.get(n, position) == position]
+            self.steps.append((node, function, args, kwargs, tuple(dead)))
+
+    def __call__(
+        self, params: Mapping[str, Any], inputs: Mapping[str, Any], constants: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Outputs by name; `params` by canonical name, `inputs` and `constants` by theirs."""
+        values: dict[str, Any] = {**constants, **inputs}
+        for name, array in params.items():
+            values[param_ref(name)] = array
+
+        def value(ref: Ref) -> Any:
+            return values[ref.name]
+
+        for node, function, args, kwargs, dead in self.steps:
+            try:
+                result = function(*map_refs(value, args), **map_refs(value, kwargs))
+            except ZooError:
+                raise
+            except Exception as error:
+                error.add_note(f"in node {node.name!r} ({node.op}) of the graph, inputs {_shapes(args, values)}")
+                raise
+            if len(node.outputs) == 1 and not isinstance(result, (tuple, list)):
+                values[node.outputs[0]] = result
+            else:
+                values.update(zip(node.outputs, result, strict=False))
+            for name in dead:
+                values.pop(name, None)
+        return {name: values[ref.name] for name, ref in self.graph.outputs.items()}
+
+
+def _map_dtypes(function: Callable[[DType], Any], tree: Any) -> Any:
+    if isinstance(tree, DType):
+        return function(tree)
+    if isinstance(tree, tuple):
+        return tuple(_map_dtypes(function, item) for item in tree)
+    if isinstance(tree, dict):
+        return {key: _map_dtypes(function, item) for key, item in tree.items()}
+    return tree
+
+
+def _shapes(args: Any, values: Mapping[str, Any]) -> str:
+    found = []
+    for ref in refs(args):
+        array = values.get(ref.name)
+        found.append(f"{ref.name}: {getattr(array, 'dtype', '')}{tuple(getattr(array, 'shape', ()))}")
+    return ", ".join(found)

@@ -1,0 +1,251 @@
+"""JAX: parameters are a flat dict pytree, a graph is a pure function of (params, inputs)."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from zoo.backends.execute import Program, resolve_over
+from zoo.backends.namespace import BINARY, UNARY, Namespace
+from zoo.backends.numpy import _clipped
+from zoo.graph.ir import Graph
+
+__all__ = ["JaxNamespace", "compile_graph", "module_of", "namespace", "params_from"]
+
+
+def compile_graph(graph: Graph) -> Any:
+    """A pure function (params, inputs) -> outputs, jitted; traced again for each new set of shapes."""
+    program = Program(graph, resolve_over(_XP, _OVERRIDES))
+    # kept as NumPy arrays: they become constants of the compiled program, on whatever device it is for
+    constants = dict(graph.constants)
+
+    @jax.jit
+    def apply(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+        return program(params, inputs, {name: jnp.asarray(array) for name, array in constants.items()})
+
+    return apply
+
+
+def params_from(arrays: Mapping[str, np.ndarray], graph: Graph) -> dict[str, jax.Array]:
+    """JAX arrays of the checkpoint's. On a CPU JAX uses suitably aligned memory where it lies, else copies once."""
+    return {name: jax.device_put(array) for name, array in arrays.items()}
+
+
+def module_of(model: Any) -> Callable[..., Any]:
+    """The pure function `apply(params, **inputs)`: JAX has no modules of its own."""
+    return model.apply
+
+
+class JaxNamespace(Namespace):
+    """jax.numpy and jax.lax. Without x64, int64 is int32 and float64 is float32, as everywhere in JAX."""
+
+    def _dtype(self, dtype: str) -> Any:
+        return jnp.bfloat16 if dtype == "bfloat16" else jax.dtypes.canonicalize_dtype(dtype)
+
+    def asarray(self, x: Any, dtype: str | None = None) -> Any:
+        if dtype is None:
+            return jnp.asarray(x)
+        name = self._dtype(dtype)
+        return jnp.asarray(_clipped(x, str(np.dtype(name)))).astype(name)
+
+    def cast(self, x: Any, dtype: str) -> Any:
+        return jnp.asarray(x).astype(self._dtype(dtype))
+
+    def bitcast(self, x: Any, dtype: str) -> Any:
+        return lax.bitcast_convert_type(x, self._dtype(dtype))
+
+    def dtype(self, x: Any) -> str:
+        return str(x.dtype)
+
+    def full(self, shape: Any, value: Any, dtype: str) -> Any:
+        return jnp.broadcast_to(self.asarray(value, dtype), tuple(shape))
+
+    def arange(self, start: Any, stop: Any, step: Any, dtype: str) -> Any:
+        return jnp.arange(start, stop, step, dtype=self._dtype(dtype))
+
+    def reshape(self, x: Any, shape: Any) -> Any:
+        return jnp.reshape(x, tuple(shape))
+
+    def permute(self, x: Any, axes: Sequence[int]) -> Any:
+        return jnp.transpose(x, axes)
+
+    def expand_dims(self, x: Any, axis: int) -> Any:
+        return jnp.expand_dims(x, axis)
+
+    def squeeze(self, x: Any, axes: Sequence[int]) -> Any:
+        return jnp.squeeze(x, tuple(axes))
+
+    def broadcast_to(self, x: Any, shape: Any) -> Any:
+        return jnp.broadcast_to(x, tuple(shape))
+
+    def concat(self, xs: Sequence[Any], axis: int) -> Any:
+        return jnp.concatenate(xs, axis)
+
+    def slice(self, x: Any, axis: int, start: Any, stop: Any, step: int = 1) -> Any:
+        if all(i is None or isinstance(i, int) for i in (start, stop)):
+            low, high, _ = slice(start, stop).indices(x.shape[axis])
+            return lax.slice_in_dim(x, low, max(high, low), step, axis)
+        return lax.dynamic_slice_in_dim(x, start, 1, axis)  # select with an index that is data
+
+    def pad(self, x: Any, widths: Sequence[tuple[Any, Any]], value: Any) -> Any:
+        return jnp.pad(x, widths, constant_values=value)
+
+    def flip(self, x: Any, axes: Sequence[int]) -> Any:
+        return jnp.flip(x, tuple(axes))
+
+    def take(self, x: Any, index: Any, axis: int) -> Any:
+        return jnp.take(x, index, axis, mode="clip")
+
+    def take_along_axis(self, x: Any, index: Any, axis: int) -> Any:
+        return jnp.take_along_axis(x, index, axis, mode="clip")
+
+    def index(self, x: Any, indices: Sequence[Any]) -> Any:
+        return x[tuple(slice(None) if i is None else i for i in indices)]
+
+    def index_mask(self, x: Any, indices: Sequence[Any]) -> Any:
+        return self.index(x, indices)
+
+    def nonzero(self, x: Any) -> Any:
+        return jnp.argwhere(x)
+
+    def index_put(self, x: Any, indices: Sequence[Any], values: Any, accumulate: bool) -> Any:
+        at = x.at[tuple(slice(None) if i is None else i for i in indices)]
+        return at.add(values) if accumulate else at.set(values)
+
+    def scatter(self, x: Any, axis: int, index: Any, src: Any, mode: str) -> Any:
+        if not x.ndim:
+            return self.scatter(x[None], 0, jnp.reshape(index, (1,)), jnp.reshape(src, (1,)), mode)[0]
+        where = list(jnp.indices(index.shape, sparse=True))
+        where[axis] = index
+        src = src[tuple(slice(n) for n in index.shape)] if src.ndim else src
+        return getattr(x.at[tuple(where)], mode)(src)
+
+    def where(self, condition: Any, x: Any, y: Any) -> Any:
+        return jnp.where(condition, x, y)
+
+    def rsqrt(self, x: Any) -> Any:
+        return lax.rsqrt(x)
+
+    def complex(self, real: Any, imag: Any) -> Any:
+        return lax.complex(real, imag)
+
+    def sum(self, x: Any, axes: Sequence[int], keepdims: bool) -> Any:
+        return jnp.sum(x, tuple(axes), keepdims=keepdims, dtype=x.dtype)
+
+    def mean(self, x: Any, axes: Sequence[int], keepdims: bool) -> Any:
+        return jnp.mean(x, tuple(axes), keepdims=keepdims)
+
+    def prod(self, x: Any, axes: Sequence[int], keepdims: bool) -> Any:
+        return jnp.prod(x, tuple(axes), keepdims=keepdims, dtype=x.dtype)
+
+    def max(self, x: Any, axes: Sequence[int], keepdims: bool) -> Any:
+        return jnp.max(x, tuple(axes), keepdims=keepdims)
+
+    def min(self, x: Any, axes: Sequence[int], keepdims: bool) -> Any:
+        return jnp.min(x, tuple(axes), keepdims=keepdims)
+
+    def any(self, x: Any, axes: Sequence[int], keepdims: bool) -> Any:
+        return jnp.any(x, tuple(axes), keepdims=keepdims)
+
+    def all(self, x: Any, axes: Sequence[int], keepdims: bool) -> Any:
+        return jnp.all(x, tuple(axes), keepdims=keepdims)
+
+    def argmax(self, x: Any, axis: int) -> Any:
+        return jnp.argmax(x, axis)
+
+    def argmin(self, x: Any, axis: int) -> Any:
+        return jnp.argmin(x, axis)
+
+    def argsort(self, x: Any, axis: int, descending: bool) -> Any:
+        return jnp.argsort(x, axis, stable=True, descending=descending) if x.ndim else jnp.zeros((), int)
+
+    def cumsum(self, x: Any, axis: int) -> Any:
+        return jnp.cumsum(x, axis, dtype=x.dtype)
+
+    def cumprod(self, x: Any, axis: int) -> Any:
+        return jnp.cumprod(x, axis, dtype=x.dtype)
+
+    def softmax(self, x: Any, axis: int) -> Any:
+        return jax.nn.softmax(x, axis)
+
+    def matmul(self, x: Any, y: Any) -> Any:
+        return jnp.matmul(x, y)
+
+    def linear(self, x: Any, weight: Any) -> Any:
+        return lax.dot_general(x, weight, (((x.ndim - 1,), (1,)), ((), ())))
+
+    def einsum(self, equation: str, *xs: Any) -> Any:
+        return jnp.einsum(equation, *xs)
+
+    def conv(
+        self,
+        x: Any,
+        weight: Any,
+        stride: Sequence[int],
+        padding: Sequence[tuple[Any, Any]],
+        dilation: Sequence[int],
+        groups: int,
+    ) -> Any:
+        letters = string.ascii_lowercase[: len(stride)]
+        return lax.conv_general_dilated(
+            x,
+            weight,
+            tuple(stride),
+            list(padding),
+            rhs_dilation=tuple(dilation),
+            dimension_numbers=(f"NC{letters}", f"OI{letters}", f"NC{letters}"),
+            feature_group_count=groups,
+        )
+
+    def max_pool(self, x: Any, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[tuple[Any, Any]]) -> Any:
+        low = -jnp.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
+        return self._pool(x, np.asarray(low, x.dtype), lax.max, kernel, stride, padding)
+
+    def sum_pool(self, x: Any, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[tuple[Any, Any]]) -> Any:
+        return self._pool(x, np.asarray(0, x.dtype), lax.add, kernel, stride, padding)
+
+    def _pool(self, x: Any, start: Any, fold: Any, kernel: Any, stride: Any, padding: Any) -> Any:
+        return lax.reduce_window(x, start, fold, (1, 1, *kernel), (1, 1, *stride), ((0, 0), (0, 0), *padding))
+
+
+
+_OWN: dict[str, Any] = {
+    "erf": lax.erf,
+    "sigmoid": jax.nn.sigmoid,
+    "asin": jnp.arcsin,
+    "acos": jnp.arccos,
+    "atan": jnp.arctan,
+    "asinh": jnp.arcsinh,
+    "acosh": jnp.arccosh,
+    "atanh": jnp.arctanh,
+    "atan2": jnp.arctan2,
+    "round": jnp.rint,
+    "bitwise_not": jnp.invert,
+}
+for _name in (*UNARY, *BINARY):
+    setattr(JaxNamespace, _name, staticmethod(_OWN.get(_name) or getattr(jnp, _name)))
+
+_XP = JaxNamespace()
+
+
+def _topk(x: Any, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
+    """lax.top_k is a good deal faster than a full sort, and breaks ties the same way."""
+    if not largest or not x.ndim or dim % x.ndim != x.ndim - 1:
+        from zoo.ops.index import topk
+
+        return topk(_XP, x, k, dim, largest, sorted)
+    return tuple(lax.top_k(x, k))
+
+
+_OVERRIDES: dict[str, Callable[..., Any]] = {"topk": _topk}
+
+
+def namespace() -> Namespace:
+    """The namespace this backend computes with."""
+    return _XP

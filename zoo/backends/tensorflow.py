@@ -1,0 +1,465 @@
+"""TensorFlow: variables in a tf.Module, a graph as one tf.function with None dims.
+
+Sizes that are None while a function is traced are int32 scalars; everything that takes sizes accepts them.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from zoo.backends.execute import Program, resolve_over
+from zoo.backends.namespace import BINARY, UNARY, Namespace
+from zoo.backends.numpy import _clipped
+from zoo.graph.ir import Graph
+
+__all__ = ["Module", "TensorflowNamespace", "compile_graph", "module_of", "namespace", "params_from"]
+
+
+def compile_graph(graph: Graph) -> Any:
+    """A function (params, inputs) -> outputs on tensors or variables; wrap it in tf.function to compile it."""
+    program = Program(graph, resolve_over(_XP, _OVERRIDES))
+
+    def apply(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+        constants = {name: tf.constant(array) for name, array in graph.constants.items()}
+        tensors = {name: tf.convert_to_tensor(value) for name, value in params.items()}
+        return program(tensors, {name: tf.convert_to_tensor(value) for name, value in inputs.items()}, constants)
+
+    return apply
+
+
+def params_from(arrays: Mapping[str, np.ndarray], graph: Graph) -> dict[str, tf.Variable]:
+    """One variable per parameter, each a copy of the checkpoint's array (TensorFlow owns what it may change)."""
+    return {
+        name: tf.Variable(array, name=_variable_name(name), trainable=graph.params[name].trainable)
+        for name, array in arrays.items()
+    }
+
+
+def module_of(model: Any) -> Module:
+    """The model as a tf.Module: variables, `__call__`, and a `serving_default` signature for SavedModel."""
+    return Module(model.graph, model.params)
+
+
+class Module(tf.Module):
+    """A graph and its variables as TensorFlow knows a model.
+
+    `tf.saved_model.save(module, path, signatures=module.signatures())` needs Anyzoo no more when it is loaded.
+    """
+
+    def __init__(self, graph: Graph, params: Mapping[str, tf.Variable]) -> None:
+        super().__init__(name="model")
+        self._graph = graph
+        # a list: TensorFlow's checkpoint names would otherwise be made of the dots in the parameters' names
+        self._names = list(params)
+        self.weights = [params[name] for name in self._names]
+        self._apply = compile_graph(graph)
+        self.call = tf.function(self._call, autograph=False, input_signature=[_signature(graph)], reduce_retracing=True)
+
+    def _call(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        return self._apply(dict(zip(self._names, self.weights, strict=True)), inputs)
+
+    def __call__(self, **inputs: Any) -> dict[str, Any]:
+        return self.call(inputs)
+
+    def signatures(self) -> dict[str, Any]:
+        """What a SavedModel serves: one function from named inputs to named outputs."""
+        spec = _signature(self._graph)
+
+        @tf.function(autograph=False)
+        def serve(**inputs: Any) -> dict[str, Any]:
+            return self._call(inputs)
+
+        return {"serving_default": serve.get_concrete_function(**spec)}
+
+
+class TensorflowNamespace(Namespace):
+    """tf's functions; a dim that is None while tracing is a scalar tensor in `shape`."""
+
+    def asarray(self, x: Any, dtype: str | None = None) -> Any:
+        if dtype is None:
+            return tf.convert_to_tensor(x)
+        if isinstance(x, (tf.Tensor, tf.Variable)):
+            return self.cast(x, dtype)
+        if isinstance(x, (list, tuple)) and any(isinstance(v, tf.Tensor) for v in x):
+            return tf.stack([self.cast(v, dtype) for v in x])
+        return tf.constant(np.asarray(_clipped(x, dtype)), tf.as_dtype(dtype))
+
+    def cast(self, x: Any, dtype: str) -> Any:
+        x = tf.convert_to_tensor(x)
+        if dtype == "bool" and x.dtype != tf.bool:
+            return tf.not_equal(x, tf.zeros((), x.dtype))
+        return tf.cast(x, dtype)
+
+    def bitcast(self, x: Any, dtype: str) -> Any:
+        return tf.bitcast(x, dtype)
+
+    def dtype(self, x: Any) -> str:
+        return x.dtype.name
+
+    def ndim(self, x: Any) -> int:
+        return x.shape.rank
+
+    def shape(self, x: Any) -> tuple[Any, ...]:
+        static = x.shape.as_list()
+        if None not in static:
+            return tuple(static)
+        dynamic = tf.shape(x)
+        return tuple(dynamic[i] if size is None else size for i, size in enumerate(static))
+
+    def full(self, shape: Any, value: Any, dtype: str) -> Any:
+        return tf.fill(_sizes(shape), self.asarray(value, dtype)) if len(shape) else self.asarray(value, dtype)
+
+    def arange(self, start: Any, stop: Any, step: Any, dtype: str) -> Any:
+        if any(isinstance(v, float) for v in (start, stop, step)):
+            return tf.cast(tf.range(start, stop, step, dtype=tf.float64), dtype)
+        return tf.cast(tf.range(_size(start), _size(stop), _size(step)), dtype)
+
+    def size_equal(self, a: Any, b: Any) -> Any:
+        return a == b if isinstance(a, int) and isinstance(b, int) else tf.equal(a, b)
+
+    def size_where(self, condition: Any, a: Any, b: Any) -> Any:
+        return tf.where(condition, a, b)
+
+    def size_int(self, a: Any) -> Any:
+        return tf.cast(a, tf.int32) if isinstance(a, tf.Tensor) else int(a)
+
+    def reshape(self, x: Any, shape: Any) -> Any:
+        return tf.reshape(x, _sizes(shape))
+
+    def permute(self, x: Any, axes: Sequence[int]) -> Any:
+        return tf.transpose(x, axes)
+
+    def expand_dims(self, x: Any, axis: int) -> Any:
+        return tf.expand_dims(x, axis)
+
+    def squeeze(self, x: Any, axes: Sequence[int]) -> Any:
+        return tf.squeeze(x, list(axes)) if axes else x
+
+    def broadcast_to(self, x: Any, shape: Any) -> Any:
+        return x if tuple(shape) == tuple(x.shape.as_list()) else tf.broadcast_to(x, _sizes(shape))
+
+    def concat(self, xs: Sequence[Any], axis: int) -> Any:
+        return tf.concat(xs, axis)
+
+    def slice(self, x: Any, axis: int, start: Any, stop: Any, step: int = 1) -> Any:
+        return x[(slice(None),) * axis + (slice(start, stop, step),)]
+
+    def pad(self, x: Any, widths: Sequence[tuple[Any, Any]], value: Any) -> Any:
+        return tf.pad(x, _sizes([_sizes(pair) for pair in widths]), constant_values=self.asarray(value, x.dtype.name))
+
+    def flip(self, x: Any, axes: Sequence[int]) -> Any:
+        return tf.reverse(x, list(axes))
+
+    def take(self, x: Any, index: Any, axis: int) -> Any:
+        return tf.gather(x, index, axis=axis)
+
+    def take_along_axis(self, x: Any, index: Any, axis: int) -> Any:
+        if axis == x.shape.rank - 1:
+            lead = self.broadcast_shape(self.shape(x)[:-1], self.shape(index)[:-1])
+            x = self.broadcast_to(x, (*lead, self.shape(x)[-1]))
+            index = self.broadcast_to(index, (*lead, self.shape(index)[-1]))
+            return tf.gather(x, index, axis=-1, batch_dims=x.shape.rank - 1)
+        order = [a for a in range(x.shape.rank) if a != axis] + [axis]
+        back = [order.index(a) for a in range(x.shape.rank)]
+        moved = self.take_along_axis(tf.transpose(x, order), tf.transpose(index, order), x.shape.rank - 1)
+        return tf.transpose(moved, back)
+
+    def broadcast_shape(self, a: Sequence[Any], b: Sequence[Any]) -> list[Any]:
+        return [n if isinstance(m, int) and m == 1 else m for m, n in zip(a, b, strict=True)]
+
+    def index(self, x: Any, indices: Sequence[Any]) -> Any:
+        axes = [axis for axis, i in enumerate(indices) if i is not None]
+        if len(axes) == 1:
+            return tf.gather(x, indices[axes[0]], axis=axes[0])
+        rest = [axis for axis in range(x.shape.rank) if axis not in axes]
+        where = self._broadcast([indices[axis] for axis in axes])
+        picked = tf.gather_nd(tf.transpose(x, [*axes, *rest]), tf.stack(where, -1))
+        if axes != list(range(axes[0], axes[-1] + 1)):
+            return picked  # index arrays apart from each other put their dims first
+        moved, before = where[0].shape.rank, axes[0]
+        order = [*range(moved, moved + before), *range(moved), *range(moved + before, picked.shape.rank)]
+        return tf.transpose(picked, order)
+
+    def index_mask(self, x: Any, indices: Sequence[Any]) -> Any:
+        if len(indices) == 1:
+            return tf.boolean_mask(x, indices[0])
+        positions: list[Any] = []
+        for i in indices:
+            if i is None or i.dtype != tf.bool:
+                positions.append(i)
+            else:
+                positions.extend(tf.unstack(tf.where(i), i.shape.rank, axis=1))
+        return self.index(x, positions)
+
+    def nonzero(self, x: Any) -> Any:
+        return tf.where(x)
+
+    def index_put(self, x: Any, indices: Sequence[Any], values: Any, accumulate: bool) -> Any:
+        if any(i is not None and i.dtype == tf.bool for i in indices):
+            positions: list[Any] = []
+            for i in indices:
+                positions.extend([i] if i is None or i.dtype != tf.bool else tf.unstack(tf.where(i), i.shape.rank, axis=1))
+            indices = positions
+        axes = [axis for axis, i in enumerate(indices) if i is not None]
+        rest = [axis for axis in range(x.shape.rank) if axis not in axes]
+        order = [*axes, *rest]
+        where = self._broadcast([tf.cast(indices[axis], tf.int64) for axis in axes])
+        moved = tf.transpose(x, order)
+        lead = where[0].shape.rank
+        target = [*self.shape(where[0]), *(self.shape(x)[axis] for axis in rest)]
+        together = axes == list(range(axes[0], axes[-1] + 1))
+        if together and axes[0] and values.shape.rank == len(target):
+            # the values have the whole dims before the index first: bring the index's dims to the front
+            before = axes[0]
+            values = tf.transpose(
+                values, [*range(before, before + lead), *range(before), *range(before + lead, len(target))]
+            )
+        values = self.broadcast_to(values, target)
+        stacked = tf.stack(where, -1)
+        update = tf.tensor_scatter_nd_add if accumulate else tf.tensor_scatter_nd_update
+        return tf.transpose(update(moved, stacked, values), [order.index(a) for a in range(x.shape.rank)])
+
+    def scatter(self, x: Any, axis: int, index: Any, src: Any, mode: str) -> Any:
+        if not x.shape.rank:
+            return self.scatter(x[None], 0, tf.reshape(index, [1]), tf.reshape(src, [1]), mode)[0]
+        sizes = self.shape(index)
+        grid = tf.meshgrid(*[tf.range(size) for size in sizes], indexing="ij")
+        where = [tf.cast(g, tf.int64) for g in grid]
+        where[axis] = tf.cast(index, tf.int64)
+        if src.shape.rank:
+            src = src[tuple(slice(size) for size in sizes)]
+        src = tf.broadcast_to(src, _sizes(sizes))
+        if mode == "multiply":
+            return self._scatter_multiply(x, tf.stack(where, -1), src)
+        update = {
+            "set": tf.tensor_scatter_nd_update,
+            "add": tf.tensor_scatter_nd_add,
+            "max": tf.tensor_scatter_nd_max,
+            "min": tf.tensor_scatter_nd_min,
+        }[mode]
+        return update(x, tf.stack(where, -1), src)
+
+    def _scatter_multiply(self, x: Any, where: Any, src: Any) -> Any:
+        """TensorFlow has no such scatter: one product over the updates of each flat position."""
+        sizes = tf.cast(tf.shape(x), tf.int64)
+        strides = tf.math.cumprod(sizes, exclusive=True, reverse=True)
+        flat = tf.reshape(tf.reduce_sum(where * strides, -1), [-1])
+        factors = tf.math.unsorted_segment_prod(tf.reshape(src, [-1]), flat, tf.reduce_prod(sizes))
+        return x * tf.reshape(factors, tf.shape(x))
+
+    def _broadcast(self, arrays: list[Any]) -> list[Any]:
+        if len(arrays) == 1:
+            return arrays
+        dtype = tf.int64 if any(a.dtype == tf.int64 for a in arrays) else arrays[0].dtype
+        total = sum(tf.zeros_like(a, tf.int32) for a in arrays)
+        return [tf.broadcast_to(tf.cast(a, dtype), tf.shape(total)) if a.shape != total.shape else tf.cast(a, dtype) for a in arrays]
+
+    def where(self, condition: Any, x: Any, y: Any) -> Any:
+        return tf.where(condition, x, y)
+
+    def rsqrt(self, x: Any) -> Any:
+        return tf.math.rsqrt(x)
+
+    def complex(self, real: Any, imag: Any) -> Any:
+        return tf.complex(real, imag)
+
+    def sum(self, x: Any, axes: Sequence[int], keepdims: bool) -> Any:
+        return tf.reduce_sum(x, list(axes), keepdims)
+
+    def mean(self, x: Any, axes: Sequence[int], keepdims: bool) -> Any:
+        if x.dtype in (tf.float16, tf.bfloat16):
+            return tf.cast(tf.reduce_mean(tf.cast(x, tf.float32), list(axes), keepdims), x.dtype)
+        return tf.reduce_mean(x, list(axes), keepdims)
+
+    def prod(self, x: Any, axes: Sequence[int], keepdims: bool) -> Any:
+        return tf.reduce_prod(x, list(axes), keepdims)
+
+    def max(self, x: Any, axes: Sequence[int], keepdims: bool) -> Any:
+        return tf.reduce_max(x, list(axes), keepdims)
+
+    def min(self, x: Any, axes: Sequence[int], keepdims: bool) -> Any:
+        return tf.reduce_min(x, list(axes), keepdims)
+
+    def any(self, x: Any, axes: Sequence[int], keepdims: bool) -> Any:
+        return tf.reduce_any(x, list(axes), keepdims)
+
+    def all(self, x: Any, axes: Sequence[int], keepdims: bool) -> Any:
+        return tf.reduce_all(x, list(axes), keepdims)
+
+    def argmax(self, x: Any, axis: int) -> Any:
+        return tf.argmax(x, axis)
+
+    def argmin(self, x: Any, axis: int) -> Any:
+        return tf.argmin(x, axis)
+
+    def argsort(self, x: Any, axis: int, descending: bool) -> Any:
+        if not x.shape.rank:
+            return tf.zeros((), tf.int64)
+        direction = "DESCENDING" if descending else "ASCENDING"
+        return tf.cast(tf.argsort(x, axis, direction, stable=True), tf.int64)
+
+    def cumsum(self, x: Any, axis: int) -> Any:
+        return tf.cumsum(x, axis)
+
+    def cumprod(self, x: Any, axis: int) -> Any:
+        return tf.math.cumprod(x, axis)
+
+    def softmax(self, x: Any, axis: int) -> Any:
+        return tf.nn.softmax(x, axis)
+
+    def matmul(self, x: Any, y: Any) -> Any:
+        if x.shape.rank == 1 and y.shape.rank == 1:
+            return tf.reduce_sum(x * y)
+        if x.shape.rank == 1:
+            return tf.squeeze(tf.matmul(x[None], y), [-2])
+        if y.shape.rank == 1:
+            return tf.linalg.matvec(x, y)
+        if y.shape.rank == 2 and x.shape.rank > 2:
+            return self._rows(x, y, False)
+        return tf.matmul(x, y)
+
+    def linear(self, x: Any, weight: Any) -> Any:
+        return self._rows(x, weight, True)
+
+    def _rows(self, x: Any, weight: Any, transposed: bool) -> Any:
+        """One product of matrices: TensorFlow's batched one is slower and repeats the weight."""
+        out = weight.shape[0 if transposed else 1]
+        if x.shape.rank == 2:
+            return tf.matmul(x, weight, transpose_b=transposed)
+        sizes = self.shape(x)
+        flat = tf.matmul(tf.reshape(x, [-1, sizes[-1]]), weight, transpose_b=transposed)
+        return tf.reshape(flat, _sizes((*sizes[:-1], tf.shape(weight)[0 if transposed else 1] if out is None else out)))
+
+    def einsum(self, equation: str, *xs: Any) -> Any:
+        return tf.einsum(equation, *xs)
+
+    def conv(
+        self,
+        x: Any,
+        weight: Any,
+        stride: Sequence[int],
+        padding: Sequence[tuple[Any, Any]],
+        dilation: Sequence[int],
+        groups: int,
+    ) -> Any:
+        """On a CPU TensorFlow convolves channels-last only, and groups only one by one or depthwise."""
+        dims = len(stride)
+        if dims == 1:
+            wide = self.conv(
+                tf.expand_dims(x, 2),
+                tf.expand_dims(weight, 2),
+                (1, *stride),
+                ((0, 0), *padding),
+                (1, *dilation),
+                groups,
+            )
+            return tf.squeeze(wide, [2])
+        if any(not isinstance(p, int) or p for pair in padding for p in pair):
+            x = self.pad(x, [(0, 0), (0, 0), *padding], 0)
+        last = tf.transpose(x, [0, *range(2, dims + 2), 1])
+        kernel = tf.transpose(weight, [*range(2, dims + 2), 1, 0])  # [*kernel, in / groups, out]
+        out = weight.shape[0]
+        if groups > 1 and weight.shape[1] == 1 and dims == 2 and stride[0] == stride[1] and out % groups == 0:
+            taps = tf.reshape(kernel, [*kernel.shape[:2], groups, out // groups])
+            result = tf.nn.depthwise_conv2d(last, taps, [1, *stride, 1], "VALID", dilations=list(dilation))
+        elif groups > 1:
+            parts = zip(tf.split(last, groups, -1), tf.split(kernel, groups, -1), strict=True)
+            result = tf.concat([self._conv(part, taps, stride, dilation) for part, taps in parts], -1)
+        else:
+            result = self._conv(last, kernel, stride, dilation)
+        return tf.transpose(result, [0, dims + 1, *range(1, dims + 1)])
+
+    def _conv(self, x: Any, kernel: Any, stride: Sequence[int], dilation: Sequence[int]) -> Any:
+        return tf.nn.convolution(x, kernel, list(stride), "VALID", dilations=list(dilation))
+
+    def max_pool(self, x: Any, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[tuple[Any, Any]]) -> Any:
+        low = -np.inf if x.dtype.is_floating else x.dtype.min
+        return self._pool(tf.nn.max_pool, x, kernel, stride, padding, low)
+
+    def sum_pool(self, x: Any, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[tuple[Any, Any]]) -> Any:
+        mean = self._pool(tf.nn.avg_pool, x, kernel, stride, padding, 0)
+        return mean * tf.constant(float(np.prod(kernel)), x.dtype)
+
+    def _pool(self, function: Any, x: Any, kernel: Any, stride: Any, padding: Any, value: Any) -> Any:
+        dims = len(kernel)
+        if dims == 1:
+            wide = self._pool(function, tf.expand_dims(x, 2), (1, *kernel), (1, *stride), ((0, 0), *padding), value)
+            return tf.squeeze(wide, [2])
+        if any(not isinstance(p, int) or p for pair in padding for p in pair):
+            x = self.pad(x, [(0, 0), (0, 0), *padding], value)
+        last = tf.transpose(x, [0, *range(2, dims + 2), 1])
+        result = function(last, list(kernel), list(stride), "VALID")
+        return tf.transpose(result, [0, dims + 1, *range(1, dims + 1)])
+
+
+def namespace() -> Namespace:
+    """The namespace this backend computes with."""
+    return _XP
+
+
+def _size(size: Any) -> Any:
+    return tf.cast(size, tf.int32)
+
+
+def _sizes(shape: Any) -> Any:
+    """A shape as TensorFlow takes it: a list of numbers, or one int32 tensor if a size is a tensor."""
+    shape = list(shape)
+    if any(isinstance(size, tf.Tensor) for size in shape):
+        return tf.stack([tf.cast(size, tf.int32) for size in shape])
+    return shape
+
+
+def _signature(graph: Graph) -> dict[str, tf.TensorSpec]:
+    return {
+        item.name: tf.TensorSpec(
+            [size if isinstance(size, int) else None for size in item.shape], item.dtype, name=item.name
+        )
+        for item in graph.inputs
+    }
+
+
+def _variable_name(name: str) -> str:
+    allowed = string.ascii_letters + string.digits + "_.-/"
+    return "".join(c if c in allowed else "_" for c in name)
+
+
+def _topk(x: Any, k: Any, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
+    """tf.math.top_k is a good deal faster than a full sort, and breaks ties the same way."""
+    if not largest or not x.shape.rank or dim % x.shape.rank != x.shape.rank - 1 or x.dtype == tf.bool:
+        from zoo.ops.index import topk
+
+        return topk(_XP, x, k, dim, largest, sorted)
+    values, indices = tf.math.top_k(x, k, sorted=True)
+    return values, tf.cast(indices, tf.int64)
+
+
+def _gelu(x: Any, *, approximate: str = "none") -> Any:
+    return tf.nn.gelu(x, approximate == "tanh")
+
+
+_OWN: dict[str, Any] = {
+    "round": tf.round,
+    "floor_divide": tf.math.floordiv,
+    "remainder": tf.math.floormod,
+    "power": tf.pow,
+    "trunc": lambda x: tf.where(x < 0, tf.math.ceil(x), tf.math.floor(x)),
+    "logical_not": lambda x: tf.logical_not(x if x.dtype == tf.bool else tf.not_equal(x, tf.zeros((), x.dtype))),
+    "log2": lambda x: tf.math.log(x) / tf.constant(np.log(2.0), x.dtype),
+    "bitwise_not": tf.bitwise.invert,
+    "bitwise_and": tf.bitwise.bitwise_and,
+    "bitwise_or": tf.bitwise.bitwise_or,
+    "bitwise_xor": tf.bitwise.bitwise_xor,
+    "left_shift": tf.bitwise.left_shift,
+    "right_shift": tf.bitwise.right_shift,
+    "sign": tf.math.sign,
+}
+for _name in (*UNARY, *BINARY):
+    setattr(TensorflowNamespace, _name, staticmethod(_OWN.get(_name) or getattr(tf.math, _name, None) or getattr(tf, _name)))
+
+_XP = TensorflowNamespace()
+_OVERRIDES: dict[str, Callable[..., Any]] = {"topk": _topk, "gelu": _gelu}

@@ -1,0 +1,494 @@
+"""Capture through torch.export: any nn.Module or ExportedProgram becomes a Graph.
+
+The exported program is decomposed to core ATen except for the operations in `KEPT`, which every framework has a good
+kernel for; bookkeeping (copies, asserts, devices, layouts) is left behind.
+Source: torch.export documentation; the overloads' schemas say how arguments are named and defaulted.
+"""
+
+from __future__ import annotations
+
+import builtins
+import math
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import sympy
+import torch
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.utils import _pytree as pytree
+
+from zoo.errors import CaptureError
+from zoo.graph.ir import DType, Graph, Input, Node, Param, Ref, ValueInfo, param_ref
+from zoo.graph.passes import simplify
+
+__all__ = ["KEPT", "capture_module", "capture_program", "export"]
+
+KEPT = frozenset(
+    """
+    linear bilinear matmul einsum scaled_dot_product_attention embedding layer_norm rms_norm group_norm batch_norm
+    instance_norm softmax log_softmax gelu silu mish relu relu6 hardswish hardsigmoid hardtanh elu celu selu leaky_relu
+    softplus softsign logsigmoid glu conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d
+    avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
+    adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d upsample_nearest1d upsample_nearest2d
+    upsample_nearest3d upsample_bilinear2d upsample_bicubic2d upsample_linear1d upsample_trilinear3d
+    _upsample_bilinear2d_aa _upsample_bicubic2d_aa pixel_shuffle pixel_unshuffle logsumexp one_hot
+    grid_sampler grid_sampler_2d roll pad constant_pad_nd reflection_pad1d reflection_pad2d replication_pad1d
+    replication_pad2d cumsum cumprod std var norm transpose unbind
+    """.split()
+)
+"""Operations that stay whole, by torch's name."""
+
+# Results that are their first argument, once devices, layouts and memory are not part of the meaning.
+_SAME = frozenset(
+    "clone detach alias contiguous lift lift_fresh lift_fresh_copy view_copy_self detach_copy alias_copy".split()
+)
+_DROPPED = frozenset(
+    "_assert_tensor_metadata _assert_scalar _assert_async sym_constrain_range sym_constrain_range_for_size".split()
+)
+_BOOKKEEPING = frozenset("device layout pin_memory memory_format non_blocking generator copy".split())
+
+# Size arithmetic: Python's and torch's functions on SymInts, under one name each.
+_SIZE_OPS: dict[Any, str] = {
+    operator.add: "sym.add",
+    operator.sub: "sym.sub",
+    operator.mul: "sym.mul",
+    operator.floordiv: "sym.floordiv",
+    operator.truediv: "sym.truediv",
+    operator.mod: "sym.mod",
+    operator.pow: "sym.pow",
+    operator.neg: "sym.neg",
+    operator.eq: "sym.eq",
+    operator.ne: "sym.ne",
+    operator.lt: "sym.lt",
+    operator.le: "sym.le",
+    operator.gt: "sym.gt",
+    operator.ge: "sym.ge",
+    operator.and_: "sym.and",
+    operator.or_: "sym.or",
+    torch.sym_max: "sym.max",
+    torch.sym_min: "sym.min",
+    torch.sym_not: "sym.not",
+    torch.sym_ite: "sym.ite",
+    torch.sym_int: "sym.int",
+    torch.sym_float: "sym.float",
+    torch.sym_sum: "sym.sum",
+    builtins.int: "sym.int",
+    builtins.float: "sym.float",
+    builtins.max: "sym.max",
+    builtins.min: "sym.min",
+    builtins.round: "sym.round",
+    math.ceil: "sym.ceil",
+    math.floor: "sym.floor",
+    math.trunc: "sym.int",
+    torch._sym_sqrt: "sym.sqrt",
+}
+
+
+def export(
+    module: torch.nn.Module, inputs: Mapping[str, Any], dynamic_shapes: Any = "auto"
+) -> torch.export.ExportedProgram:
+    """torch.export with every dim of every input dynamic where the model allows it.
+
+    Args:
+        module: in eval mode.
+        inputs: example inputs by the forward's names; dims of size 0 or 1 are taken as fixed by torch.export.
+        dynamic_shapes: torch.export's own argument; "auto" lets every dim vary that can.
+
+    Raises:
+        CaptureError: torch.export refused; the message holds its expression and advice.
+    """
+    if isinstance(dynamic_shapes, str):
+        dynamic_shapes = pytree.tree_map(_all_auto, dict(inputs))
+    try:
+        with torch.no_grad():
+            return torch.export.export(
+                module, (), dict(inputs), dynamic_shapes=dynamic_shapes, strict=False
+            )
+    except Exception as error:  # torch.export raises whatever the traced code raises
+        raise CaptureError(
+            "torch.export cannot turn this module into a graph",
+            where=type(module).__name__,
+            got=f"{type(error).__name__}: {_first_lines(error)}",
+            do="remove Python control flow that depends on tensor values, or pass inputs that avoid it",
+        ) from error
+
+
+def capture_module(
+    module: torch.nn.Module, inputs: Mapping[str, Any], dynamic_shapes: Any = "auto"
+) -> Graph:
+    """Capture `module` as a Graph: `export`, then `capture_program`; tied parameters are found by identity."""
+    return capture_program(export(module, inputs, dynamic_shapes), _ties(module))
+
+
+def capture_program(program: torch.export.ExportedProgram, ties: Mapping[str, str] | None = None) -> Graph:
+    """The Graph of an ExportedProgram.
+
+    Args:
+        program: from torch.export, this torch's version; may have been loaded from a .pt2 archive.
+        ties: parameter name to the canonical name of the parameter it is tied to.
+
+    Raises:
+        CaptureError: an operation or argument has no meaning in a graph; the node is named.
+    """
+    try:
+        program = program.run_decompositions(_decompositions())
+    except Exception as error:
+        raise CaptureError(
+            "the exported program cannot be decomposed",
+            got=f"{type(error).__name__}: {_first_lines(error)}",
+        ) from error
+    return simplify(_Translation(program, dict(ties or {})).graph())
+
+
+class _Translation:
+    """One walk over an exported program's nodes."""
+
+    def __init__(self, program: torch.export.ExportedProgram, ties: dict[str, str]) -> None:
+        self.program, self.ties = program, ties
+        self.inputs: list[Input] = []
+        self.params: dict[str, Param] = {}
+        self.constants: dict[str, np.ndarray] = {}
+        self.nodes: list[Node] = []
+        self.values: dict[str, Any] = {}  # fx node name -> Ref, or a tuple of Refs for a list of results
+        self.symbols: dict[str, str] = {}  # torch's symbol -> ours
+        self.ranges: dict[str, tuple[int, int | None]] = {}
+
+    def graph(self) -> Graph:
+        specs = {spec.arg.name: spec for spec in self.program.graph_signature.input_specs if hasattr(spec.arg, "name")}
+        self.input_names = self._input_names()
+        input_names = iter(self.input_names)
+        nodes = list(self.program.graph.nodes)
+        for node in nodes:
+            if node.op == "placeholder" and specs[node.name].kind == InputKind.USER_INPUT:
+                name = next(input_names)
+                if node.meta.get("val") is not None:
+                    self._bind_symbols(name, node.meta["val"])
+        input_names = iter(self.input_names)
+        for node in nodes:
+            if node.op == "placeholder":
+                self._placeholder(node, specs[node.name], input_names)
+            elif node.op == "call_function":
+                self._call(node)
+            elif node.op == "get_attr":
+                self._attribute(node)
+            elif node.op == "output":
+                outputs = self._outputs(node)
+        return Graph(
+            inputs=tuple(self.inputs),
+            params=self.params,
+            constants=self.constants,
+            nodes=self.nodes,
+            outputs=outputs,
+            symbols=self.ranges,
+            meta={"frontend": "torch.export", "torch": torch.__version__.split("+")[0]},
+        )
+
+    def _input_names(self) -> list[str]:
+        """The user inputs' names in the order of the placeholders: "x", or "x.0" inside a list."""
+        spec = self.program.call_spec.in_spec
+        args, kwargs = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
+        positional = [spec.arg.name for spec in self.program.graph_signature.input_specs if spec.kind == InputKind.USER_INPUT]
+        names: dict[int, str] = {}
+        for tree in args:
+            for index in pytree.tree_leaves(tree):
+                names[index] = positional[index]
+        for name, tree in kwargs.items():
+            names.update({index: path for path, index in _flatten(tree, name)})
+        return [names[index] for index in range(spec.num_leaves)]
+
+    def _bind_symbols(self, name: str, value: Any) -> None:
+        if not isinstance(value, torch.Tensor):
+            return
+        for axis, size in enumerate(value.shape):
+            if _fixed(size) is None and str(size) not in self.symbols and str(size).isidentifier():
+                self.symbols[str(size)] = self._new_symbol(name, axis, value.ndim, size)
+
+    def _new_symbol(self, name: str, axis: int, ndim: int, size: torch.SymInt) -> str:
+        """Our name for a dynamic dim; dims that mean the same to every model share one, though a trace may not tie them."""
+        ours, shared = _dim_name(name, axis, ndim, self.input_names)
+        if ours in self.ranges and not shared:
+            ours = f"{name.replace('.', '_')}_{ours}"
+        low, high = self._range(size)
+        known_low, known_high = self.ranges.get(ours, (1, None))
+        highs = [bound for bound in (high, known_high) if bound is not None]
+        self.ranges[ours] = (max(low, known_low), min(highs) if highs else None)
+        return ours
+
+    def _range(self, size: torch.SymInt) -> tuple[int, int | None]:
+        bounds = self.program.range_constraints.get(size.node.expr)
+        if bounds is None:
+            return 1, None
+        # torch.export never traces a dynamic size of 0 or 1, and says 2; the graphs do not depend on it
+        low = 1 if int(bounds.lower) <= 2 else int(bounds.lower)
+        return low, int(bounds.upper) if bounds.upper.is_Integer and bounds.upper < 2**62 else None
+
+    def _placeholder(self, node: torch.fx.Node, spec: Any, input_names: Any) -> None:
+        value = node.meta.get("val")
+        if spec.kind == InputKind.USER_INPUT:
+            name = next(input_names)
+            if isinstance(value, torch.Tensor):
+                self.inputs.append(Input(name, _dtype(value.dtype), self._shape(value, name)))
+                self.values[node.name] = Ref(name)
+            else:
+                self.values[node.name] = value  # a number or None given at capture is part of the graph
+            return
+        target = spec.target
+        if spec.kind == InputKind.PARAMETER or (spec.kind == InputKind.BUFFER and spec.persistent):
+            canonical = self.ties.get(target, target)
+            trainable = spec.kind == InputKind.PARAMETER
+            if canonical not in self.params:
+                aliases = tuple(sorted(alias for alias, to in self.ties.items() if to == canonical))
+                shape = tuple(int(d) for d in value.shape)
+                self.params[canonical] = Param(canonical, _dtype(value.dtype), shape, trainable, aliases)
+            self.values[node.name] = Ref(param_ref(canonical))
+        elif spec.kind in (InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
+            tensor = self.program.constants.get(target, self.program.state_dict.get(target))
+            self.values[node.name] = Ref(self._constant(target, tensor))
+        else:
+            raise CaptureError("an input of this kind has no place in a graph", where=node.name, got=spec.kind)
+
+    def _constant(self, name: str, tensor: Any) -> str:
+        if not isinstance(tensor, torch.Tensor) or tensor.is_meta:
+            raise CaptureError(
+                "a constant of the model has no values",
+                where=name,
+                got=type(tensor).__name__,
+                do="capture from a module that is not on the meta device",
+            )
+        array = tensor.detach().cpu().contiguous()
+        array = array.float().numpy() if array.dtype == torch.bfloat16 else array.numpy()
+        array = array.astype(_numpy_bfloat16()) if tensor.dtype == torch.bfloat16 else array.copy()
+        for known, other in self.constants.items():
+            if other.dtype == array.dtype and other.shape == array.shape and other.tobytes() == array.tobytes():
+                return known
+        self.constants[f"c:{name}"] = array
+        return f"c:{name}"
+
+    def _attribute(self, node: torch.fx.Node) -> None:
+        found: Any = self.program.graph_module
+        for part in str(node.target).split("."):
+            found = getattr(found, part)
+        if isinstance(found, torch.Tensor):
+            self.values[node.name] = Ref(self._constant(str(node.target), found))
+        else:
+            self.values[node.name] = found  # a submodule of a higher-order operation, refused where it is used
+
+    def _call(self, node: torch.fx.Node) -> None:
+        target = node.target
+        if target is operator.getitem:
+            results, index = node.args
+            self.values[node.name] = self.values[results.name][index]  # type: ignore[union-attr]
+            return
+        if target in _SIZE_OPS:
+            args = [self._arg(arg, node) for arg in node.args]
+            self._emit(node, _SIZE_OPS[target], args, {})
+            return
+        if not isinstance(target, torch._ops.OpOverload):
+            if node.users:
+                raise CaptureError(
+                    "an operation of this kind has no place in a graph",
+                    where=node.name,
+                    got=getattr(target, "__name__", str(target)),
+                    do="higher-order operations (cond, map, while_loop) and custom Python functions are not captured",
+                )
+            return
+        space, name = target._schema.name.split("::")
+        if name in _DROPPED:
+            return
+        if name in _SAME:
+            self.values[node.name] = self._arg(node.args[0], node)
+            return
+        if name == "_to_copy" and node.kwargs.get("dtype") in (None, node.args[0].meta["val"].dtype):  # type: ignore[union-attr]
+            self.values[node.name] = self._arg(node.args[0], node)
+            return
+        if name in ("_local_scalar_dense", "item"):
+            known = self._scalar(node.args[0])
+            if known is not None:
+                self.values[node.name] = known
+                return
+        if name in ("_local_scalar_dense", "item") or target._schema.is_mutable:
+            raise CaptureError(
+                "the model reads a tensor's value to decide what to compute"
+                if not target._schema.is_mutable
+                else "the model changes a tensor in place in a way that cannot be expressed",
+                where=node.name,
+                got=f"{name} at {_source(node)}",
+            )
+        overload = target._overloadname
+        full = name if overload in ("", "default") else f"{name}.{overload}"
+        if space != "aten":
+            full = f"{space}::{full}"
+        kwargs = {
+            key: self._arg(value, node)
+            for key, value in node.kwargs.items()
+            if key not in _BOOKKEEPING and value is not None
+        }
+        self._emit(node, full, [self._arg(arg, node) for arg in node.args], kwargs)
+
+    def _emit(self, node: torch.fx.Node, op: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        value = node.meta.get("val")
+        if isinstance(value, (tuple, list)):
+            names = tuple(f"{node.name}.{i}" for i in range(len(value)))
+            self.values[node.name] = tuple(Ref(name) for name in names)
+            infos = tuple(self._info(item) for item in value)
+        else:
+            names, infos = (node.name,), (self._info(value),)
+            self.values[node.name] = Ref(node.name)
+        self.nodes.append(Node(op, tuple(args), dict(kwargs), names, infos))
+
+    def _scalar(self, node: Any) -> Any:
+        """The number or size that an integer zero-dim tensor was computed from, or None: then it depends on data."""
+        if isinstance(node, (int, float)):
+            return node
+        if not isinstance(node, torch.fx.Node) or not isinstance(node.target, torch._ops.OpOverload):
+            return None
+        name = node.target._schema.name.removeprefix("aten::")
+        if name == "scalar_tensor" or (name == "full" and not node.args[0]):
+            return self._arg(node.args[-1], node)
+        if name in _SAME or name == "_to_copy":
+            return self._scalar(node.args[0])
+        if name in ("add", "sub", "mul") and not node.kwargs:
+            operands = [self._scalar(arg) for arg in node.args]
+            if None not in operands:
+                size = f"{node.name}.size"
+                self.nodes.append(Node(f"sym.{name}", tuple(operands), {}, (size,), (ValueInfo("size"),)))
+                return Ref(size)
+        return None
+
+    def _arg(self, arg: Any, node: torch.fx.Node) -> Any:
+        if isinstance(arg, torch.fx.Node):
+            return self.values[arg.name]
+        if isinstance(arg, torch.dtype):
+            return DType(_dtype(arg))
+        if isinstance(arg, (tuple, list)):
+            return tuple(self._arg(item, node) for item in arg)
+        if isinstance(arg, (torch.device, torch.layout, torch.memory_format)):
+            return None
+        if arg is None or isinstance(arg, (bool, int, float, str)):
+            return arg
+        raise CaptureError(
+            "an argument of this kind cannot be stored in a graph",
+            where=node.name,
+            got=f"{type(arg).__name__}: {arg!r}",
+        )
+
+    def _info(self, value: Any) -> ValueInfo:
+        if isinstance(value, torch.Tensor):
+            return ValueInfo(_dtype(value.dtype), self._shape(value))
+        return ValueInfo("size")
+
+    def _shape(self, value: torch.Tensor, own: str | None = None) -> tuple[int | str, ...]:
+        """Dims as numbers or expressions; an input's dim that is no plain symbol gets a symbol of its own."""
+        dims: list[int | str] = []
+        for axis, size in enumerate(value.shape):
+            fixed = _fixed(size)
+            if fixed is not None:
+                dims.append(fixed)
+            elif str(size) in self.symbols:
+                dims.append(self.symbols[str(size)])
+            elif own is not None:
+                dims.append(self._new_symbol(own, axis, value.ndim, size))
+            else:
+                free = size.node.expr.free_symbols
+                renamed = {s: sympy.Symbol(self.symbols[str(s)]) for s in free if str(s) in self.symbols}
+                dims.append(str(size.node.expr.xreplace(renamed)))
+        return tuple(dims)
+
+    def _outputs(self, node: torch.fx.Node) -> dict[str, Any]:
+        specs = self.program.graph_signature.output_specs
+        results = [
+            value
+            for value, spec in zip(node.args[0], specs, strict=True)  # type: ignore[arg-type]
+            if spec.kind == OutputKind.USER_OUTPUT
+        ]
+        spec = self.program.call_spec.out_spec
+        tree = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
+        outputs = {}
+        for path, index in _flatten(tree, "" if isinstance(tree, Mapping) else "output"):
+            value = results[index]
+            if isinstance(value, torch.fx.Node):
+                outputs[path] = self.values[value.name]
+        return outputs
+
+
+def _flatten(tree: Any, path: str) -> list[tuple[str, Any]]:
+    """(name, leaf) pairs: mapping keys and list positions joined by dots."""
+    if isinstance(tree, Mapping):
+        items: Any = tree.items()
+    elif isinstance(tree, (tuple, list)):
+        items = enumerate(tree)
+    else:
+        return [(path, tree)]
+    return [pair for key, item in items for pair in _flatten(item, f"{path}.{key}" if path else str(key))]
+
+
+def _fixed(size: Any) -> int | None:
+    """The size as a number, if the trace made it one."""
+    return size if isinstance(size, int) else size.node.maybe_as_int()
+
+
+def _dim_name(name: str, axis: int, ndim: int, others: Sequence[str]) -> tuple[str, bool]:
+    """The field's name for a dynamic dim of an input, and whether inputs with a dim of that name agree in it."""
+    text = name.endswith(("ids", "mask", "embeds", "bbox")) and ndim >= 2
+    if axis == 0:
+        # texts and images of one call may differ in number, as in CLIP
+        apart = not text and any(other.endswith("ids") for other in others)
+        return (f"{name}_batch" if apart else "batch"), text
+    if text and axis == 1:
+        if name.startswith("decoder_"):
+            return "decoder_sequence", True
+        return ("samples" if "input_values" in others and "input_ids" not in others else "sequence"), True
+    known = {
+        "pixel_values": ("channels", "height", "width"),
+        "input_values": ("samples",),
+        "input_features": ("features", "frames"),
+    }.get(name, ())
+    return (known[axis - ndim], False) if ndim - axis <= len(known) else (f"{name.replace('.', '_')}_{axis}", False)
+
+
+def _ties(module: torch.nn.Module) -> dict[str, str]:
+    """Names of shared parameters and persistent buffers -> the first name each is registered under."""
+    first: dict[int, str] = {}
+    ties = {}
+    for source in (module.named_parameters, module.named_buffers):
+        for name, tensor in source(remove_duplicate=False):
+            if id(tensor) in first:
+                ties[name] = first[id(tensor)]
+            first.setdefault(id(tensor), name)
+    return ties
+
+
+def _decompositions() -> Any:
+    table = torch.export.default_decompositions()
+    for overload in list(table.keys()):
+        if overload._schema.name.split("::")[1] in KEPT:
+            table.pop(overload)
+    return table
+
+
+def _all_auto(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return {axis: torch.export.Dim.AUTO for axis in range(value.ndim)}
+    return None
+
+
+def _dtype(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _numpy_bfloat16() -> Any:
+    import ml_dtypes
+
+    return ml_dtypes.bfloat16
+
+
+def _first_lines(error: BaseException, count: int = 3) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:count])[:600]
+
+
+def _source(node: torch.fx.Node) -> str:
+    trace = (node.meta.get("stack_trace") or "").strip().splitlines()
+    return trace[-1].strip() if trace else "an unknown line"

@@ -1,0 +1,120 @@
+"""Every error Anyzoo raises on purpose.
+
+Each says what happened, where, what was expected, what was found and what to do; all are children of `ZooError`.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CaptureError",
+    "ChecksumError",
+    "ConfigError",
+    "FormatError",
+    "GraphError",
+    "InputError",
+    "MissingFramework",
+    "RegistryError",
+    "SourceError",
+    "UnknownBackend",
+    "UnknownModel",
+    "UnsafeFile",
+    "UnsupportedOp",
+    "VerifyError",
+    "WeightsError",
+    "ZooError",
+]
+
+
+class ZooError(Exception):
+    """Base of all errors raised by Anyzoo.
+
+    Args:
+        what: one sentence: what went wrong.
+        where: the file, node, tensor or input concerned.
+        expected: what should have been there.
+        got: what was there.
+        do: what the user can do about it.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: object = None,
+        expected: object = None,
+        got: object = None,
+        do: str | None = None,
+    ) -> None:
+        self.what, self.where, self.expected, self.got, self.do = what, where, expected, got, do
+        lines = [what]
+        for label, value in (("where", where), ("expected", expected), ("got", got), ("try", do)):
+            if value is not None:
+                lines.append(f"  {label}: {value}")
+        super().__init__("\n".join(lines))
+
+    def __reduce__(self):
+        return _rebuild, (type(self), self.what, self.where, self.expected, self.got, self.do)
+
+
+def _rebuild(kind, what, where, expected, got, do):
+    return kind(what, where=where, expected=expected, got=got, do=do)
+
+
+class RegistryError(ZooError):
+    """registry.json itself is wrong."""
+
+
+class UnknownModel(ZooError, LookupError):
+    """No model of that name; the error suggests near names."""
+
+
+class UnknownBackend(ZooError, LookupError):
+    """No backend of that name."""
+
+
+class MissingFramework(ZooError, ImportError):
+    """The backend's framework is not installed; the error names the extra to install."""
+
+
+class SourceError(ZooError, OSError):
+    """Bytes could not be had from a hub, a wheel or a folder."""
+
+
+class ChecksumError(SourceError):
+    """A file's sha256 is not the one expected."""
+
+
+class UnsafeFile(ZooError):
+    """A file asks for something that loading must never do: leave its folder, run code."""
+
+
+class FormatError(ZooError, ValueError):
+    """A checkpoint or graph file is truncated, corrupt or not of the format it claims."""
+
+
+class ConfigError(ZooError, ValueError):
+    """A model's config is missing, unreadable or contradicts its graph."""
+
+
+class GraphError(ZooError, ValueError):
+    """A graph is not well formed; the error names the node."""
+
+
+class UnsupportedOp(GraphError):
+    """A graph holds an operation that the op table or a backend does not have."""
+
+
+class CaptureError(ZooError):
+    """A model could not be turned into a graph; the error names the op or the expression."""
+
+
+class WeightsError(ZooError, ValueError):
+    """Tensors are missing, unexpected or of the wrong shape; all of them are listed."""
+
+
+class InputError(ZooError, ValueError):
+    """A call's inputs have a wrong name, dtype, rank or size."""
+
+
+class VerifyError(ZooError):
+    """Outputs or gradients differ between backends by more than the tolerance table allows."""

@@ -1,0 +1,239 @@
+"""The intermediate representation: SSA over ATen-level operations, as plain data.
+
+A `Graph` holds named inputs with symbolic dims, parameters under their checkpoint's names, small constants, nodes in
+execution order and named outputs. Sizes are integer values of the graph like any other, so one graph serves every
+batch size and length. Nothing here executes a model; nothing here imports a framework.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from zoo.errors import GraphError
+
+__all__ = [
+    "DTYPES",
+    "DType",
+    "Dim",
+    "Graph",
+    "Input",
+    "Node",
+    "Param",
+    "Ref",
+    "ValueInfo",
+    "map_refs",
+    "refs",
+]
+
+DTYPES = (
+    "float32",
+    "float64",
+    "float16",
+    "bfloat16",
+    "int64",
+    "int32",
+    "int16",
+    "int8",
+    "uint8",
+    "bool",
+    "complex64",
+    "complex128",
+)
+
+Dim = int | str
+"""A size: a number, or the name of a symbol ("batch") or an expression over symbols ("4*batch")."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """A use of a value: an input, a parameter, a constant or a node's result, by its name."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class DType:
+    """A dtype as an argument of a node, by torch's name ("float32")."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ValueInfo:
+    """What is known of a node's result: dtype and dims; a size has the dtype "size" and no dims."""
+
+    dtype: str
+    shape: tuple[Dim, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """A named input.
+
+    Args:
+        name: as the model's forward calls it.
+        dtype: one of `DTYPES`.
+        shape: sizes and symbols; the same symbol in two inputs means the same size.
+        default: the number an absent input is filled with, or None where it is required. The shape then follows
+            from the symbols the other inputs bind.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[Dim, ...]
+    default: int | float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Param:
+    """A parameter or buffer, under the name that the torch checkpoint gives it; `aliases` are tied to it."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    trainable: bool = True
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One operation: `op` is torch's name with its overload ("add.Tensor", "linear"), args in its schema's order."""
+
+    op: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    outputs: tuple[str, ...]
+    infos: tuple[ValueInfo, ...]
+
+    @property
+    def name(self) -> str:
+        """The name errors use: its first result."""
+        return self.outputs[0]
+
+
+@dataclass(slots=True)
+class Graph:
+    """A model as data.
+
+    Args:
+        inputs: what a call passes, in order.
+        params: weights by canonical name.
+        constants: small arrays that no checkpoint holds (rotary tables, position ids), by name.
+        nodes: in execution order; each result has one definition.
+        outputs: name to value, in the order the model returns them; "past.0" names an element of a tuple.
+        symbols: the range (low, high or None) of each symbol that the inputs' dims use.
+        meta: facts about the capture: dtype, class, config, versions.
+    """
+
+    inputs: tuple[Input, ...]
+    params: dict[str, Param]
+    constants: dict[str, np.ndarray]
+    nodes: list[Node]
+    outputs: dict[str, Any]
+    symbols: dict[str, tuple[int, int | None]] = field(default_factory=dict)
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def op_counts(self) -> dict[str, int]:
+        """How often each op is used, most used first."""
+        counts: dict[str, int] = {}
+        for node in self.nodes:
+            counts[node.op] = counts.get(node.op, 0) + 1
+        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+    def parameter_count(self) -> int:
+        """How many trainable numbers the model has, tied ones once."""
+        return sum(int(np.prod(p.shape, dtype=np.int64)) for p in self.params.values() if p.trainable)
+
+    def uses(self, name: str) -> list[tuple[Node, int]]:
+        """The nodes that take `name` directly as an argument, each with the argument's position."""
+        return [
+            (node, position)
+            for node in self.nodes
+            for position, arg in enumerate(node.args)
+            if isinstance(arg, Ref) and arg.name == name
+        ]
+
+    def validate(self) -> None:
+        """Check that every value is defined once and before its use; GraphError names the node otherwise."""
+        defined = set()
+
+        def define(name: str, where: str) -> None:
+            if name in defined:
+                raise GraphError("a value is defined twice", where=where, got=name)
+            defined.add(name)
+
+        for item in self.inputs:
+            define(item.name, f"input {item.name!r}")
+            _known_dtype(item.dtype, f"input {item.name!r}")
+            for dim in item.shape:
+                if isinstance(dim, str) and dim not in self.symbols:
+                    raise GraphError("an input's dim is not a known symbol", where=f"input {item.name!r}", got=dim)
+        names: set[str] = set()
+        for param in self.params.values():
+            define(param_ref(param.name), f"parameter {param.name!r}")
+            _known_dtype(param.dtype, f"parameter {param.name!r}")
+            for name in (param.name, *param.aliases):
+                if name in names:
+                    raise GraphError("two parameters have one name", where="params", got=name)
+                names.add(name)
+        for name, array in self.constants.items():
+            define(name, f"constant {name!r}")
+            _known_dtype(str(array.dtype), f"constant {name!r}")
+        for node in self.nodes:
+            where = f"node {node.name!r} ({node.op})" if node.outputs else f"node ({node.op})"
+            for ref in refs((node.args, node.kwargs)):
+                if ref.name not in defined:
+                    raise GraphError("a node uses a value that nothing defines before it", where=where, got=ref.name)
+            if len(node.outputs) != len(node.infos):
+                raise GraphError(
+                    "a node has not one info per result",
+                    where=where,
+                    expected=len(node.outputs),
+                    got=len(node.infos),
+                )
+            for name, info in zip(node.outputs, node.infos, strict=True):
+                define(name, where)
+                if info.dtype != "size":
+                    _known_dtype(info.dtype, where)
+        if not self.outputs:
+            raise GraphError("the graph has no outputs", where="outputs")
+        for name, value in self.outputs.items():
+            if not isinstance(value, Ref) or value.name not in defined:
+                raise GraphError("an output is not a value of the graph", where=f"output {name!r}", got=value)
+
+
+def param_ref(name: str) -> str:
+    """The value name under which nodes use the parameter `name`; keeps parameters apart from inputs."""
+    return f"p:{name}"
+
+
+def refs(tree: Any) -> Iterator[Ref]:
+    """Every `Ref` in a tree of tuples, lists and mappings, left to right."""
+    if isinstance(tree, Ref):
+        yield tree
+    elif isinstance(tree, (tuple, list)):
+        for item in tree:
+            yield from refs(item)
+    elif isinstance(tree, Mapping):
+        for item in tree.values():
+            yield from refs(item)
+
+
+def map_refs(function: Any, tree: Any) -> Any:
+    """`tree` with every `Ref` replaced by `function(ref)`."""
+    if isinstance(tree, Ref):
+        return function(tree)
+    if isinstance(tree, (tuple, list)):
+        return tuple(map_refs(function, item) for item in tree)
+    if isinstance(tree, Mapping):
+        return {key: map_refs(function, item) for key, item in tree.items()}
+    return tree
+
+
+def _known_dtype(dtype: str, where: str) -> None:
+    if dtype not in DTYPES:
+        raise GraphError("unknown dtype", where=where, expected=f"one of {', '.join(DTYPES)}", got=dtype)

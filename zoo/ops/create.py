@@ -1,0 +1,126 @@
+"""Operations that make arrays from numbers and sizes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zoo.graph.ir import DType
+from zoo.ops.dtypes import FLOAT
+from zoo.ops.table import op
+
+
+@op("full")
+def full(xp: Any, size: Any, fill_value: Any, *, dtype: DType | None = None) -> Any:
+    return xp.full(size, fill_value, _named(dtype, fill_value))
+
+
+@op("full_like")
+def full_like(xp: Any, x: Any, fill_value: Any, *, dtype: DType | None = None) -> Any:
+    return xp.full(xp.shape(x), fill_value, dtype.name if dtype else xp.dtype(x))
+
+
+@op("new_full")
+def new_full(xp: Any, x: Any, size: Any, fill_value: Any, *, dtype: DType | None = None) -> Any:
+    return xp.full(size, fill_value, dtype.name if dtype else xp.dtype(x))
+
+
+@op("fill.Scalar", "fill.Tensor")
+def fill(xp: Any, x: Any, value: Any) -> Any:
+    return xp.broadcast_to(xp.asarray(value, xp.dtype(x)), xp.shape(x))
+
+
+def _constant(name: str, value: int) -> None:
+    op(name)(lambda xp, size, *, dtype=None: xp.full(size, value, dtype.name if dtype else FLOAT))
+    op(f"{name}_like")(
+        lambda xp, x, *, dtype=None: xp.full(xp.shape(x), value, dtype.name if dtype else xp.dtype(x))
+    )
+    op(f"new_{name}")(lambda xp, x, size, *, dtype=None: xp.full(size, value, dtype.name if dtype else xp.dtype(x)))
+
+
+# what "empty" holds is not said: zeros are one right answer, and always the same one
+_constant("zeros", 0)
+_constant("ones", 1)
+_constant("empty", 0)
+
+
+@op("empty.memory_format", "empty_permuted")
+def empty(xp: Any, size: Any, physical_layout: Any = None, *, dtype: DType | None = None) -> Any:
+    return xp.full(size, 0, dtype.name if dtype else FLOAT)
+
+
+@op("new_empty_strided")
+def new_empty_strided(xp: Any, x: Any, size: Any, stride: Any, *, dtype: DType | None = None) -> Any:
+    return xp.full(size, 0, dtype.name if dtype else xp.dtype(x))
+
+
+@op("scalar_tensor")
+def scalar_tensor(xp: Any, value: Any, *, dtype: DType | None = None) -> Any:
+    return xp.full((), value, dtype.name if dtype else FLOAT)
+
+
+@op("arange.start_step")
+def arange_start_step(xp: Any, start: Any, end: Any, step: Any = 1, *, dtype: DType | None = None) -> Any:
+    floats = any(isinstance(v, float) for v in (start, end, step))
+    return xp.arange(start, end, step, dtype.name if dtype else FLOAT if floats else "int64")
+
+
+@op("arange.start")
+def arange_start(xp: Any, start: Any, end: Any, *, dtype: DType | None = None) -> Any:
+    return arange_start_step(xp, start, end, 1, dtype=dtype)
+
+
+@op("arange")
+def arange(xp: Any, end: Any, *, dtype: DType | None = None) -> Any:
+    return arange_start_step(xp, 0, end, 1, dtype=dtype)
+
+
+@op("linspace")
+def linspace(xp: Any, start: Any, end: Any, steps: Any, *, dtype: DType | None = None) -> Any:
+    name = dtype.name if dtype else FLOAT
+    steps_float = xp.cast(xp.arange(0, steps, 1, "int64"), name)
+    width = xp.asarray(end, name) - xp.asarray(start, name)
+    gaps = xp.cast(xp.maximum(xp.asarray(steps - 1, "int64"), xp.asarray(1, "int64")), name)
+    return xp.add(xp.asarray(start, name), xp.multiply(steps_float, xp.divide(width, gaps)))
+
+
+@op("eye", "eye.m")
+def eye(xp: Any, n: Any, m: Any = None, *, dtype: DType | None = None) -> Any:
+    rows = xp.reshape(xp.arange(0, n, 1, "int64"), (-1, 1))
+    columns = xp.arange(0, n if m is None else m, 1, "int64")
+    return xp.cast(xp.equal(rows, columns), dtype.name if dtype else FLOAT)
+
+
+@op("tril")
+def tril(xp: Any, x: Any, diagonal: int = 0) -> Any:
+    return xp.where(_triangle(xp, x, diagonal), x, xp.asarray(0, xp.dtype(x)))
+
+
+@op("triu")
+def triu(xp: Any, x: Any, diagonal: int = 0) -> Any:
+    return xp.where(_triangle(xp, x, diagonal - 1), xp.asarray(0, xp.dtype(x)), x)
+
+
+@op("tril_indices")
+def tril_indices(xp: Any, row: int, col: int, offset: int = 0, *, dtype: DType | None = None) -> Any:
+    pairs = [(i, j) for i in range(row) for j in range(col) if j <= i + offset]
+    return xp.asarray([[i for i, _ in pairs], [j for _, j in pairs]], dtype.name if dtype else "int64")
+
+
+@op("triu_indices")
+def triu_indices(xp: Any, row: int, col: int, offset: int = 0, *, dtype: DType | None = None) -> Any:
+    pairs = [(i, j) for i in range(row) for j in range(col) if j >= i + offset]
+    return xp.asarray([[i for i, _ in pairs], [j for _, j in pairs]], dtype.name if dtype else "int64")
+
+
+def _triangle(xp: Any, x: Any, diagonal: int) -> Any:
+    """Whether column <= row + diagonal, over the last two dims."""
+    rows, columns = xp.shape(x)[-2:]
+    row_index = xp.reshape(xp.arange(0, rows, 1, "int64"), (-1, 1))
+    limit = xp.add(row_index, xp.asarray(diagonal, "int64"))
+    return xp.less_equal(xp.arange(0, columns, 1, "int64"), limit)
+
+
+def _named(dtype: DType | None, value: Any) -> str:
+    if dtype is not None:
+        return dtype.name
+    return "bool" if isinstance(value, bool) else FLOAT if isinstance(value, float) else "int64"

@@ -1,0 +1,89 @@
+"""PyTorch's type promotion, over dtype names.
+
+Source: torch documentation, "Tensor Attributes: torch.dtype" (categories; tensors with dims before zero-dim tensors
+before Python numbers).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["FLOAT", "is_complex", "is_float", "is_integer", "promote", "promote_types", "result_type", "to_float"]
+
+FLOAT = "float32"
+"""The dtype that an integer becomes when an operation needs floats (torch's default dtype)."""
+
+_NUMBERS = {bool: "bool", int: "int64", float: FLOAT}
+_INTEGERS = ("uint8", "int8", "int16", "int32", "int64")
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
+_COMPLEX = ("complex64", "complex128")
+
+
+def is_float(dtype: str) -> bool:
+    return dtype in _FLOATS
+
+
+def is_complex(dtype: str) -> bool:
+    return dtype in _COMPLEX
+
+
+def is_integer(dtype: str) -> bool:
+    """Whether values are whole numbers, bool included."""
+    return dtype in _INTEGERS or dtype == "bool"
+
+
+def promote_types(a: str, b: str) -> str:
+    """The dtype that holds values of both, as torch.promote_types says."""
+    if a == b:
+        return a
+    if _category(a) > _category(b):
+        a, b = b, a
+    if _category(a) < _category(b):
+        if is_complex(b) and a == "float64":
+            return "complex128"
+        return b
+    if {a, b} == {"float16", "bfloat16"}:
+        return "float32"
+    if "uint8" in (a, b):
+        other = b if a == "uint8" else a
+        return "int16" if other == "int8" else other
+    order = _INTEGERS if a in _INTEGERS else _FLOATS if a in _FLOATS else _COMPLEX
+    return max(a, b, key=order.index)
+
+
+def result_type(xp: Any, *args: Any) -> str:
+    """The dtype of an elementwise operation's result on arrays and Python numbers."""
+    by_priority: list[str | None] = [None, None, None]  # arrays with dims, zero-dim arrays, numbers
+    for arg in args:
+        if type(arg) in _NUMBERS:  # exact: NumPy's float64 scalar is a float, too
+            level, dtype = 2, _NUMBERS[type(arg)]
+        else:
+            level, dtype = (0 if xp.ndim(arg) else 1), xp.dtype(arg)
+        known = by_priority[level]
+        by_priority[level] = dtype if known is None else promote_types(known, dtype)
+    result: str | None = None
+    for dtype in by_priority:
+        if dtype is None:
+            continue
+        if result is None or _category(dtype) > _category(result):
+            # a lower level matters only when its category is higher; a float number next to integers is the default
+            result = dtype
+    assert result is not None
+    return result
+
+
+def promote(xp: Any, *args: Any) -> tuple[Any, ...]:
+    """`args` as arrays of their common dtype."""
+    dtype = result_type(xp, *args)
+    return tuple(xp.asarray(arg, dtype) for arg in args)
+
+
+def to_float(xp: Any, x: Any) -> Any:
+    """`x`, or `x` in the default float dtype if it holds integers."""
+    return xp.cast(x, FLOAT) if is_integer(xp.dtype(x)) else x
+
+
+def _category(dtype: str) -> int:
+    if dtype == "bool":
+        return 0
+    return 1 if dtype in _INTEGERS else 2 if dtype in _FLOATS else 3

@@ -1,0 +1,440 @@
+"""Operations on each element: arithmetic, comparison, logic, activations, casts."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from zoo.graph.ir import DType
+from zoo.ops.dtypes import is_integer, promote, result_type, to_float
+from zoo.ops.table import op
+
+
+def _unary(name: str, torch_name: str | None = None) -> None:
+    """An operation whose result keeps its argument's dtype."""
+    op(torch_name or name)(lambda xp, x: getattr(xp, name)(x))
+
+
+def _unary_float(name: str, torch_name: str | None = None) -> None:
+    """An operation that turns integers into floats first."""
+    op(torch_name or name)(lambda xp, x: getattr(xp, name)(to_float(xp, x)))
+
+
+for _name in ("abs", "sign", "logical_not"):
+    _unary(_name)
+_unary("negative", "neg")
+for _name in (
+    "exp expm1 log log1p log2 sqrt rsqrt sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh erf sigmoid"
+).split():
+    _unary_float(_name)
+
+
+
+
+def _rounding(name: str) -> None:
+    """Rounding leaves integers as they are."""
+    op(name)(lambda xp, x: x if is_integer(xp.dtype(x)) else getattr(xp, name)(x))
+
+
+for _name in ("floor", "ceil", "trunc"):
+    _rounding(_name)
+
+
+@op("round", "round.decimals")
+def round_(xp: Any, x: Any, *, decimals: int = 0) -> Any:
+    """Half to even."""
+    if is_integer(xp.dtype(x)):
+        return x
+    return xp.round(x) if decimals == 0 else xp.round(x * 10.0**decimals) / 10.0**decimals
+
+
+@op("frac")
+def frac(xp: Any, x: Any) -> Any:
+    return x - xp.trunc(x)
+
+
+@op("reciprocal")
+def reciprocal(xp: Any, x: Any) -> Any:
+    x = to_float(xp, x)
+    return xp.divide(xp.asarray(1, xp.dtype(x)), x)
+
+
+@op("square")
+def square(xp: Any, x: Any) -> Any:
+    return xp.multiply(x, x)
+
+
+@op("isnan")
+def isnan(xp: Any, x: Any) -> Any:
+    return xp.not_equal(x, x)
+
+
+@op("isinf")
+def isinf(xp: Any, x: Any) -> Any:
+    return xp.equal(xp.abs(x), xp.asarray(math.inf, xp.dtype(x))) if not is_integer(xp.dtype(x)) else xp.not_equal(x, x)
+
+
+@op("isfinite")
+def isfinite(xp: Any, x: Any) -> Any:
+    return xp.equal(xp.subtract(x, x), xp.asarray(0, xp.dtype(x)))
+
+
+# Arithmetic of two arguments
+
+
+@op("add.Tensor", "add.Scalar")
+def add(xp: Any, x: Any, y: Any, alpha: Any = 1) -> Any:
+    x, y = promote(xp, x, y)
+    if xp.dtype(x) == "bool":
+        return xp.logical_or(x, y)
+    return xp.add(x, _scaled(xp, y, alpha))
+
+
+@op("sub.Tensor", "sub.Scalar")
+def sub(xp: Any, x: Any, y: Any, alpha: Any = 1) -> Any:
+    x, y = promote(xp, x, y)
+    return xp.subtract(x, _scaled(xp, y, alpha))
+
+
+@op("rsub.Tensor", "rsub.Scalar")
+def rsub(xp: Any, x: Any, y: Any, alpha: Any = 1) -> Any:
+    x, y = promote(xp, x, y)
+    return xp.subtract(y, _scaled(xp, x, alpha))
+
+
+@op("mul.Tensor", "mul.Scalar")
+def mul(xp: Any, x: Any, y: Any) -> Any:
+    x, y = promote(xp, x, y)
+    return xp.logical_and(x, y) if xp.dtype(x) == "bool" else xp.multiply(x, y)
+
+
+@op("div.Tensor", "div.Scalar", "true_divide.Tensor")
+def div(xp: Any, x: Any, y: Any) -> Any:
+    x, y = (to_float(xp, v) for v in promote(xp, x, y))
+    return xp.divide(x, y)
+
+
+@op("div.Tensor_mode", "div.Scalar_mode")
+def div_mode(xp: Any, x: Any, y: Any, *, rounding_mode: str | None = None) -> Any:
+    if rounding_mode is None:
+        return div(xp, x, y)
+    if rounding_mode == "floor":
+        return floor_divide(xp, x, y)
+    x, y = promote(xp, x, y)
+    if is_integer(xp.dtype(x)):
+        quotient = xp.floor_divide(xp.abs(x), xp.abs(y))
+        return xp.multiply(quotient, xp.multiply(xp.sign(x), xp.sign(y)))
+    return xp.trunc(xp.divide(x, y))
+
+
+@op("floor_divide", "floor_divide.Scalar")
+def floor_divide(xp: Any, x: Any, y: Any) -> Any:
+    x, y = promote(xp, x, y)
+    if is_integer(xp.dtype(x)):
+        return xp.floor_divide(x, y)
+    # floor(x / y) can round up to a whole number that the exact quotient stays under; torch corrects by the remainder
+    rest = remainder(xp, x, y)
+    quotient = xp.divide(xp.subtract(x, rest), y)
+    exact = xp.round(quotient)
+    zero = xp.asarray(0, xp.dtype(x))
+    return xp.where(xp.equal(y, zero), xp.divide(x, y), exact)
+
+
+@op("remainder.Tensor", "remainder.Scalar", "remainder.Scalar_Tensor")
+def remainder(xp: Any, x: Any, y: Any) -> Any:
+    """The result has the divisor's sign."""
+    x, y = promote(xp, x, y)
+    return xp.remainder(x, y)
+
+
+@op("fmod.Tensor", "fmod.Scalar")
+def fmod(xp: Any, x: Any, y: Any) -> Any:
+    """The result has the dividend's sign."""
+    x, y = promote(xp, x, y)
+    rest = xp.remainder(xp.abs(x), xp.abs(y))
+    negative = xp.less(x, xp.asarray(0, xp.dtype(x)))
+    return xp.where(negative, xp.negative(rest), rest)
+
+
+@op("pow.Tensor_Scalar", "pow.Tensor_Tensor", "pow.Scalar")
+def pow_(xp: Any, x: Any, y: Any) -> Any:
+    if isinstance(y, (int, float)) and not isinstance(y, bool) and not isinstance(x, (int, float)):
+        if y == 2:
+            return xp.multiply(x, x)
+        if y == 3:
+            return xp.multiply(x, xp.multiply(x, x))
+        if y == 0.5:
+            return xp.sqrt(to_float(xp, x))
+        if y == -0.5:
+            return xp.rsqrt(to_float(xp, x))
+        if y == 1 and not isinstance(y, float):
+            return x
+    x, y = promote(xp, x, y)
+    return xp.power(x, y)
+
+
+@op("atan2")
+def atan2(xp: Any, x: Any, y: Any) -> Any:
+    x, y = (to_float(xp, v) for v in promote(xp, x, y))
+    return xp.atan2(x, y)
+
+
+@op("maximum", "max.other")
+def maximum(xp: Any, x: Any, y: Any) -> Any:
+    return xp.maximum(*promote(xp, x, y))
+
+
+@op("minimum", "min.other")
+def minimum(xp: Any, x: Any, y: Any) -> Any:
+    return xp.minimum(*promote(xp, x, y))
+
+
+@op("clamp", "clamp.Tensor", "clip")
+def clamp(xp: Any, x: Any, min: Any = None, max: Any = None) -> Any:
+    dtype = result_type(xp, *(v for v in (x, min, max) if v is not None))
+    x = xp.asarray(x, dtype)
+    if min is not None:
+        x = xp.maximum(x, xp.asarray(min, dtype))
+    return x if max is None else xp.minimum(x, xp.asarray(max, dtype))
+
+
+@op("clamp_min", "clamp_min.Tensor")
+def clamp_min(xp: Any, x: Any, min: Any) -> Any:
+    return clamp(xp, x, min, None)
+
+
+@op("clamp_max", "clamp_max.Tensor")
+def clamp_max(xp: Any, x: Any, max: Any) -> Any:
+    return clamp(xp, x, None, max)
+
+
+@op("lerp.Scalar", "lerp.Tensor")
+def lerp(xp: Any, x: Any, end: Any, weight: Any) -> Any:
+    x, end, weight = promote(xp, x, end, weight)
+    return xp.add(x, xp.multiply(weight, xp.subtract(end, x)))
+
+
+@op("addcmul")
+def addcmul(xp: Any, x: Any, a: Any, b: Any, *, value: Any = 1) -> Any:
+    return add(xp, x, mul(xp, mul(xp, a, b), value))
+
+
+@op("addcdiv")
+def addcdiv(xp: Any, x: Any, a: Any, b: Any, *, value: Any = 1) -> Any:
+    return add(xp, x, mul(xp, div(xp, a, b), value))
+
+
+# Comparison and logic
+
+
+def _comparison(torch_name: str, name: str) -> None:
+    op(f"{torch_name}.Tensor", f"{torch_name}.Scalar")(lambda xp, x, y: getattr(xp, name)(*promote(xp, x, y)))
+
+
+for _torch_name, _name in (
+    ("eq", "equal"),
+    ("ne", "not_equal"),
+    ("lt", "less"),
+    ("le", "less_equal"),
+    ("gt", "greater"),
+    ("ge", "greater_equal"),
+):
+    _comparison(_torch_name, _name)
+
+
+def _logical(name: str) -> None:
+    op(name)(lambda xp, x, y: getattr(xp, name)(xp.cast(x, "bool"), xp.cast(y, "bool")))
+
+
+def _bitwise(name: str, *torch_names: str) -> None:
+    def function(xp: Any, x: Any, y: Any) -> Any:
+        x, y = promote(xp, x, y)
+        if xp.dtype(x) == "bool":
+            return getattr(xp, "not_equal" if name == "xor" else f"logical_{name}")(x, y)
+        return getattr(xp, f"bitwise_{name}")(x, y)
+
+    op(*torch_names)(function)
+
+
+for _name in ("logical_and", "logical_or"):
+    _logical(_name)
+_bitwise("and", "bitwise_and.Tensor", "bitwise_and.Scalar", "__and__.Tensor", "__and__.Scalar")
+_bitwise("or", "bitwise_or.Tensor", "bitwise_or.Scalar", "__or__.Tensor", "__or__.Scalar")
+_bitwise("xor", "bitwise_xor.Tensor", "bitwise_xor.Scalar", "__xor__.Tensor")
+
+
+@op("logical_xor")
+def logical_xor(xp: Any, x: Any, y: Any) -> Any:
+    return xp.not_equal(xp.cast(x, "bool"), xp.cast(y, "bool"))
+
+
+@op("bitwise_not")
+def bitwise_not(xp: Any, x: Any) -> Any:
+    return xp.logical_not(x) if xp.dtype(x) == "bool" else xp.bitwise_not(x)
+
+
+@op("__lshift__.Scalar", "__lshift__.Tensor", "bitwise_left_shift.Tensor", "bitwise_left_shift.Tensor_Scalar")
+def left_shift(xp: Any, x: Any, y: Any) -> Any:
+    return xp.left_shift(*promote(xp, x, y))
+
+
+@op("__rshift__.Scalar", "__rshift__.Tensor", "bitwise_right_shift.Tensor", "bitwise_right_shift.Tensor_Scalar")
+def right_shift(xp: Any, x: Any, y: Any) -> Any:
+    return xp.right_shift(*promote(xp, x, y))
+
+
+@op("where.self", "where.ScalarOther", "where.ScalarSelf", "where.Scalar")
+def where(xp: Any, condition: Any, x: Any, y: Any) -> Any:
+    x, y = promote(xp, x, y)
+    return xp.where(xp.cast(condition, "bool"), x, y)
+
+
+@op("masked_fill.Scalar", "masked_fill.Tensor")
+def masked_fill(xp: Any, x: Any, mask: Any, value: Any) -> Any:
+    return xp.where(xp.cast(mask, "bool"), xp.asarray(value, xp.dtype(x)), x)
+
+
+# Casts
+
+
+@op("_to_copy")
+def to_copy(xp: Any, x: Any, *, dtype: DType | None = None) -> Any:
+    return x if dtype is None else xp.cast(x, dtype.name)
+
+
+@op("copy")
+def copy(xp: Any, x: Any, src: Any) -> Any:
+    """The values of `src` in the shape and dtype of `x`."""
+    return xp.broadcast_to(xp.cast(src, xp.dtype(x)), xp.shape(x))
+
+
+@op("view_as_real")
+def view_as_real(xp: Any, x: Any) -> Any:
+    return xp.stack([xp.real(x), xp.imag(x)], -1)
+
+
+@op("view_as_complex")
+def view_as_complex(xp: Any, x: Any) -> Any:
+    real, imag = (xp.take(x, i, -1) for i in (0, 1))
+    return xp.complex(real, imag)
+
+
+@op("polar")
+def polar(xp: Any, x: Any, angle: Any) -> Any:
+    return xp.complex(xp.multiply(x, xp.cos(angle)), xp.multiply(x, xp.sin(angle)))
+
+
+# Activations
+
+
+@op("relu")
+def relu(xp: Any, x: Any) -> Any:
+    return xp.maximum(x, xp.asarray(0, xp.dtype(x)))
+
+
+@op("relu6")
+def relu6(xp: Any, x: Any) -> Any:
+    return clamp(xp, x, 0, 6)
+
+
+@op("gelu")
+def gelu(xp: Any, x: Any, *, approximate: str = "none") -> Any:
+    """https://arxiv.org/abs/1606.08415; "tanh" is its approximation in the paper's section 2."""
+    one, half = xp.asarray(1, xp.dtype(x)), xp.asarray(0.5, xp.dtype(x))
+    if approximate == "tanh":
+        cubic = xp.multiply(xp.asarray(0.044715, xp.dtype(x)), xp.multiply(x, xp.multiply(x, x)))
+        inner = xp.multiply(xp.asarray(math.sqrt(2 / math.pi), xp.dtype(x)), xp.add(x, cubic))
+        return xp.multiply(xp.multiply(half, x), xp.add(one, xp.tanh(inner)))
+    scaled = xp.multiply(x, xp.asarray(math.sqrt(0.5), xp.dtype(x)))
+    return xp.multiply(xp.multiply(half, x), xp.add(one, xp.erf(scaled)))
+
+
+@op("silu")
+def silu(xp: Any, x: Any) -> Any:
+    return xp.multiply(x, xp.sigmoid(x))
+
+
+@op("softplus")
+def softplus(xp: Any, x: Any, beta: float = 1, threshold: float = 20) -> Any:
+    scaled = xp.multiply(x, xp.asarray(beta, xp.dtype(x)))
+    soft = xp.divide(_log1p_exp(xp, scaled), xp.asarray(beta, xp.dtype(x)))
+    return xp.where(xp.greater(scaled, xp.asarray(threshold, xp.dtype(x))), x, soft)
+
+
+@op("log_sigmoid", "log_sigmoid_forward", "logsigmoid")
+def log_sigmoid(xp: Any, x: Any) -> Any:
+    return xp.negative(_log1p_exp(xp, xp.negative(x)))
+
+
+@op("mish")
+def mish(xp: Any, x: Any) -> Any:
+    return xp.multiply(x, xp.tanh(_log1p_exp(xp, x)))
+
+
+@op("elu")
+def elu(xp: Any, x: Any, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Any:
+    zero = xp.asarray(0, xp.dtype(x))
+    grown = xp.expm1(xp.multiply(xp.minimum(x, zero), xp.asarray(input_scale, xp.dtype(x))))
+    below = xp.multiply(xp.asarray(alpha, xp.dtype(x)), grown)
+    return xp.multiply(xp.asarray(scale, xp.dtype(x)), xp.where(xp.greater(x, zero), x, below))
+
+
+@op("celu")
+def celu(xp: Any, x: Any, alpha: float = 1) -> Any:
+    return elu(xp, x, alpha, 1, 1 / alpha)
+
+
+@op("selu")
+def selu(xp: Any, x: Any) -> Any:
+    """The constants are those of https://arxiv.org/abs/1706.02515."""
+    return elu(xp, x, 1.6732632423543772, 1.0507009873554805)
+
+
+@op("leaky_relu")
+def leaky_relu(xp: Any, x: Any, negative_slope: float = 0.01) -> Any:
+    zero = xp.asarray(0, xp.dtype(x))
+    return xp.where(xp.greater(x, zero), x, xp.multiply(x, xp.asarray(negative_slope, xp.dtype(x))))
+
+
+@op("prelu", "_prelu_kernel")
+def prelu(xp: Any, x: Any, weight: Any) -> Any:
+    if xp.ndim(weight) == 1 and xp.ndim(x) > 1:
+        weight = xp.reshape(weight, (-1,) + (1,) * (xp.ndim(x) - 2))
+    return xp.where(xp.greater(x, xp.asarray(0, xp.dtype(x))), x, xp.multiply(x, weight))
+
+
+@op("hardtanh")
+def hardtanh(xp: Any, x: Any, min_val: float = -1, max_val: float = 1) -> Any:
+    return xp.minimum(xp.maximum(x, xp.asarray(min_val, xp.dtype(x))), xp.asarray(max_val, xp.dtype(x)))
+
+
+@op("hardsigmoid")
+def hardsigmoid(xp: Any, x: Any) -> Any:
+    shifted = xp.add(x, xp.asarray(3, xp.dtype(x)))
+    return xp.divide(hardtanh(xp, shifted, 0, 6), xp.asarray(6, xp.dtype(x)))
+
+
+@op("hardswish")
+def hardswish(xp: Any, x: Any) -> Any:
+    return xp.multiply(x, hardsigmoid(xp, x))
+
+
+@op("softsign")
+def softsign(xp: Any, x: Any) -> Any:
+    return xp.divide(x, xp.add(xp.asarray(1, xp.dtype(x)), xp.abs(x)))
+
+
+@op("glu")
+def glu(xp: Any, x: Any, dim: int = -1) -> Any:
+    half = xp.shape(x)[dim] // 2
+    return xp.multiply(xp.slice(x, dim, 0, half), xp.sigmoid(xp.slice(x, dim, half, None)))
+
+
+def _scaled(xp: Any, y: Any, alpha: Any) -> Any:
+    return y if isinstance(alpha, (int, float)) and alpha == 1 else xp.multiply(y, xp.asarray(alpha, xp.dtype(y)))
+
+
+def _log1p_exp(xp: Any, x: Any) -> Any:
+    """log(1 + exp(x)) without overflow."""
+    zero = xp.asarray(0, xp.dtype(x))
+    return xp.add(xp.maximum(x, zero), xp.log1p(xp.exp(xp.negative(xp.abs(x)))))

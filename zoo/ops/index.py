@@ -1,0 +1,240 @@
+"""Reading and writing elements by index, sorting, counting."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from zoo.ops.dtypes import is_float
+from zoo.ops.table import op
+
+
+@op("embedding")
+def embedding(
+    xp: Any, weight: Any, indices: Any, padding_idx: int = -1, scale_grad: bool = False, sparse: bool = False
+) -> Any:
+    return xp.take(weight, indices, 0)
+
+
+@op("index_select")
+def index_select(xp: Any, x: Any, dim: int, index: Any) -> Any:
+    if not xp.ndim(x):
+        return x
+    return xp.take(x, _wrapped(xp, index, xp.shape(x)[dim]), dim % xp.ndim(x))
+
+
+@op("gather")
+def gather(xp: Any, x: Any, dim: int, index: Any, *, sparse_grad: bool = False) -> Any:
+    """As torch.gather: the other dims of `index` may be shorter than those of `x`."""
+    if not xp.ndim(x):
+        return x
+    dim %= xp.ndim(x)
+    for axis in range(xp.ndim(x)):
+        if axis != dim and not _same_size(xp.shape(x)[axis], xp.shape(index)[axis]):
+            x = xp.slice(x, axis, 0, xp.shape(index)[axis])
+    return xp.take_along_axis(x, index, dim)
+
+
+@op("take_along_dim")
+def take_along_dim(xp: Any, x: Any, indices: Any, dim: int) -> Any:
+    return xp.take_along_axis(x, indices, dim % xp.ndim(x))
+
+
+@op("index.Tensor", "_unsafe_index.Tensor")
+def index(xp: Any, x: Any, indices: Any) -> Any:
+    """x[indices] with None for a whole dim; index arrays that are apart put their dims first, as in NumPy."""
+    masks = [i for i in indices if i is not None and xp.dtype(i) == "bool"]
+    if masks:
+        return xp.index_mask(x, indices)
+    return xp.index(x, [None if i is None else _wrapped(xp, i, size) for i, size in _dims(xp, x, indices)])
+
+
+@op("index_put", "_unsafe_index_put")
+def index_put(xp: Any, x: Any, indices: Any, values: Any, accumulate: bool = False) -> Any:
+    values = xp.cast(values, xp.dtype(x))
+    if len(indices) == 1 and indices[0] is not None and xp.dtype(indices[0]) == "bool" and not xp.ndim(values):
+        mask = indices[0]
+        mask = xp.reshape(mask, (*xp.shape(mask), *((1,) * (xp.ndim(x) - xp.ndim(mask)))))
+        return xp.where(mask, xp.add(x, values) if accumulate else values, x)
+    return xp.index_put(
+        x, [None if i is None else _wrapped(xp, i, size) for i, size in _dims(xp, x, indices)], values, accumulate
+    )
+
+
+@op("masked_select")
+def masked_select(xp: Any, x: Any, mask: Any) -> Any:
+    return xp.index_mask(x, [mask])
+
+
+@op("nonzero")
+def nonzero(xp: Any, x: Any) -> Any:
+    return xp.nonzero(x)
+
+
+@op("scatter.src", "scatter.value")
+def scatter(xp: Any, x: Any, dim: int, index: Any, src: Any) -> Any:
+    return xp.scatter(x, dim % max(xp.ndim(x), 1), index, xp.asarray(src, xp.dtype(x)), "set")
+
+
+@op("scatter_add")
+def scatter_add(xp: Any, x: Any, dim: int, index: Any, src: Any) -> Any:
+    return xp.scatter(x, dim % xp.ndim(x), index, src, "add")
+
+
+@op("scatter_reduce.two", "scatter.reduce")
+def scatter_reduce(xp: Any, x: Any, dim: int, index: Any, src: Any, reduce: str, *, include_self: bool = True) -> Any:
+    dim %= xp.ndim(x)
+    kind = {"sum": "add", "add": "add", "prod": "multiply", "amax": "max", "amin": "min", "mean": "add"}[reduce]
+    if not include_self:
+        neutral = {"add": 0, "multiply": 1, "max": -math.inf, "min": math.inf}[kind]
+        if not is_float(xp.dtype(x)) and not math.isfinite(neutral):
+            neutral = int(math.copysign(2**31 - 1, neutral))
+        blank = xp.broadcast_to(xp.asarray(neutral, xp.dtype(src)), xp.shape(src))
+        x = xp.scatter(x, dim, index, blank, "set")
+    result = xp.scatter(x, dim, index, src, kind)
+    if reduce != "mean":
+        return result
+    count = xp.full(xp.shape(x), 1 if include_self else 0, xp.dtype(x))
+    count = xp.scatter(count, dim, index, xp.full(xp.shape(src), 1, xp.dtype(x)), "add")
+    return xp.divide(result, xp.maximum(count, xp.asarray(1, xp.dtype(x))))
+
+
+@op("index_add")
+def index_add(xp: Any, x: Any, dim: int, index: Any, source: Any, *, alpha: Any = 1) -> Any:
+    source = source if alpha == 1 else xp.multiply(source, xp.asarray(alpha, xp.dtype(source)))
+    return xp.index_put(x, [None] * (dim % xp.ndim(x)) + [index], source, True)
+
+
+@op("index_copy")
+def index_copy(xp: Any, x: Any, dim: int, index: Any, source: Any) -> Any:
+    return xp.index_put(x, [None] * (dim % xp.ndim(x)) + [index], source, False)
+
+
+@op("masked_scatter")
+def masked_scatter(xp: Any, x: Any, mask: Any, source: Any) -> Any:
+    """The n-th true position takes the n-th element of `source`."""
+    mask = xp.broadcast_to(mask, xp.shape(x))
+    flat = xp.reshape(mask, (-1,))
+    order = xp.subtract(xp.cumsum(xp.cast(flat, "int64"), 0), xp.asarray(1, "int64"))
+    last = xp.asarray(math.prod(xp.shape(source)) - 1, "int64")
+    order = xp.minimum(xp.maximum(order, xp.asarray(0, "int64")), last)
+    picked = xp.take(xp.reshape(source, (-1,)), order, 0)
+    return xp.where(mask, xp.reshape(picked, xp.shape(x)), x)
+
+
+@op("slice_scatter")
+def slice_scatter(xp: Any, x: Any, src: Any, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Any:
+    dim %= xp.ndim(x)
+    positions = xp.slice(xp.arange(0, xp.shape(x)[dim], 1, "int64"), 0, start or 0, _end(end), step)
+    return xp.index_put(x, [None] * dim + [positions], xp.cast(src, xp.dtype(x)), False)
+
+
+@op("select_scatter")
+def select_scatter(xp: Any, x: Any, src: Any, dim: int, index: Any) -> Any:
+    dim %= xp.ndim(x)
+    size = xp.shape(x)[dim]
+    index = index + size if isinstance(index, int) and index < 0 else index
+    shape = [1] * xp.ndim(x)
+    shape[dim] = size
+    here = xp.reshape(xp.equal(xp.arange(0, size, 1, "int64"), xp.asarray(index, "int64")), tuple(shape))
+    return xp.where(here, xp.expand_dims(xp.cast(src, xp.dtype(x)), dim), x)
+
+
+@op("sort", "sort.stable")
+def sort(xp: Any, x: Any, *args: Any, dim: int = -1, descending: bool = False, stable: bool = True) -> Any:
+    """(values, indices). sort takes (dim, descending), sort.stable (stable=, dim=, descending=)."""
+    if args and isinstance(args[0], int) and not isinstance(args[0], bool):
+        dim, *args = args  # type: ignore[assignment]
+    if args:
+        descending = args[0]
+    dim %= max(xp.ndim(x), 1)
+    order = xp.argsort(x, dim, descending)
+    return xp.take_along_axis(x, order, dim), order
+
+
+@op("argsort", "argsort.stable")
+def argsort(xp: Any, x: Any, dim: int = -1, descending: bool = False, *, stable: bool = True) -> Any:
+    return xp.argsort(x, dim % max(xp.ndim(x), 1), descending)
+
+
+@op("topk")
+def topk(xp: Any, x: Any, k: Any, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
+    dim %= max(xp.ndim(x), 1)
+    order = xp.slice(xp.argsort(x, dim, largest), dim, 0, k)
+    return xp.take_along_axis(x, order, dim), order
+
+
+@op("kthvalue")
+def kthvalue(xp: Any, x: Any, k: int, dim: int = -1, keepdim: bool = False) -> Any:
+    dim %= xp.ndim(x)
+    order = xp.slice(xp.argsort(x, dim, False), dim, k - 1, k)
+    values = xp.take_along_axis(x, order, dim)
+    return (values, order) if keepdim else (xp.squeeze(values, (dim,)), xp.squeeze(order, (dim,)))
+
+
+@op("one_hot")
+def one_hot(xp: Any, x: Any, num_classes: int) -> Any:
+    return xp.cast(xp.equal(xp.expand_dims(x, xp.ndim(x)), xp.arange(0, num_classes, 1, "int64")), "int64")
+
+
+@op("bucketize.Tensor", "bucketize.Scalar")
+def bucketize(xp: Any, x: Any, boundaries: Any, *, out_int32: bool = False, right: bool = False) -> Any:
+    compare = xp.less_equal if right else xp.less
+    below = compare(boundaries, xp.expand_dims(x, xp.ndim(x)))
+    return xp.sum(xp.cast(below, "int32" if out_int32 else "int64"), (xp.ndim(x),), False)
+
+
+@op("searchsorted.Tensor")
+def searchsorted(
+    xp: Any,
+    sorted_sequence: Any,
+    x: Any,
+    *,
+    out_int32: bool = False,
+    right: bool = False,
+    side: str | None = None,
+    sorter: Any = None,
+) -> Any:
+    if xp.ndim(sorted_sequence) > 1:
+        sorted_sequence = xp.expand_dims(sorted_sequence, xp.ndim(sorted_sequence) - 1)
+    return bucketize(xp, x, sorted_sequence, out_int32=out_int32, right=right or side == "right")
+
+
+@op("histc")
+def histc(xp: Any, x: Any, bins: int = 100, min: float = 0, max: float = 0) -> Any:
+    dtype = xp.dtype(x)
+    flat = xp.reshape(x, (-1,))
+    low, high = xp.asarray(min, dtype), xp.asarray(max, dtype)
+    width = (max - min) / bins
+    bin_of = xp.cast(xp.floor(xp.divide(xp.subtract(flat, low), xp.asarray(width, dtype))), "int64")
+    bin_of = xp.minimum(bin_of, xp.asarray(bins - 1, "int64"))
+    inside = xp.logical_and(xp.greater_equal(flat, low), xp.less_equal(flat, high))
+    hits = xp.equal(xp.expand_dims(bin_of, 1), xp.arange(0, bins, 1, "int64"))
+    return xp.sum(xp.cast(xp.logical_and(hits, xp.expand_dims(inside, 1)), dtype), (0,), False)
+
+
+@op("bincount")
+def bincount(xp: Any, x: Any, weights: Any = None, minlength: int = 0) -> Any:
+    hits = xp.cast(xp.equal(xp.expand_dims(x, 1), xp.arange(0, minlength, 1, "int64")), "int64")
+    if weights is not None:
+        hits = xp.multiply(xp.cast(hits, xp.dtype(weights)), xp.expand_dims(weights, 1))
+    return xp.sum(hits, (0,), False)
+
+
+def _dims(xp: Any, x: Any, indices: Any) -> Any:
+    return zip(indices, xp.shape(x), strict=False)
+
+
+def _wrapped(xp: Any, index: Any, size: Any) -> Any:
+    """Negative indices count from the end."""
+    zero = xp.asarray(0, xp.dtype(index))
+    return xp.where(xp.less(index, zero), xp.add(index, xp.asarray(size, xp.dtype(index))), index)
+
+
+def _same_size(a: Any, b: Any) -> bool:
+    return a is b or (isinstance(a, int) and isinstance(b, int) and a == b)
+
+
+def _end(end: Any) -> Any:
+    return None if isinstance(end, int) and end >= 2**63 - 1 else end
+

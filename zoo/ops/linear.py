@@ -1,0 +1,124 @@
+"""Matrix products and attention.
+
+Dims: B batch, H heads, T queries, S keys, D width of a head.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from zoo.ops.dtypes import promote
+from zoo.ops.table import op
+
+
+@op("linear")
+def linear(xp: Any, x: Any, weight: Any, bias: Any = None) -> Any:
+    """x @ weight.T + bias, with weight [out, in]."""
+    result = xp.linear(x, weight)
+    return result if bias is None else xp.add(result, bias)
+
+
+@op("matmul", "mm", "bmm")
+def matmul(xp: Any, x: Any, y: Any) -> Any:
+    return xp.matmul(x, y)
+
+
+@op("mv", "dot")
+def mv(xp: Any, x: Any, y: Any) -> Any:
+    return xp.sum(xp.multiply(x, y), (xp.ndim(x) - 1,), False)
+
+
+@op("outer")
+def outer(xp: Any, x: Any, y: Any) -> Any:
+    return xp.multiply(xp.expand_dims(x, 1), xp.expand_dims(y, 0))
+
+
+@op("addmm")
+def addmm(xp: Any, x: Any, a: Any, b: Any, *, beta: Any = 1, alpha: Any = 1) -> Any:
+    return _add_product(xp, x, xp.matmul(a, b), beta, alpha)
+
+
+@op("baddbmm")
+def baddbmm(xp: Any, x: Any, a: Any, b: Any, *, beta: Any = 1, alpha: Any = 1) -> Any:
+    return _add_product(xp, x, xp.matmul(a, b), beta, alpha)
+
+
+@op("addmv")
+def addmv(xp: Any, x: Any, a: Any, b: Any, *, beta: Any = 1, alpha: Any = 1) -> Any:
+    return _add_product(xp, x, mv(xp, a, b), beta, alpha)
+
+
+@op("bilinear")
+def bilinear(xp: Any, x: Any, y: Any, weight: Any, bias: Any = None) -> Any:
+    result = xp.einsum("...i,oij,...j->...o", x, weight, y)
+    return result if bias is None else xp.add(result, bias)
+
+
+@op("einsum")
+def einsum(xp: Any, equation: str, tensors: Any, path: Any = None) -> Any:
+    return xp.einsum(equation.replace(" ", ""), *promote(xp, *tensors))
+
+
+@op("scaled_dot_product_attention")
+def scaled_dot_product_attention(
+    xp: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """softmax(query key^T * scale + mask) value over [..., H, T, D], [..., H, S, D], [..., H, S, E].
+
+    A query that may see no key gives zeros, as torch's own kernel does. With `enable_gqa` the keys and values have
+    fewer heads than the queries, each serving a run of them.
+    """
+    if enable_gqa:
+        key, value = (_repeat_heads(xp, kv, xp.shape(query)[-3]) for kv in (key, value))
+    if scale is None:
+        scale = 1 / math.sqrt(xp.shape(query)[-1])
+    dtype = xp.dtype(query)
+    scores = xp.multiply(xp.matmul(query, _swap(xp, key)), xp.asarray(scale, dtype))
+    if is_causal:
+        rows = xp.reshape(xp.arange(0, xp.shape(query)[-2], 1, "int64"), (-1, 1))
+        attn_mask = xp.less_equal(xp.arange(0, xp.shape(key)[-2], 1, "int64"), rows)
+    if attn_mask is None:
+        return xp.matmul(xp.softmax(scores, xp.ndim(scores) - 1), value)
+    if xp.dtype(attn_mask) == "bool":
+        scores = xp.where(attn_mask, scores, xp.asarray(-math.inf, dtype))
+    else:
+        scores = xp.add(scores, attn_mask)
+    last = xp.ndim(scores) - 1
+    nothing = xp.asarray(-math.inf, dtype)
+    top = xp.max(scores, (last,), True)
+    # a row of -inf alone would be 0/0, and its gradient NaN even where the result is replaced: keep it finite
+    blind = xp.equal(top, nothing)
+    scores = xp.where(blind, xp.asarray(0, dtype), scores)
+    weights = xp.where(blind, xp.asarray(0, dtype), xp.softmax(scores, last))
+    return xp.matmul(weights, value)
+
+
+def _add_product(xp: Any, x: Any, product: Any, beta: Any, alpha: Any) -> Any:
+    if alpha != 1:
+        product = xp.multiply(product, xp.asarray(alpha, xp.dtype(product)))
+    if beta == 0:
+        return product
+    return xp.add(x if beta == 1 else xp.multiply(x, xp.asarray(beta, xp.dtype(x))), product)
+
+
+def _swap(xp: Any, x: Any) -> Any:
+    ndim = xp.ndim(x)
+    return xp.permute(x, (*range(ndim - 2), ndim - 1, ndim - 2))
+
+
+def _repeat_heads(xp: Any, x: Any, heads: int) -> Any:
+    *lead, own, length, width = xp.shape(x)
+    if own == heads:
+        return x
+    spread = xp.broadcast_to(xp.expand_dims(x, len(lead) + 1), (*lead, own, heads // own, length, width))
+    return xp.reshape(spread, (*lead, heads, length, width))

@@ -1,0 +1,249 @@
+"""Pooling over [N, C, *spatial] or [C, *spatial]."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from zoo.ops.convolution import _tuple
+from zoo.ops.dtypes import is_float
+from zoo.ops.table import op
+
+_DIMS = {"1d": 1, "2d": 2, "3d": 3}
+
+
+@op("max_pool1d")
+def max_pool1d(
+    xp: Any, x: Any, kernel_size: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
+) -> Any:
+    return _max_pool(xp, x, 1, kernel_size, stride, padding, dilation, ceil_mode)
+
+
+@op("max_pool2d")
+def max_pool2d(
+    xp: Any, x: Any, kernel_size: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
+) -> Any:
+    return _max_pool(xp, x, 2, kernel_size, stride, padding, dilation, ceil_mode)
+
+
+@op("max_pool3d")
+def max_pool3d(
+    xp: Any, x: Any, kernel_size: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
+) -> Any:
+    return _max_pool(xp, x, 3, kernel_size, stride, padding, dilation, ceil_mode)
+
+
+@op("max_pool2d_with_indices")
+def max_pool2d_with_indices(
+    xp: Any, x: Any, kernel_size: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
+) -> Any:
+    """Values, and for each the flat position it came from in its plane."""
+    values = _max_pool(xp, x, 2, kernel_size, stride, padding, dilation, ceil_mode)
+    height, width = xp.shape(x)[-2:]
+    kernel, step, pad, spread = _window(2, kernel_size, stride, padding, dilation)
+    rows, columns = xp.shape(values)[-2:]
+    index, found = None, None
+    for i in range(kernel[0]):
+        for j in range(kernel[1]):
+            row = _positions(xp, rows, step[0], i * spread[0] - pad[0])
+            column = _positions(xp, columns, step[1], j * spread[1] - pad[1])
+            flat = xp.add(xp.multiply(xp.expand_dims(row, 1), xp.asarray(width, "int64")), column)
+            inside = xp.logical_and(xp.expand_dims(_within(xp, row, height), 1), _within(xp, column, width))
+            safe = xp.where(inside, flat, xp.asarray(0, "int64"))
+            plane = xp.reshape(x, (*xp.shape(x)[:-2], height * width))
+            here = xp.take(plane, safe, xp.ndim(x) - 2)
+            hit = xp.logical_and(inside, xp.equal(here, values))
+            flat = xp.broadcast_to(flat, xp.shape(values))
+            if index is None:
+                index, found = xp.where(hit, flat, xp.asarray(0, "int64")), hit
+            else:
+                index = xp.where(xp.logical_and(hit, xp.logical_not(found)), flat, index)
+                found = xp.logical_or(found, hit)
+    return values, index
+
+
+@op("avg_pool1d")
+def avg_pool1d(
+    xp: Any,
+    x: Any,
+    kernel_size: Any,
+    stride: Any = (),
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+) -> Any:
+    return _avg_pool(xp, x, 1, kernel_size, stride, padding, ceil_mode, count_include_pad, None)
+
+
+@op("avg_pool2d")
+def avg_pool2d(
+    xp: Any,
+    x: Any,
+    kernel_size: Any,
+    stride: Any = (),
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Any:
+    return _avg_pool(xp, x, 2, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+
+
+@op("avg_pool3d")
+def avg_pool3d(
+    xp: Any,
+    x: Any,
+    kernel_size: Any,
+    stride: Any = (),
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Any:
+    return _avg_pool(xp, x, 3, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+
+
+def _adaptive(name: str, reduction: str) -> None:
+    def function(xp: Any, x: Any, output_size: Any) -> Any:
+        dims = _DIMS[name[-2:]]
+        for axis, target in enumerate(_tuple(output_size, dims), xp.ndim(x) - dims):
+            x = _adaptive_axis(xp, x, axis, target, getattr(xp, reduction))
+        return x
+
+    op(name)(function)
+
+
+for _name in ("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"):
+    _adaptive(_name, "mean")
+_adaptive("_adaptive_avg_pool2d", "mean")
+_adaptive("_adaptive_avg_pool3d", "mean")
+
+
+@op("adaptive_max_pool1d", "adaptive_max_pool2d")
+def adaptive_max_pool(xp: Any, x: Any, output_size: Any) -> Any:
+    """Values and flat positions; the positions are those of the first largest element."""
+    dims = len(output_size)
+    sizes = xp.shape(x)[xp.ndim(x) - dims :]
+    plane = xp.reshape(x, (*xp.shape(x)[: xp.ndim(x) - dims], math.prod(sizes)))
+    values, indices = [], []
+    from itertools import product
+
+    for cell in product(*(range(n) for n in output_size)):
+        ranges = [range(i * s // n, -(-(i + 1) * s // n)) for i, s, n in zip(cell, sizes, output_size, strict=True)]
+        flat = [_flat_index(position, sizes) for position in product(*ranges)]
+        window = xp.take(plane, xp.asarray(flat, "int64"), xp.ndim(plane) - 1)
+        best = xp.argmax(window, xp.ndim(plane) - 1)
+        values.append(xp.max(window, (xp.ndim(plane) - 1,), True))
+        indices.append(xp.expand_dims(xp.take(xp.asarray(flat, "int64"), best, 0), xp.ndim(plane) - 1))
+    shape = (*xp.shape(x)[: xp.ndim(x) - dims], *output_size)
+    last = xp.ndim(plane) - 1
+    return xp.reshape(xp.concat(values, last), shape), xp.reshape(xp.concat(indices, last), shape)
+
+
+def _max_pool(
+    xp: Any, x: Any, dims: int, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool
+) -> Any:
+    kernel, stride, padding, dilation = _window(dims, kernel, stride, padding, dilation)
+    x, shape = _batched(xp, x, dims)
+    pairs = _pads(xp, x, kernel, stride, padding, dilation, ceil_mode)
+    low = -math.inf if is_float(xp.dtype(x)) else -(2**31)
+    if any(d != 1 for d in dilation):
+        result = None
+        x = xp.pad(x, [(0, 0), (0, 0), *pairs], low)
+        from itertools import product
+
+        for offsets in product(*(range(k) for k in kernel)):
+            part = x
+            for axis, (offset, d, k, s) in enumerate(zip(offsets, dilation, kernel, stride, strict=True), 2):
+                count = (xp.shape(x)[axis] - d * (k - 1) - 1) // s + 1
+                part = xp.slice(part, axis, offset * d, offset * d + (count - 1) * s + 1, s)
+            result = part if result is None else xp.maximum(result, part)
+    else:
+        result = xp.max_pool(x, kernel, stride, pairs)
+    return result if shape is None else xp.squeeze(result, (0,))
+
+
+def _avg_pool(
+    xp: Any,
+    x: Any,
+    dims: int,
+    kernel: Any,
+    stride: Any,
+    padding: Any,
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor: int | None,
+) -> Any:
+    kernel, stride, padding, dilation = _window(dims, kernel, stride, padding, 1)
+    x, shape = _batched(xp, x, dims)
+    pairs = _pads(xp, x, kernel, stride, padding, dilation, ceil_mode)
+    total = xp.sum_pool(x, kernel, stride, pairs)
+    if divisor is not None:
+        result = xp.divide(total, xp.asarray(divisor, xp.dtype(x)))
+    elif all(low == 0 and high == 0 for low, high in pairs):
+        result = xp.divide(total, xp.asarray(math.prod(kernel), xp.dtype(x)))
+    else:
+        ones = xp.full((1, 1, *xp.shape(x)[2:]), 1, xp.dtype(x))
+        if count_include_pad:
+            # the padding asked for counts, what ceil_mode adds beyond it does not
+            ones = xp.pad(ones, [(0, 0), (0, 0), *((p, p) for p in padding)], 1)
+            extra = [(0, high - p) for (_, high), p in zip(pairs, padding, strict=True)]
+            count = xp.sum_pool(ones, kernel, stride, extra)
+        else:
+            count = xp.sum_pool(ones, kernel, stride, pairs)
+        result = xp.divide(total, count)
+    return result if shape is None else xp.squeeze(result, (0,))
+
+
+def _window(dims: int, kernel: Any, stride: Any, padding: Any, dilation: Any) -> Any:
+    kernel = _tuple(kernel, dims)
+    stride = kernel if isinstance(stride, (tuple, list)) and not stride else _tuple(stride, dims)
+    return kernel, stride, _tuple(padding, dims), _tuple(dilation, dims)
+
+
+def _batched(xp: Any, x: Any, dims: int) -> tuple[Any, Any]:
+    return (x, None) if xp.ndim(x) == dims + 2 else (xp.expand_dims(x, 0), True)
+
+
+def _pads(xp: Any, x: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool) -> Any:
+    pairs = []
+    for size, k, s, p, d in zip(xp.shape(x)[2:], kernel, stride, padding, dilation, strict=True):
+        after = p
+        if ceil_mode:
+            span = size + 2 * p - d * (k - 1) - 1
+            count = -(-span // s) + 1
+            if (count - 1) * s >= size + p:  # a window may not start in the padding after
+                count -= 1
+            after = max((count - 1) * s + d * (k - 1) + 1 - size - p, 0)
+        pairs.append((p, after))
+    return pairs
+
+
+def _adaptive_axis(xp: Any, x: Any, axis: int, target: Any, reduction: Any) -> Any:
+    size = xp.shape(x)[axis]
+    if isinstance(target, int) and target == 1:
+        return reduction(x, (axis,), True)
+    if isinstance(size, int) and isinstance(target, int) and size == target:
+        return x
+    if isinstance(size, int) and size % target == 0:
+        shape = xp.shape(x)
+        return reduction(xp.reshape(x, (*shape[:axis], target, size // target, *shape[axis + 1 :])), (axis + 1,), False)
+    cells = [xp.slice(x, axis, i * size // target, -(-(i + 1) * size // target)) for i in range(target)]
+    return xp.concat([reduction(cell, (axis,), True) for cell in cells], axis)
+
+
+def _positions(xp: Any, count: Any, step: int, offset: int) -> Any:
+    steps = xp.multiply(xp.arange(0, count, 1, "int64"), xp.asarray(step, "int64"))
+    return xp.add(steps, xp.asarray(offset, "int64"))
+
+
+def _within(xp: Any, index: Any, size: Any) -> Any:
+    low = xp.greater_equal(index, xp.asarray(0, "int64"))
+    return xp.logical_and(low, xp.less(index, xp.asarray(size, "int64")))
+
+
+def _flat_index(position: tuple[int, ...], sizes: tuple[int, ...]) -> int:
+    flat = 0
+    for i, size in zip(position, sizes, strict=True):
+        flat = flat * size + i
+    return flat

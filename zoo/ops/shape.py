@@ -1,0 +1,364 @@
+"""Operations that move elements without changing them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from zoo.graph.ir import DType
+from zoo.ops.table import op
+
+_END = 2**63 - 1  # what torch.export writes for "to the end"
+
+
+@op("view", "reshape", "_unsafe_view", "_reshape_alias")
+def view(xp: Any, x: Any, size: Any, stride: Any = None) -> Any:
+    if 0 in xp.shape(x) and -1 in [d for d in size if isinstance(d, int)]:
+        known = math.prod(d for d in size if d != -1)
+        size = tuple(math.prod(xp.shape(x)) // known if d == -1 else d for d in size)
+    return xp.reshape(x, size)
+
+
+@op("view.dtype")
+def view_dtype(xp: Any, x: Any, dtype: DType) -> Any:
+    """The same bits read as another dtype of the same width."""
+    return xp.bitcast(x, dtype.name)
+
+
+@op("flatten.using_ints")
+def flatten(xp: Any, x: Any, start_dim: int = 0, end_dim: int = -1) -> Any:
+    if not xp.ndim(x):
+        return xp.reshape(x, (1,))
+    start, end = start_dim % xp.ndim(x), end_dim % xp.ndim(x)
+    shape = xp.shape(x)
+    return xp.reshape(x, (*shape[:start], math.prod(shape[start : end + 1]), *shape[end + 1 :]))
+
+
+@op("unflatten.int")
+def unflatten(xp: Any, x: Any, dim: int, sizes: Any) -> Any:
+    shape = xp.shape(x)
+    dim %= xp.ndim(x)
+    return xp.reshape(x, (*shape[:dim], *sizes, *shape[dim + 1 :]))
+
+
+@op("permute", "permute_copy")
+def permute(xp: Any, x: Any, dims: Any) -> Any:
+    return xp.permute(x, tuple(d % xp.ndim(x) for d in dims))
+
+
+@op("transpose.int")
+def transpose(xp: Any, x: Any, dim0: int, dim1: int) -> Any:
+    if not xp.ndim(x):
+        return x
+    axes = list(range(xp.ndim(x)))
+    axes[dim0], axes[dim1] = axes[dim1], axes[dim0]
+    return xp.permute(x, tuple(axes))
+
+
+@op("t")
+def t(xp: Any, x: Any) -> Any:
+    return x if xp.ndim(x) < 2 else xp.permute(x, (1, 0))
+
+
+@op("numpy_T", "mT")
+def matrix_transpose(xp: Any, x: Any) -> Any:
+    return transpose(xp, x, -2, -1)
+
+
+@op("movedim.intlist", "movedim.int")
+def movedim(xp: Any, x: Any, source: Any, destination: Any) -> Any:
+    ndim = xp.ndim(x)
+    source = [d % ndim for d in ((source,) if isinstance(source, int) else source)]
+    destination = [d % ndim for d in ((destination,) if isinstance(destination, int) else destination)]
+    axes = [d for d in range(ndim) if d not in source]
+    for to, origin in sorted(zip(destination, source, strict=True)):
+        axes.insert(to, origin)
+    return xp.permute(x, tuple(axes))
+
+
+@op("unsqueeze", "unsqueeze_copy")
+def unsqueeze(xp: Any, x: Any, dim: int) -> Any:
+    return xp.expand_dims(x, dim % (xp.ndim(x) + 1))
+
+
+@op("squeeze", "squeeze.dim", "squeeze.dims")
+def squeeze(xp: Any, x: Any, dim: Any = None) -> Any:
+    """Only dims of size 1 go; one whose size is not known while a graph is built stays."""
+    shape = xp.shape(x)
+    axes = range(xp.ndim(x)) if dim is None else (dim,) if isinstance(dim, int) else dim
+    if not xp.ndim(x):
+        return x
+    gone = {a % xp.ndim(x) for a in axes if isinstance(shape[a], int) and shape[a] == 1}
+    return xp.squeeze(x, tuple(sorted(gone))) if gone else x
+
+
+@op("expand", "expand_copy")
+def expand(xp: Any, x: Any, size: Any, *, implicit: bool = False) -> Any:
+    own = xp.shape(x)
+    new = len(size) - len(own)
+    target = tuple(own[i - new] if isinstance(d, int) and d == -1 else d for i, d in enumerate(size))
+    return xp.broadcast_to(x, target)
+
+
+@op("expand_as")
+def expand_as(xp: Any, x: Any, other: Any) -> Any:
+    return xp.broadcast_to(x, xp.shape(other))
+
+
+@op("broadcast_to")
+def broadcast_to(xp: Any, x: Any, size: Any) -> Any:
+    return expand(xp, x, size)
+
+
+@op("view_as", "reshape_as")
+def view_as(xp: Any, x: Any, other: Any) -> Any:
+    return xp.reshape(x, xp.shape(other))
+
+
+@op("broadcast_tensors")
+def broadcast_tensors(xp: Any, tensors: Any) -> Any:
+    ndim = max(xp.ndim(x) for x in tensors)
+    target: list[Any] = [1] * ndim
+    for x in tensors:
+        for axis, size in enumerate(xp.shape(x), ndim - xp.ndim(x)):
+            if not (isinstance(size, int) and size == 1):
+                target[axis] = size
+    return tuple(xp.broadcast_to(x, tuple(target)) for x in tensors)
+
+
+@op("repeat")
+def repeat(xp: Any, x: Any, repeats: Any) -> Any:
+    new = len(repeats) - xp.ndim(x)
+    shape = (1,) * new + tuple(xp.shape(x))
+    interleaved = [d for size in shape for d in (1, size)]
+    spread = [d for count, size in zip(repeats, shape, strict=True) for d in (count, size)]
+    result = xp.broadcast_to(xp.reshape(x, tuple(interleaved)), tuple(spread))
+    return xp.reshape(result, tuple(count * size for count, size in zip(repeats, shape, strict=True)))
+
+
+@op("tile")
+def tile(xp: Any, x: Any, dims: Any) -> Any:
+    return repeat(xp, x, (1,) * (xp.ndim(x) - len(dims)) + tuple(dims))
+
+
+@op("repeat_interleave.self_int")
+def repeat_interleave(xp: Any, x: Any, repeats: Any, dim: int | None = None, *, output_size: Any = None) -> Any:
+    if dim is None:
+        x, dim = xp.reshape(x, (-1,)), 0
+    dim %= xp.ndim(x)
+    shape = xp.shape(x)
+    spread = xp.broadcast_to(xp.expand_dims(x, dim + 1), (*shape[: dim + 1], repeats, *shape[dim + 1 :]))
+    return xp.reshape(spread, (*shape[:dim], shape[dim] * repeats, *shape[dim + 1 :]))
+
+
+@op("cat")
+def cat(xp: Any, tensors: Any, dim: int = 0) -> Any:
+    from zoo.ops.dtypes import result_type
+
+    dtype = result_type(xp, *tensors)
+    # torch lets an empty 1-D tensor join any others
+    real = [x for x in tensors if not (xp.ndim(x) == 1 and xp.shape(x)[0] is not None and _is_zero(xp.shape(x)[0]))]
+    parts = [xp.cast(x, dtype) for x in real or tensors[:1]]
+    return parts[0] if len(parts) == 1 else xp.concat(parts, dim % xp.ndim(parts[0]))
+
+
+@op("stack")
+def stack(xp: Any, tensors: Any, dim: int = 0) -> Any:
+    return cat(xp, [unsqueeze(xp, x, dim) for x in tensors], dim)
+
+
+@op("slice.Tensor", "slice_copy.Tensor")
+def slice_(xp: Any, x: Any, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Any:
+    end = None if isinstance(end, int) and end >= _END else end
+    return xp.slice(x, dim % xp.ndim(x), 0 if start is None else start, end, step)
+
+
+@op("narrow")
+def narrow(xp: Any, x: Any, dim: int, start: Any, length: Any) -> Any:
+    return xp.slice(x, dim % xp.ndim(x), start, start + length)
+
+
+@op("select.int", "select_copy.int")
+def select(xp: Any, x: Any, dim: int, index: Any) -> Any:
+    dim %= xp.ndim(x)
+    if isinstance(index, int) and index == -1:
+        return xp.squeeze(xp.slice(x, dim, -1, None), (dim,))
+    return xp.squeeze(xp.slice(x, dim, index, index + 1), (dim,))
+
+
+@op("split_with_sizes", "split_with_sizes_copy", "split.sizes")
+def split_with_sizes(xp: Any, x: Any, split_sizes: Any, dim: int = 0) -> Any:
+    parts, start = [], 0
+    for size in split_sizes:
+        parts.append(xp.slice(x, dim % xp.ndim(x), start, start + size))
+        start = start + size
+    return tuple(parts)
+
+
+@op("split.Tensor", "split_copy.Tensor")
+def split(xp: Any, x: Any, split_size: Any, dim: int = 0) -> Any:
+    length = xp.shape(x)[dim]
+    return tuple(
+        xp.slice(x, dim % xp.ndim(x), start, min(start + split_size, length)) for start in range(0, length, split_size)
+    )
+
+
+@op("chunk")
+def chunk(xp: Any, x: Any, chunks: int, dim: int = 0) -> Any:
+    length = xp.shape(x)[dim]
+    return split(xp, x, max(-(-length // chunks), 1), dim)
+
+
+@op("unbind.int")
+def unbind(xp: Any, x: Any, dim: int = 0) -> Any:
+    return tuple(select(xp, x, dim, i) for i in range(xp.shape(x)[dim]))
+
+
+@op("flip")
+def flip(xp: Any, x: Any, dims: Any) -> Any:
+    return xp.flip(x, tuple(d % xp.ndim(x) for d in dims))
+
+
+@op("roll")
+def roll(xp: Any, x: Any, shifts: Any, dims: Any = ()) -> Any:
+    shifts = (shifts,) if not isinstance(shifts, (tuple, list)) else shifts
+    dims = (dims,) if isinstance(dims, int) else dims
+    if not dims:
+        return xp.reshape(roll(xp, xp.reshape(x, (-1,)), shifts, (0,)), xp.shape(x))
+    for shift, dim in zip(shifts, dims, strict=True):
+        dim %= xp.ndim(x)
+        size = xp.shape(x)[dim]
+        if isinstance(size, int) and size == 0:
+            continue
+        cut = (size - shift) % size
+        x = xp.concat([xp.slice(x, dim, cut, None), xp.slice(x, dim, 0, cut)], dim)
+    return x
+
+
+@op("constant_pad_nd")
+def constant_pad(xp: Any, x: Any, pad: Any, value: Any = 0) -> Any:
+    """`pad` runs from the last dim backwards, (before, after) each; negative amounts cut."""
+    widths: list[tuple[Any, Any]] = [(0, 0)] * xp.ndim(x)
+    for i in range(len(pad) // 2):
+        before, after = pad[2 * i], pad[2 * i + 1]
+        axis = xp.ndim(x) - 1 - i
+        if isinstance(before, int) and before < 0:
+            x, before = xp.slice(x, axis, -before, None), 0
+        if isinstance(after, int) and after < 0:
+            x, after = xp.slice(x, axis, 0, after), 0
+        widths[axis] = (before, after)
+    if all(isinstance(w, int) and w == 0 for pair in widths for w in pair):
+        return x
+    return xp.pad(x, widths, value)
+
+
+@op("pad")
+def pad_(xp: Any, x: Any, pad: Any, mode: str = "constant", value: Any = None) -> Any:
+    if mode == "constant":
+        return constant_pad(xp, x, pad, 0 if value is None else value)
+    return {"reflect": reflection_pad, "replicate": replication_pad, "circular": circular_pad}[mode](xp, x, pad)
+
+
+@op("reflection_pad1d", "reflection_pad2d", "reflection_pad3d")
+def reflection_pad(xp: Any, x: Any, padding: Any) -> Any:
+    for axis, before, after in _pads(xp, x, padding):
+        size = xp.shape(x)[axis]
+        left = xp.flip(xp.slice(x, axis, 1, before + 1), (axis,))
+        right = xp.flip(xp.slice(x, axis, size - 1 - after, size - 1), (axis,))
+        x = xp.concat([left, x, right], axis)
+    return x
+
+
+@op("replication_pad1d", "replication_pad2d", "replication_pad3d")
+def replication_pad(xp: Any, x: Any, padding: Any) -> Any:
+    for axis, before, after in _pads(xp, x, padding):
+        size = xp.shape(x)[axis]
+        index = xp.arange(-before, size + after, 1, "int64")
+        low, high = xp.asarray(0, "int64"), xp.asarray(size - 1, "int64")
+        x = xp.take(x, xp.minimum(xp.maximum(index, low), high), axis)
+    return x
+
+
+def circular_pad(xp: Any, x: Any, padding: Any) -> Any:
+    for axis, before, after in _pads(xp, x, padding):
+        size = xp.shape(x)[axis]
+        x = xp.concat([xp.slice(x, axis, size - before, None), x, xp.slice(x, axis, 0, after)], axis)
+    return x
+
+
+@op("unfold")
+def unfold(xp: Any, x: Any, dimension: int, size: int, step: int) -> Any:
+    """Windows of `size` every `step` along a dim, as a new last dim."""
+    axis = dimension % xp.ndim(x)
+    count = (xp.shape(x)[axis] - size) // step + 1
+    columns = [xp.slice(x, axis, i, i + (count - 1) * step + 1, step) for i in range(size)]
+    return xp.concat([xp.expand_dims(column, xp.ndim(x)) for column in columns], xp.ndim(x))
+
+
+@op("im2col")
+def im2col(xp: Any, x: Any, kernel_size: Any, dilation: Any, padding: Any, stride: Any) -> Any:
+    """[N, C, H, W] -> [N, C*kh*kw, L], torch.nn.Unfold."""
+    n, c = xp.shape(x)[:2]
+    x = xp.pad(x, [(0, 0), (0, 0), (padding[0], padding[0]), (padding[1], padding[1])], 0)
+    height, width = xp.shape(x)[2:]
+    rows = (height - dilation[0] * (kernel_size[0] - 1) - 1) // stride[0] + 1
+    columns = (width - dilation[1] * (kernel_size[1] - 1) - 1) // stride[1] + 1
+    patches = []
+    for i in range(kernel_size[0]):
+        for j in range(kernel_size[1]):
+            top, left = i * dilation[0], j * dilation[1]
+            part = xp.slice(x, 2, top, top + (rows - 1) * stride[0] + 1, stride[0])
+            part = xp.slice(part, 3, left, left + (columns - 1) * stride[1] + 1, stride[1])
+            patches.append(xp.reshape(part, (n, c, 1, rows * columns)))
+    return xp.reshape(xp.concat(patches, 2), (n, c * kernel_size[0] * kernel_size[1], rows * columns))
+
+
+@op("pixel_shuffle")
+def pixel_shuffle(xp: Any, x: Any, upscale_factor: int) -> Any:
+    *lead, c, h, w = xp.shape(x)
+    r, n = upscale_factor, len(lead)
+    x = xp.reshape(x, (*lead, c // (r * r), r, r, h, w))
+    x = xp.permute(x, (*range(n), n, n + 3, n + 1, n + 4, n + 2))
+    return xp.reshape(x, (*lead, c // (r * r), h * r, w * r))
+
+
+@op("pixel_unshuffle")
+def pixel_unshuffle(xp: Any, x: Any, downscale_factor: int) -> Any:
+    *lead, c, h, w = xp.shape(x)
+    r, n = downscale_factor, len(lead)
+    x = xp.reshape(x, (*lead, c, h // r, r, w // r, r))
+    x = xp.permute(x, (*range(n), n, n + 2, n + 4, n + 1, n + 3))
+    return xp.reshape(x, (*lead, c * r * r, h // r, w // r))
+
+
+@op("diagonal", "diagonal_copy")
+def diagonal(xp: Any, x: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Any:
+    ndim = xp.ndim(x)
+    dim1, dim2 = dim1 % ndim, dim2 % ndim
+    rest = tuple(d for d in range(ndim) if d not in (dim1, dim2))
+    x = xp.permute(x, (*rest, dim1, dim2))
+    *lead, rows, columns = xp.shape(x)
+    length = max(min(rows, columns - offset) if offset >= 0 else min(rows + offset, columns), 0)
+    steps = xp.arange(0, length, 1, "int64")
+    row = xp.add(steps, xp.asarray(max(-offset, 0), "int64"))
+    column = xp.add(steps, xp.asarray(max(offset, 0), "int64"))
+    flat = xp.reshape(x, (*lead, rows * columns))
+    return xp.take(flat, xp.add(xp.multiply(row, xp.asarray(columns, "int64")), column), len(lead))
+
+
+@op("as_strided", "as_strided_copy")
+def as_strided(xp: Any, x: Any, size: Any, stride: Any, storage_offset: Any = None) -> Any:
+    """Of a contiguous `x`: element (i, j, …) is flat[offset + i*stride0 + j*stride1 + …]."""
+    index = xp.asarray(storage_offset or 0, "int64")
+    for axis, (length, step) in enumerate(zip(size, stride, strict=True)):
+        steps = xp.multiply(xp.arange(0, length, 1, "int64"), xp.asarray(step, "int64"))
+        index = xp.add(index, xp.reshape(steps, (-1,) + (1,) * (len(size) - 1 - axis)))
+    return xp.take(xp.reshape(x, (-1,)), index, 0)
+
+
+def _pads(xp: Any, x: Any, padding: Any) -> list[tuple[int, Any, Any]]:
+    return [(xp.ndim(x) - 1 - i, padding[2 * i], padding[2 * i + 1]) for i in range(len(padding) // 2)]
+
+
+def _is_zero(size: Any) -> bool:
+    return isinstance(size, int) and size == 0

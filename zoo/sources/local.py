@@ -1,0 +1,303 @@
+"""A checkpoint in a folder; and for all sources: which files to take, where they may lie, their hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Literal
+
+from zoo.errors import ChecksumError, FormatError, SourceError, UnsafeFile
+from zoo.registry import parse_uri
+from zoo.sources import NO_HASHES, Progress, cache_root
+
+__all__ = ["digest", "fetch", "inside", "safe_name", "select", "shards", "write_text"]
+
+
+def fetch(
+    uri: str,
+    files: Sequence[str] | None = None,
+    *,
+    sha256: Mapping[str, str] = NO_HASHES,
+    progress: Progress | None = None,
+    offline: bool | None = None,
+) -> Path:
+    """Check a folder and give it back; see `zoo.sources.fetch`. A file is given back as it is.
+
+    Raises:
+        SourceError: nothing there, no weights, or shards that the index names are missing.
+        ChecksumError: a file is not the expected one; it is left alone, being the user's.
+        UnsafeFile: a file, link or shard leads out of the folder.
+    """
+    root = Path(parse_uri(uri).location)
+    if root.is_file():
+        _check_hash(root, root.name, sha256)
+        return root
+    if not root.is_dir():
+        raise SourceError("no such file or folder", where=root, do="check the path")
+    names = _names(root)
+    for name in names:
+        inside(root, name)
+    for name in names:
+        if name.endswith(".index.json"):
+            missing = [shard for shard in shards(root / name) if not inside(root, shard).is_file()]
+            if missing:
+                raise SourceError(
+                    "shards of the checkpoint are missing",
+                    where=root / name,
+                    expected=", ".join(missing),
+                    do="copy them too",
+                )
+    for name in files or ():
+        if inside(root, name).is_file() and name not in names:
+            names.append(name)
+    for name in select(names, files, where=str(root)):
+        _check_hash(inside(root, name), name, sha256)
+    return root
+
+
+def inside(root: Path, name: str, *, links: Sequence[Path] | None = None) -> Path:
+    """`root / name`, known to lie inside `root` once links are followed.
+
+    Args:
+        root: the folder that loading may read from.
+        name: a relative path, from an index or a listing that somebody else wrote.
+        links: further folders that links inside `root` may lead into; by default those that the hub's cache
+            needs where `root` is one of its snapshots (links into `../../blobs`), else none.
+
+    Raises:
+        UnsafeFile: an absolute name, one with "..", or a link that leads elsewhere.
+    """
+    path = root / safe_name(name, where=root)
+    real = path.resolve()
+    allowed = [root.resolve(), *(_hub_blobs(root) if links is None else (link.resolve() for link in links))]
+    if not any(real.is_relative_to(folder) for folder in allowed):
+        raise UnsafeFile(
+            f"{name!r} leads out of the checkpoint's folder",
+            where=root,
+            expected="a file inside the folder",
+            got=real,
+            do="copy the file into the folder if you trust it",
+        )
+    return path
+
+
+def safe_name(name: str, where: object) -> str:
+    """`name`, known to be a plain relative path on any system.
+
+    Raises:
+        UnsafeFile: it is absolute, has a drive, "..", or a NUL.
+    """
+    windows = PureWindowsPath(name)
+    if not name or "\0" in name or windows.drive or windows.root or PurePosixPath(name).root or ".." in windows.parts:
+        raise UnsafeFile(
+            f"{name!r} is not a path inside the checkpoint",
+            where=where,
+            expected="a relative path without '..'",
+        )
+    return name
+
+
+def select(names: Iterable[str], files: Sequence[str] | None = None, *, where: str) -> list[str]:
+    """Which of a source's files to take.
+
+    Args:
+        names: all its files, as paths with "/" relative to the source's folder.
+        files: exactly these instead of the usual choice.
+        where: the source, for messages.
+
+    Returns:
+        Config, tokenizer and processor files, and one set of weights, of the first format of `_FORMATS` that
+        is there. Of a sharded set only the index: `shards` then names the rest.
+
+    Raises:
+        SourceError: a file of `files` is not there; no weights; or weights that cannot be told apart.
+        UnsafeFile: `files` asks for code.
+    """
+    listing = list(dict.fromkeys(names))
+    if files is not None:
+        return [_wanted(name, listing, where) for name in files]
+    taken = [name for name in listing if any(fnmatch(name, pattern) for pattern in _COMPANIONS) and "/" not in name]
+    for name in listing:
+        if match := _MODULE.fullmatch(name):
+            better = f"{match['folder']}/model.safetensors"
+            if not (name.endswith(".bin") and better in listing):
+                taken.append(name)
+    # An index is for its own format only: it comes back with the weights.
+    taken = [name for name in taken if not name.endswith(".index.json")]
+    taken += _weights([name for name in listing if "/" not in name], where, optional="graph.json.gz" in taken)
+    return [name for name in dict.fromkeys(taken) if not _is_code(name)]
+
+
+def shards(index: Path, text: str | bytes | None = None) -> list[str]:
+    """The files that a `*.index.json` names, each once, in order.
+
+    Args:
+        index: the index's path, read unless `text` is given.
+        text: its content.
+
+    Raises:
+        FormatError: not an index.
+        UnsafeFile: a shard's name leads out of the folder; the shard is named.
+    """
+    try:
+        weight_map = json.loads(index.read_bytes() if text is None else text)["weight_map"]
+        found = list(dict.fromkeys(weight_map.values()))
+        if not found or not all(isinstance(name, str) for name in found):
+            raise TypeError(f"weight_map of {found[:3]}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FormatError(
+            "not an index of shards",
+            where=index,
+            expected='{"weight_map": {tensor: file}}',
+            got=f"{type(error).__name__}: {error}",
+        ) from None
+    return [safe_name(name, where=index) for name in found]
+
+
+def digest(path: Path, kind: Literal["sha256", "git-sha1"] = "sha256") -> str:
+    """A file's hash in hexadecimal, remembered until its size or modification time changes.
+
+    Args:
+        path: the file; links are followed.
+        kind: "git-sha1" is git's hash of a blob, which names the hub's small files.
+    """
+    real = path.resolve()
+    stat = real.stat()
+    stamp = cache_root() / "verified" / f"{hashlib.sha256(os.fsencode(real)).hexdigest()[:32]}.json"
+    key = {"path": str(real), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    try:
+        known = json.loads(stamp.read_text("utf-8"))
+        known = known if all(known.get(name) == value for name, value in key.items()) else {}
+    except (OSError, ValueError, AttributeError):
+        known = {}
+    if isinstance(known.get(kind), str):
+        return known[kind]
+    with real.open("rb") as stream:
+        prefix = b"blob %d\0" % stat.st_size
+        value = hashlib.file_digest(
+            stream, (lambda: hashlib.sha1(prefix, usedforsecurity=False)) if kind == "git-sha1" else "sha256"
+        ).hexdigest()
+    try:
+        write_text(stamp, json.dumps({**known, **key, kind: value}))
+    except OSError:
+        pass  # A cache that cannot be written costs time, not correctness.
+    return value
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file in one step, so that no reader ever sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
+    try:
+        temporary.write_text(text, "utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# Best first: safetensors cannot run code and are mapped, not read.
+_FORMATS: tuple[tuple[str, ...], ...] = (
+    ("*.safetensors",),
+    ("*.bin", "*.pt", "*.pth", "*.ckpt"),
+    ("*.gguf",),
+    ("*.h5", "*.keras", "*.npz", "*.msgpack"),
+    ("*.onnx",),
+)
+_USUAL = ("model.safetensors", "pytorch_model.bin")
+_NO_WEIGHTS = (
+    "graph.safetensors", "training_args.bin", "optimizer.*", "scheduler.*", "rng_state*", "tokenizer*.bin",
+)  # fmt: skip
+_COMPANIONS = (
+    "*config*.json", "*token*.json", "modules.json", "normalizer.json", "entity_vocab.json", "vocab*",
+    "*.vocab", "merges.txt", "bpe.codes", "dict.txt", "*.model", "*.spm", "*.tiktoken", "*.jinja",
+    "chat_template.json", "graph.json.gz", "graph.safetensors",
+)  # fmt: skip
+_MODULE = re.compile(r"(?P<folder>\d+_\w+)/(config\.json|model\.safetensors|pytorch_model\.bin)")
+_CODE = (".py", ".pyc", ".pyd", ".so", ".dll", ".dylib", ".exe", ".sh")
+
+
+def _wanted(name: str, listing: list[str], where: str) -> str:
+    if _is_code(safe_name(name, where=where)):
+        raise UnsafeFile(f"{name!r} is code: it is never fetched", where=where, do="leave it out of `files`")
+    if name not in listing:
+        raise SourceError(f"there is no file {name!r}", where=where, got=_some(listing))
+    return name
+
+
+def _weights(names: list[str], where: str, *, optional: bool) -> list[str]:
+    for patterns in _FORMATS:
+        found = [
+            name
+            for name in names
+            if any(fnmatch(name, pattern) for pattern in patterns)
+            and not any(fnmatch(name, pattern) for pattern in _NO_WEIGHTS)
+        ]
+        for usual in _USUAL:
+            if usual in found:
+                return [usual]
+            if fnmatch(usual, patterns[0]) and f"{usual}.index.json" in names:
+                return [f"{usual}.index.json"]
+        if len(found) == 1:
+            return found
+        if found:
+            raise SourceError(
+                "several files of weights, and no telling which to take",
+                where=where,
+                expected=f"{' or '.join(_USUAL)}, an index of shards, or one file",
+                got=_some(found),
+                do="name the ones you want: files=[...]",
+            )
+    if optional:
+        return []
+    raise SourceError(
+        "no weights there",
+        where=where,
+        expected="model.safetensors, pytorch_model.bin or another checkpoint format, or graph.json.gz",
+        got=_some(names) or "nothing",
+        do="if they are in a subfolder, name them: files=[...], or name that folder",
+    )
+
+
+def _check_hash(path: Path, name: str, sha256: Mapping[str, str]) -> None:
+    expected = sha256.get(name)
+    if expected is not None and (got := digest(path)) != expected:
+        raise ChecksumError(
+            f"{name} is not the file it should be",
+            where=path,
+            expected=f"sha256 {expected}",
+            got=f"sha256 {got}",
+            do="copy or download it again; load it by its path to take it as it is",
+        )
+
+
+def _names(root: Path) -> list[str]:
+    """The files of a folder that `select` looks at: not those of deeper folders, which may be anything."""
+    names = [path.name for path in root.iterdir() if path.is_file()]
+    for folder in root.glob("[0-9]*_*/"):
+        names += [f"{folder.name}/{path.name}" for path in folder.iterdir() if path.is_file()]
+    return sorted(names)
+
+
+def _hub_blobs(root: Path) -> list[Path]:
+    """Where the links of a snapshot in the hub's cache lead: its repository's blobs, and shared ones."""
+    root = root.resolve()
+    for folder in (root, *root.parents):
+        repo = folder.parent.parent
+        if folder.parent.name == "snapshots" and re.match(r"(models|datasets|spaces)--", repo.name):
+            shared = repo.parent / "blobs"
+            marked = (shared / ".huggingface-shared-blobs").is_file()
+            return [repo / "blobs", shared] if marked else [repo / "blobs"]
+    return []
+
+
+def _is_code(name: str) -> bool:
+    return name.lower().endswith(_CODE)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
