@@ -40,6 +40,7 @@ __all__ = [
     "map_file",
     "read_head",
     "refuse_impostor",
+    "release",
     "strict_json",
     "tensor_info",
 ]
@@ -152,8 +153,9 @@ class Checkpoint(ABC):
 
 
 def map_file(path: Path) -> memoryview:
-    """The whole file as read-only bytes, mapped; unmapped when the last view of it goes.
+    """The whole file as bytes, mapped; unmapped when the last view of it goes.
 
+    The mapping is private: a framework that trains on the arrays in place changes its own memory, never the file.
     The mapping is never closed by hand: NumPy arrays do not lock the buffer that they are made on, so an
     explicit close would leave them dangling.
     """
@@ -161,9 +163,25 @@ def map_file(path: Path) -> memoryview:
         with path.open("rb") as f:
             if not os.fstat(f.fileno()).st_size:
                 raise FormatError("the file is empty", where=path, do="download it again")
-            return memoryview(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ))
+            return memoryview(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_COPY))
     except OSError as error:
         raise SourceError("the file cannot be read", where=path, got=error) from error
+
+
+def release(array: np.ndarray) -> None:
+    """Tells the system that the pages under a mapped array are not needed now; they come back when they are read.
+
+    For arrays that were copied elsewhere and not written to: mapped pages count as memory in use until then.
+    """
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    mapping = getattr(base, "obj", None)
+    if not isinstance(mapping, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED") or not array.nbytes:
+        return
+    start = array.ctypes.data - np.frombuffer(mapping, np.uint8).ctypes.data
+    first = start - start % mmap.PAGESIZE
+    mapping.madvise(mmap.MADV_DONTNEED, first, start + array.nbytes - first)
 
 
 def array_view(

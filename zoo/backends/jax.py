@@ -19,6 +19,10 @@ from zoo.graph.ir import Graph
 __all__ = ["JaxNamespace", "compile_graph", "module_of", "namespace", "params_from"]
 
 
+COPIES = True
+"""Whether `params_from` copies, so that the checkpoint's pages are not needed any more."""
+
+
 def compile_graph(graph: Graph) -> Any:
     """A pure function (params, inputs) -> outputs, jitted; traced again for each new set of shapes."""
     program = Program(graph, resolve_over(_XP, _OVERRIDES))

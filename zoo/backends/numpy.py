@@ -16,6 +16,10 @@ from zoo.graph.ir import Graph
 __all__ = ["NumpyNamespace", "compile_graph", "namespace", "params_from"]
 
 
+COPIES = False
+"""Whether `params_from` copies, so that the checkpoint's pages are not needed any more."""
+
+
 def compile_graph(graph: Graph) -> Any:
     """A function (params, inputs) -> outputs that computes in float64, whatever the graph's dtype."""
     program = Program(graph, resolve_over(_XP, {}))

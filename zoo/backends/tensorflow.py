@@ -20,14 +20,20 @@ from zoo.graph.ir import Graph
 __all__ = ["Module", "TensorflowNamespace", "compile_graph", "module_of", "namespace", "params_from"]
 
 
+COPIES = True
+"""Whether `params_from` copies, so that the checkpoint's pages are not needed any more."""
+
+
 def compile_graph(graph: Graph) -> Any:
-    """A function (params, inputs) -> outputs on tensors or variables; wrap it in tf.function to compile it."""
-    program = Program(graph, resolve_over(_XP, _OVERRIDES))
+    """A function (params, inputs) -> outputs on tensors or variables: one tf.function, traced once with None dims."""
+    run = _runner(graph)
+    params = {p.name: tf.TensorSpec(p.shape, p.dtype) for p in graph.params.values()}
+    traced = tf.function(run, autograph=False, input_signature=[params, _signature(graph)])
 
     def apply(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
-        constants = {name: tf.constant(array) for name, array in graph.constants.items()}
-        tensors = {name: tf.convert_to_tensor(value) for name, value in params.items()}
-        return program(tensors, {name: tf.convert_to_tensor(value) for name, value in inputs.items()}, constants)
+        # reading a variable under a tape is what ties its gradient to it
+        tensors = {name: tf.convert_to_tensor(params[name]) for name in graph.params}
+        return traced(tensors, {name: tf.convert_to_tensor(value) for name, value in inputs.items()})
 
     return apply
 
@@ -57,7 +63,7 @@ class Module(tf.Module):
         # a list: TensorFlow's checkpoint names would otherwise be made of the dots in the parameters' names
         self._names = list(params)
         self.weights = [params[name] for name in self._names]
-        self._apply = compile_graph(graph)
+        self._apply = _runner(graph)
         self.call = tf.function(self._call, autograph=False, input_signature=[_signature(graph)], reduce_retracing=True)
 
     def _call(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,7 +147,9 @@ class TensorflowNamespace(Namespace):
         return tf.squeeze(x, list(axes)) if axes else x
 
     def broadcast_to(self, x: Any, shape: Any) -> Any:
-        return x if tuple(shape) == tuple(x.shape.as_list()) else tf.broadcast_to(x, _sizes(shape))
+        # sizes that are tensors have no truth value: only a wholly known shape can be seen to be x's own
+        known = all(isinstance(size, int) for size in shape)
+        return x if known and list(shape) == x.shape.as_list() else tf.broadcast_to(x, _sizes(shape))
 
     def concat(self, xs: Sequence[Any], axis: int) -> Any:
         return tf.concat(xs, axis)
@@ -400,6 +408,17 @@ class TensorflowNamespace(Namespace):
 def namespace() -> Namespace:
     """The namespace this backend computes with."""
     return _XP
+
+
+def _runner(graph: Graph) -> Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]:
+    """The graph's operations on tensors, to be called while a tf.function is traced."""
+    program = Program(graph, resolve_over(_XP, _OVERRIDES))
+
+    def run(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+        constants = {name: tf.constant(array) for name, array in graph.constants.items()}
+        return program({name: tf.convert_to_tensor(p) for name, p in params.items()}, inputs, constants)
+
+    return run
 
 
 def _size(size: Any) -> Any:

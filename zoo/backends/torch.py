@@ -17,6 +17,10 @@ from zoo.ops import OPS
 __all__ = ["GraphModule", "compile_graph", "module_of", "params_from"]
 
 
+COPIES = False
+"""Whether `params_from` copies, so that the checkpoint's pages are not needed any more."""
+
+
 def compile_graph(graph: Graph) -> Any:
     """A function (params, inputs) -> outputs on tensors."""
     program = Program(graph, _resolve, lambda dtype: getattr(torch, dtype.name))

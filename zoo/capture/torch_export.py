@@ -23,7 +23,7 @@ from zoo.errors import CaptureError
 from zoo.graph.ir import DType, Graph, Input, Node, Param, Ref, ValueInfo, param_ref
 from zoo.graph.passes import simplify
 
-__all__ = ["KEPT", "capture_module", "capture_program", "export"]
+__all__ = ["KEPT", "capture_module", "capture_program", "export", "ties_of"]
 
 KEPT = frozenset(
     """
@@ -119,7 +119,7 @@ def capture_module(
     module: torch.nn.Module, inputs: Mapping[str, Any], dynamic_shapes: Any = "auto"
 ) -> Graph:
     """Capture `module` as a Graph: `export`, then `capture_program`; tied parameters are found by identity."""
-    return capture_program(export(module, inputs, dynamic_shapes), _ties(module))
+    return capture_program(export(module, inputs, dynamic_shapes), ties_of(module))
 
 
 def capture_program(program: torch.export.ExportedProgram, ties: Mapping[str, str] | None = None) -> Graph:
@@ -448,7 +448,7 @@ def _dim_name(name: str, axis: int, ndim: int, others: Sequence[str]) -> tuple[s
     return (known[axis - ndim], False) if ndim - axis <= len(known) else (f"{name.replace('.', '_')}_{axis}", False)
 
 
-def _ties(module: torch.nn.Module) -> dict[str, str]:
+def ties_of(module: torch.nn.Module) -> dict[str, str]:
     """Names of shared parameters and persistent buffers -> the first name each is registered under."""
     first: dict[int, str] = {}
     ties = {}

@@ -13,7 +13,7 @@ _END = 2**63 - 1  # what torch.export writes for "to the end"
 
 @op("view", "reshape", "_unsafe_view", "_reshape_alias")
 def view(xp: Any, x: Any, size: Any, stride: Any = None) -> Any:
-    if 0 in xp.shape(x) and -1 in [d for d in size if isinstance(d, int)]:
+    if any(_is_zero(d) for d in xp.shape(x)) and -1 in [d for d in size if isinstance(d, int)]:
         known = math.prod(d for d in size if d != -1)
         size = tuple(math.prod(xp.shape(x)) // known if d == -1 else d for d in size)
     return xp.reshape(x, size)
@@ -157,7 +157,7 @@ def cat(xp: Any, tensors: Any, dim: int = 0) -> Any:
 
     dtype = result_type(xp, *tensors)
     # torch lets an empty 1-D tensor join any others
-    real = [x for x in tensors if not (xp.ndim(x) == 1 and xp.shape(x)[0] is not None and _is_zero(xp.shape(x)[0]))]
+    real = [x for x in tensors if not (xp.ndim(x) == 1 and _is_zero(xp.shape(x)[0]))]
     parts = [xp.cast(x, dtype) for x in real or tensors[:1]]
     return parts[0] if len(parts) == 1 else xp.concat(parts, dim % xp.ndim(parts[0]))
 

@@ -1,0 +1,47 @@
+"""Anyzoo: any pretrained model, unchanged and proven equal, on PyTorch, TensorFlow, JAX, Keras 3 or NumPy.
+
+    import zoo
+    model = zoo.load("minilm", backend="jax")
+    model.embed(["a cat", "a kitten"])
+
+Importing this package imports no framework.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from zoo.errors import ZooError
+
+if TYPE_CHECKING:
+    from zoo.loading import capture, load
+    from zoo.model import Model, Output, Package
+    from zoo.registry import Entry
+    from zoo.verify import Report, verify
+
+__all__ = ["Model", "Output", "Package", "ZooError", "available", "capture", "info", "load", "verify"]
+__version__ = "0.1.0.dev0"
+
+_LAZY = {
+    "load": "zoo.loading",
+    "capture": "zoo.loading",
+    "Model": "zoo.model",
+    "Output": "zoo.model",
+    "Package": "zoo.model",
+    "verify": "zoo.verify",
+    "Report": "zoo.verify",
+    "available": "zoo.catalogue",
+    "info": "zoo.catalogue",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        import importlib
+
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'zoo' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

@@ -1,0 +1,340 @@
+"""Capture of transformers models from their config alone: no weight is read or initialised.
+
+Source: transformers 5.23; which class serves a task is its own auto-class tables' business.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+import transformers
+
+from zoo.capture.torch_export import capture_program, export, ties_of
+from zoo.errors import CaptureError, ConfigError
+from zoo.graph.ir import Graph, Input
+from zoo.graph.key import shaping
+from zoo.tasks import TASKS, task_name
+
+__all__ = ["build", "capture_config", "config_from", "model_class", "native_module"]
+
+def config_from(fields: Mapping[str, Any]) -> transformers.PretrainedConfig:
+    """The transformers config of a config.json's fields.
+
+    Raises:
+        ConfigError: no model_type, one that the installed transformers does not know, or fields it refuses.
+    """
+    model_type = fields.get("model_type")
+    if model_type not in transformers.CONFIG_MAPPING:
+        raise ConfigError(
+            "transformers does not know this kind of model",
+            where="config.json, model_type",
+            got=model_type,
+            do="install a newer transformers; models with code of their own are not loaded (it would have to be run)",
+        )
+    try:
+        return transformers.CONFIG_MAPPING[model_type].from_dict(dict(fields))
+    except Exception as error:  # whatever a config class's own checks raise
+        raise ConfigError("transformers refuses the config", where="config.json", got=error) from error
+
+
+def model_class(config: transformers.PretrainedConfig, task: str | None) -> type[transformers.PreTrainedModel]:
+    """The class that serves `task`, or without one the class the checkpoint was saved for, else the base model.
+
+    Raises:
+        ConfigError: transformers has no class of this kind of model for the task.
+    """
+    if task is None:
+        for name in config.architectures or ():
+            found = getattr(transformers, name, None)
+            if inspect.isclass(found) and issubclass(found, transformers.PreTrainedModel):
+                return found
+        task = "feature-extraction"
+    for auto in TASKS[task_name(task)]:
+        mapping = getattr(transformers, auto)._model_mapping
+        if type(config) in mapping:
+            found = mapping[type(config)]
+            return found[0] if isinstance(found, (tuple, list)) else found
+    served = sorted(t for t, autos in TASKS.items() if any(type(config) in getattr(transformers, a)._model_mapping for a in autos))
+    raise ConfigError(
+        f"{config.model_type} has no class for the task {task!r}", expected=", ".join(served), do="pass one of these"
+    )
+
+
+def build(
+    config: transformers.PretrainedConfig, cls: type[transformers.PreTrainedModel], dtype: str = "float32"
+) -> transformers.PreTrainedModel:
+    """The module with its buffers computed and its parameters' memory reserved but never touched.
+
+    Unlike construction on the meta device this keeps the values of buffers that no checkpoint holds (rotary tables,
+    position ids), and costs memory only for those.
+    """
+    from transformers.initialization import no_init_weights
+
+    with _quiet(), no_init_weights():
+        module = cls._from_config(config, dtype=getattr(torch, dtype))
+    module.tie_weights()
+    return module.eval()
+
+
+def capture_config(
+    config: transformers.PretrainedConfig, task: str | None = None, dtype: str = "float32"
+) -> Graph:
+    """The graph of a transformers model, from its config.
+
+    Raises:
+        CaptureError: torch.export refuses the model, with and without transformers' own export patches.
+    """
+    import copy
+
+    config = copy.deepcopy(config)
+    for part in _parts(config):
+        if hasattr(part, "use_cache"):
+            part.use_cache = False
+    cls = model_class(config, task)
+    module = build(config, cls, dtype)
+    inputs = example_inputs(module, dtype)
+    dynamic = {name: _dynamic(name, tensor, config) for name, tensor in inputs.items()}
+    with _quiet():
+        try:
+            program = export(module, inputs, dynamic)
+        except CaptureError as first:
+            try:
+                program = _export_patched(module, inputs, dynamic)
+            except Exception:
+                raise first from None
+    graph = capture_program(program, ties_of(module))
+    return _named(graph, module, config, task, dtype)
+
+
+def example_inputs(module: transformers.PreTrainedModel, dtype: str = "float32") -> dict[str, torch.Tensor]:
+    """Inputs that reach all parts of the model: sizes above 1 and different, masks all ones."""
+    config, accepted = module.config, inspect.signature(module.forward).parameters
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    batch, length = 2, 6
+    floats = getattr(torch, dtype)
+    inputs: dict[str, torch.Tensor] = {}
+
+    def ids(count: int) -> torch.Tensor:
+        # ids above the special ones; a pad id among real tokens would move position ids
+        return torch.arange(count).remainder(3).add(min(5, text.vocab_size - 3)).expand(batch, count).clone()
+
+    if "input_ids" in accepted:
+        inputs["input_ids"] = ids(length)
+        if "attention_mask" in accepted:
+            inputs["attention_mask"] = torch.ones(batch, length, dtype=torch.long)
+        if "token_type_ids" in accepted and getattr(text, "type_vocab_size", 0) > 1:
+            inputs["token_type_ids"] = torch.zeros(batch, length, dtype=torch.long)
+        if "bbox" in accepted:
+            inputs["bbox"] = torch.zeros(batch, length, 4, dtype=torch.long)
+    if "pixel_values" in accepted:
+        height, width = _image_size(config)
+        inputs["pixel_values"] = torch.zeros(batch, _channels(config), height, width, dtype=floats)
+    if "input_values" in accepted:
+        if hasattr(config, "num_mel_bins") and hasattr(config, "max_length"):  # a spectrogram, as AST takes
+            inputs["input_values"] = torch.zeros(batch, config.max_length, config.num_mel_bins, dtype=floats)
+        else:
+            inputs["input_values"] = torch.zeros(batch, 16000, dtype=floats)
+            if "attention_mask" in accepted and "input_ids" not in accepted:
+                inputs["attention_mask"] = torch.ones(batch, 16000, dtype=torch.long)
+    if "input_features" in accepted and "pixel_values" not in accepted:
+        frames = 2 * getattr(config, "max_source_positions", 50)
+        bins = getattr(config, "num_mel_bins", None) or getattr(config, "input_feat_per_channel", 80)
+        inputs["input_features"] = torch.zeros(batch, bins, frames, dtype=floats)
+    if config.is_encoder_decoder and "decoder_input_ids" in accepted:
+        inputs["decoder_input_ids"] = ids(length - 1)
+        if "decoder_attention_mask" in accepted and "input_ids" in accepted:
+            inputs["decoder_attention_mask"] = torch.ones(batch, length - 1, dtype=torch.long)
+    if not inputs:
+        raise CaptureError(
+            "no example inputs are known for this model",
+            where=type(module).__name__,
+            got=", ".join(accepted),
+            do="call zoo.capture(module, name=example, …) with inputs of your own",
+        )
+    return inputs
+
+
+def native_module(
+    config: transformers.PretrainedConfig, class_name: str, params: Mapping[str, torch.nn.Parameter], renamed: Mapping[str, str]
+) -> transformers.PreTrainedModel:
+    """The transformers module over the given parameters, which it shares.
+
+    Args:
+        params: by canonical name.
+        renamed: canonical name -> the module's own, where they differ.
+    """
+    cls = getattr(transformers, class_name)
+    dtype = next(iter(params.values())).dtype
+    module = build(config, cls, str(dtype).removeprefix("torch."))
+    own = {renamed.get(name, name): tensor for name, tensor in params.items()}
+    for name, tensor in own.items():
+        parent, _, leaf = name.rpartition(".")
+        owner = module.get_submodule(parent)
+        if leaf in owner._parameters:
+            owner._parameters[leaf] = tensor
+        else:
+            owner._buffers[leaf] = tensor.detach()
+    module.tie_weights()
+    return module
+
+
+def _named(graph: Graph, module: Any, config: Any, task: str | None, dtype: str) -> Graph:
+    """The graph with checkpoint names for its parameters, defaults for optional inputs, and the facts of its origin."""
+    canonical = _canonical_names(module)
+    params = {}
+    renamed = {}
+    for param in graph.params.values():
+        name = canonical.get(param.name, param.name)
+        aliases = tuple(canonical.get(alias, alias) for alias in param.aliases)
+        params[name] = replace(param, name=name, aliases=aliases)
+        if name != param.name:
+            renamed[name] = param.name
+    graph = _rename_params(graph, params, renamed)
+    inputs = tuple(_with_default(item) for item in graph.inputs)
+    fields = _plain(shaping(config.to_dict()))
+    meta = {
+        **graph.meta,
+        "transformers": transformers.__version__,
+        "class": type(module).__name__,
+        "model_type": config.model_type,
+        "task": task_name(task) if task else _task_of(type(module), config),
+        "dtype": dtype,
+        "prefix": module.base_model_prefix,
+        "unexpected": sorted(getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ()),
+        "renamed": renamed,
+        "config": {
+            "fields": fields,
+            "defaults": _defaults(type(config), fields),
+            "aliases": dict(config.attribute_map),
+        },
+    }
+    return replace(graph, inputs=inputs, meta=meta)
+
+
+def _rename_params(graph: Graph, params: dict[str, Any], renamed: Mapping[str, str]) -> Graph:
+    from zoo.graph.ir import Ref, map_refs, param_ref
+
+    to = {param_ref(old): param_ref(new) for new, old in renamed.items()}
+
+    def current(ref: Ref) -> Ref:
+        return Ref(to.get(ref.name, ref.name))
+
+    nodes = [replace(n, args=map_refs(current, n.args), kwargs=map_refs(current, n.kwargs)) for n in graph.nodes]
+    outputs = {name: current(ref) for name, ref in graph.outputs.items()}
+    return replace(graph, params=params, nodes=nodes, outputs=outputs)
+
+
+def _canonical_names(module: Any) -> dict[str, str]:
+    """The module's parameter name -> the name it has in checkpoints, where transformers renames on loading."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    state = {name: torch.empty(0, device="meta") for name in module.state_dict()}
+    try:
+        saved = revert_weight_conversion(module, dict(state))
+    except Exception:
+        # a conversion that needs the tensors themselves (merged experts): those names stay the module's
+        return {}
+    by_tensor = {id(tensor): name for name, tensor in saved.items()}
+    return {name: by_tensor[id(t)] for name, t in state.items() if by_tensor.get(id(t), name) != name}
+
+
+def _with_default(item: Input) -> Input:
+    """Masks default to "everything", token types to the first."""
+    if item.name.endswith("attention_mask"):
+        return replace(item, default=1)
+    return replace(item, default=0) if item.name == "token_type_ids" else item
+
+
+def _task_of(cls: type, config: Any) -> str:
+    for task, autos in TASKS.items():
+        for auto in autos:
+            found = getattr(transformers, auto)._model_mapping.get(type(config), None)
+            if found is cls or (isinstance(found, (tuple, list)) and cls in found):
+                return task
+    return "feature-extraction"
+
+
+def _export_patched(module: Any, inputs: Mapping[str, Any], dynamic: Any) -> torch.export.ExportedProgram:
+    """torch.export under the patches of transformers.exporters, which take out what the tracer cannot follow."""
+    from transformers.exporters.exporter_dynamo import DynamoConfig, DynamoExporter
+
+    exporter = DynamoExporter()
+    settings = DynamoConfig(dynamic=True, dynamic_shapes=dynamic, strict=False)
+    program, _ = exporter.export_program(module, dict(inputs), settings)
+    return program
+
+
+def _dynamic(name: str, tensor: torch.Tensor, config: Any) -> dict[int, Any]:
+    """Every dim dynamic, save the image sides of windowed models: their padding makes the tracer's sizes explode."""
+    fixed = (2, 3) if name == "pixel_values" and hasattr(config, "window_size") and hasattr(config, "image_size") else ()
+    static = torch.export.Dim.STATIC
+    return {axis: static if axis in fixed else torch.export.Dim.AUTO for axis in range(tensor.ndim)}
+
+
+def _image_size(config: Any) -> tuple[int, int]:
+    vision = getattr(config, "vision_config", config)
+    size = getattr(vision, "image_size", None) or 224
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def _channels(config: Any) -> int:
+    vision = getattr(config, "vision_config", config)
+    return getattr(vision, "num_channels", None) or getattr(vision, "in_channels", None) or 3
+
+
+def _parts(config: Any) -> list[Any]:
+    """The config and the configs inside it."""
+    inner = [value for value in vars(config).values() if isinstance(value, transformers.PretrainedConfig)]
+    return [config, *(part for value in inner for part in _parts(value))]
+
+
+def _defaults(cls: type, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """For each field what the class makes of it where a config.json leaves it out and has the others as they are.
+
+    That is more than the class's plain defaults: layer types follow from the number of layers, and so on.
+    """
+    defaults = {}
+    for name in fields:
+        try:
+            without = cls.from_dict({key: value for key, value in fields.items() if key != name})  # type: ignore[attr-defined]
+        except Exception:
+            continue  # a field that the class cannot do without has no default
+        found = _plain(shaping(without.to_dict()))
+        if name in found:
+            defaults[name] = found[name]
+    return defaults
+
+
+def _plain(tree: Any) -> Any:
+    """What JSON can hold; tuples become lists, whole-number keys text."""
+    if isinstance(tree, Mapping):
+        return {str(key): _plain(value) for key, value in sorted(tree.items(), key=lambda item: str(item[0]))}
+    if isinstance(tree, (list, tuple)):
+        return [_plain(item) for item in tree]
+    if tree is None or isinstance(tree, (bool, int, float, str)):
+        return tree
+    return str(tree)
+
+
+@contextmanager
+def _quiet() -> Any:
+    """transformers and torch.export warn of things that capture does on purpose."""
+    import warnings
+
+    loggers = [logging.getLogger(name) for name in ("transformers", "torch.export")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

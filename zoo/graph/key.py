@@ -1,0 +1,106 @@
+"""Whether a checkpoint's config describes the network that a graph was captured from.
+
+A packaged graph is used for a checkpoint only when every field of the config that shapes the network agrees. The
+graph remembers those fields, the class's defaults for those a config.json leaves out, and the other names some of
+them go by, so that the comparison needs neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["differences", "shaping"]
+
+# Fields that no evaluated network depends on: names, training, generation, what transformers returns besides.
+_IGNORED = re.compile(
+    r"""
+    _name_or_path | _commit_hash | _attn_implementation.* | _experts_implementation.* | _output_attentions
+    | attn_implementation | transformers_version | transformers\.js_config | architectures | auto_map | model_type
+    | dtype | torch_dtype | torchscript | tie_encoder_decoder | pruned_heads | is_.*_converted | quantization_config
+    | id2label | label2id | problem_type | finetuning_task | task_specific_params | tokenizer_class | prefix
+    | .*dropout.* | .*drop_path.* | .*_drop | .*drop_rate | .*layerdrop | .*_pdrop | drop_.* | layerdrop
+    | init_std | init_xavier_std | initializer_.* | .*_init_std | .*initializer_range | embedding_init.* | init_.*
+    | .*initializer_factor | rescale_prenorm_residual | residual_in_fp32_init
+    | use_cache | cache_implementation | return_dict | return_dict_in_generate | output_.* | gradient_checkpointing
+    | bos_token_id | decoder_start_token_id | sep_token_id | mask_token_id | unk_token_id | forced_.*
+    | max_length | min_length | num_beams.* | num_return_sequences | do_sample | early_stopping | temperature | top_k
+    | top_p | typical_p | repetition_penalty | length_penalty | no_repeat_ngram_size | encoder_no_repeat_ngram_size
+    | bad_words_ids | suppress_tokens | begin_suppress_tokens | remove_invalid_values | exponential_decay_.*
+    | diversity_penalty | renormalize_logits | constraints
+    | apply_spec_augment | mask_time_.* | mask_feature_.* | median_filter_width | ctc_.* | .*aux_loss.* | .*_loss_.*
+    | loss_function_.* | classifier_bias_init | router_aux.* | sparse_pred.* | sparse_prediction | pretraining_tp
+    | summary_first_dropout | wandb.* | directionality | pooler_(fc|num|size|type).* | adapters | gradient_.*
+    """,
+    re.VERBOSE,
+)
+
+
+def shaping(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a config that shape the evaluated network, nested configs included; labels by their number."""
+    config = _current(config)
+    kept = {
+        key: shaping(value) if _is_config(value) else value
+        for key, value in config.items()
+        if not _IGNORED.fullmatch(key)
+    }
+    labels = config.get("id2label")
+    if isinstance(labels, Mapping):
+        kept["num_labels"] = len(labels)
+    return kept
+
+
+def differences(config: Mapping[str, Any], record: Mapping[str, Any]) -> list[str]:
+    """What in a checkpoint's config contradicts a graph's record of its own, one line each; empty if nothing.
+
+    Args:
+        config: a config.json's fields.
+        record: {"fields": shaping fields of the captured config, "defaults": the class's own, "aliases": other name
+            -> field}. A field that the record lacks is unknown to the class and cannot shape it.
+    """
+    return list(_compare(shaping(config), record["fields"], record["defaults"], record.get("aliases", {}), ""))
+
+
+def _compare(found: Mapping[str, Any], fields: Mapping[str, Any], defaults: Mapping[str, Any], aliases: Any, at: str) -> Any:
+    named = {aliases.get(key, key): value for key, value in found.items()}
+    named.update((key, value) for key, value in found.items() if key in fields)
+    for key, expected in fields.items():
+        got = named.get(key, defaults.get(key))
+        if isinstance(expected, Mapping) and isinstance(got, Mapping):
+            nested = defaults.get(key)
+            yield from _compare(got, expected, nested if isinstance(nested, Mapping) else {}, {}, f"{at}{key}.")
+        elif not _same(got, expected):
+            yield f"{at}{key}: {got!r}, the graph has {expected!r}"
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(map(_same, a, b))
+    if isinstance(a, bool) or isinstance(b, bool):
+        return a is b
+    return a == b
+
+
+def _is_config(value: Any) -> bool:
+    return isinstance(value, Mapping) and "model_type" in value
+
+
+def _current(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Rotary settings as transformers 5 spells them: one `rope_parameters` instead of rope_theta and rope_scaling."""
+    config = dict(config)
+    theta, scaling = config.pop("rope_theta", None), config.pop("rope_scaling", None)
+    if "rope_parameters" not in config and (theta is not None or scaling):
+        scaling = dict(scaling or {})
+        scaling.setdefault("rope_type", scaling.pop("type", "default"))
+        if theta is not None:
+            scaling["rope_theta"] = theta
+        config["rope_parameters"] = scaling
+    if isinstance(config.get("rope_parameters"), Mapping):
+        rope = dict(config["rope_parameters"])
+        rope.pop("type", None)
+        # 10000 is the field's common base and what transformers fills in where a config names none
+        if "rope_type" in rope or "rope_theta" in rope:
+            rope = {"rope_type": "default", "rope_theta": 10000.0, **rope}
+        config["rope_parameters"] = rope
+    return config

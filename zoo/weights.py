@@ -1,0 +1,188 @@
+"""Fitting a checkpoint's tensors to a graph's parameters, by name; everything that does not fit is reported at once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from zoo.errors import WeightsError
+from zoo.graph.ir import Graph, param_ref, refs
+
+__all__ = ["Fit", "fit", "prune"]
+
+# Spellings of old checkpoints -> those of the module today. Both directions are tried.
+_RENAMED = (
+    ("LayerNorm.gamma", "LayerNorm.weight"),
+    ("LayerNorm.beta", "LayerNorm.bias"),
+    (".weight_g", ".parametrizations.weight.original0"),
+    (".weight_v", ".parametrizations.weight.original1"),
+)
+
+# Tensors that some checkpoints hold although the model computes them: dropping one loses nothing.
+_COMPUTED = re.compile(
+    r"(.*\.)?(position_ids|token_type_ids|inv_freq|rotary_emb\.inv_freq|masked_bias|num_batches_tracked"
+    r"|relative_position_index|attn\.bias|attention\.bias|embed_positions\.weights|rotary_emb\.(cos|sin)_cached)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """How a checkpoint serves a graph.
+
+    Args:
+        names: canonical parameter -> the checkpoint's tensor.
+        missing: canonical parameters that no tensor serves.
+        unused: tensor -> why it is not needed.
+    """
+
+    names: Mapping[str, str]
+    missing: tuple[str, ...]
+    unused: Mapping[str, str]
+
+
+def fit(graph: Graph, shapes: Mapping[str, tuple[int, ...]], where: object, *, strict: bool = True) -> Fit:
+    """Match tensor names and shapes with the graph's parameters.
+
+    Args:
+        graph: its meta may hold "prefix" (transformers' base_model_prefix) and "unexpected" (patterns of tensor names
+            that the class knows and does not use).
+        shapes: tensor name -> shape, all of the checkpoint.
+        where: the checkpoint, for errors.
+        strict: False takes unknown tensors as unused.
+
+    Raises:
+        WeightsError: a tensor has another shape, or is unknown in a part of the model that the graph has. All such
+            tensors are named. Missing ones are returned, not raised: `prune` decides whether they matter.
+    """
+    prefix = graph.meta.get("prefix") or ""
+    index = {spelling: name for name in shapes for spelling in _spellings(name)}
+    index.update((name, name) for name in shapes)
+    names: dict[str, str] = {}
+    missing, misshaped = [], []
+    for param in graph.params.values():
+        candidates = (c for own in (param.name, *param.aliases) for c in _candidates(own, prefix))
+        found = next((index[c] for c in candidates if c in index), None)
+        if found is None:
+            missing.append(param.name)
+        elif tuple(shapes[found]) != param.shape:
+            misshaped.append(f"{found}: expected {list(param.shape)}, got {list(shapes[found])}")
+        else:
+            names[param.name] = found
+    served = set(names.values()) | {index[c] for c in _all_names(graph, prefix) if c in index}
+    unused, unexpected = _leftovers(graph, [name for name in shapes if name not in served], prefix)
+    if not strict:
+        unused |= dict.fromkeys(unexpected, "the model does not know it")
+        unexpected = []
+    if misshaped or unexpected:
+        _refuse(where, misshaped, unexpected, missing)
+    return Fit(names, tuple(missing), unused)
+
+
+def prune(graph: Graph, fitted: Fit, where: object) -> tuple[Graph, dict[str, str]]:
+    """The graph without the outputs that need missing parameters, and why each is gone.
+
+    A checkpoint saved for one task often lacks what another output needs (a pooler, say); the outputs that need
+    nothing missing are still right.
+
+    Raises:
+        WeightsError: the main output needs a missing parameter; all missing ones are named.
+    """
+    from dataclasses import replace
+
+    if not fitted.missing:
+        return graph, {}
+    needs = _dependencies(graph)
+    lacking = {param_ref(name) for name in fitted.missing}
+    dropped = {
+        name: "needs " + ", ".join(sorted(v.removeprefix("p:") for v in needs[ref.name] & lacking))
+        for name, ref in graph.outputs.items()
+        if needs[ref.name] & lacking
+    }
+    main = next(iter(graph.outputs))
+    if main in dropped:
+        _refuse(where, [], [], list(fitted.missing))
+    outputs = {name: ref for name, ref in graph.outputs.items() if name not in dropped}
+    wanted = {ref.name for ref in outputs.values()}
+    kept = []
+    for node in reversed(graph.nodes):
+        if wanted.intersection(node.outputs):
+            wanted.update(ref.name for ref in refs((node.args, node.kwargs)))
+            kept.append(node)
+    params = {name: param for name, param in graph.params.items() if name not in fitted.missing}
+    return replace(graph, nodes=kept[::-1], outputs=outputs, params=params), dropped
+
+
+def _leftovers(graph: Graph, names: list[str], prefix: str) -> tuple[dict[str, str], list[str]]:
+    """Tensors that nothing asked for: those with a good reason, and the rest."""
+    patterns = [re.compile(p) for p in graph.meta.get("unexpected", ())]
+    tops = {n.split(".")[0] for n in _all_names(graph, prefix)}
+    unused, unexpected = {}, []
+    for name in names:
+        inner = name.removeprefix(prefix + ".") if prefix else name
+        if _COMPUTED.fullmatch(name):
+            unused[name] = "the model computes it"
+        elif any(pattern.search(name) for pattern in patterns):
+            unused[name] = "the class does not use it"
+        elif inner.split(".")[0] not in tops and name.split(".")[0] not in tops:
+            unused[name] = "belongs to a part that this task does not have"
+        else:
+            unexpected.append(name)
+    return unused, unexpected
+
+
+def _all_names(graph: Graph, prefix: str) -> Iterator[str]:
+    for param in graph.params.values():
+        for own in (param.name, *param.aliases):
+            yield from _candidates(own, prefix)
+
+
+def _candidates(name: str, prefix: str) -> Iterator[str]:
+    """How a checkpoint of the base model or of any head may spell a parameter."""
+    yield name
+    if prefix:
+        yield name.removeprefix(prefix + ".") if name.startswith(prefix + ".") else f"{prefix}.{name}"
+
+
+def _spellings(name: str) -> Iterator[str]:
+    for old, new in _RENAMED:
+        if name.endswith(old):
+            yield name.removesuffix(old) + new
+        if name.endswith(new):
+            yield name.removesuffix(new) + old
+
+
+def _dependencies(graph: Graph) -> dict[str, set[str]]:
+    """Value name -> the parameters it is computed from."""
+    needs: dict[str, set[str]] = {item.name: set() for item in graph.inputs}
+    needs.update((param_ref(name), {param_ref(name)}) for name in graph.params)
+    needs.update((name, set()) for name in graph.constants)
+    for node in graph.nodes:
+        found: set[str] = set()
+        for ref in refs((node.args, node.kwargs)):
+            found |= needs[ref.name]
+        needs.update((name, found) for name in node.outputs)
+    return needs
+
+
+def _refuse(where: object, misshaped: list[str], unexpected: list[str], missing: list[str]) -> None:
+    parts = [("misshaped", misshaped), ("unexpected", unexpected), ("missing", missing)]
+    lines = [f"{kind} ({len(names)}): " + "; ".join(names) for kind, names in parts if names]
+    raise WeightsError(
+        "the checkpoint's tensors do not fit the model",
+        where=where,
+        got="\n    " + "\n    ".join(lines),
+        do="check that the weights belong to this config and task; "
+        "a checkpoint without the head of a task cannot serve that task",
+    )
+
+
+def as_dtype(array: np.ndarray, dtype: str) -> Any:
+    """The array itself if it has the dtype, else a converted copy."""
+    import ml_dtypes
+
+    target = np.dtype(getattr(ml_dtypes, dtype, None) or dtype)
+    return array if array.dtype == target else array.astype(target)
