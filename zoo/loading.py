@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
@@ -86,7 +87,7 @@ def capture(module: Any, /, *, task: str | None = None, dtype: str = "float32", 
         return _capture_reference(module, task, dtype)
     import torch
 
-    from zoo.capture.torch_export import capture_module, capture_program, ties_of
+    from zoo.capture.torch_export import capture_module, capture_program
     from zoo.model import to_numpy
 
     if isinstance(module, torch.export.ExportedProgram):
@@ -106,7 +107,6 @@ def capture(module: Any, /, *, task: str | None = None, dtype: str = "float32", 
         finally:
             module.train(training)
         state = module.state_dict()
-        del ties_of
     arrays = {name: to_numpy(state[name]) for name in graph.params}
     return Package(graph, arrays)
 
@@ -133,19 +133,31 @@ def graph_for(config: Mapping[str, Any], task: str | None, dtype: str) -> Graph:
 
 def find_graph(config: Mapping[str, Any], task: str | None = None, dtype: str = "float32") -> Graph | None:
     """The packaged graph that this config's network is, or None."""
-    index = GRAPHS / "index.json"
-    if not index.is_file():
+    file = find_packaged(config, task, dtype)
+    return None if file is None else load_graph(GRAPHS / file)
+
+
+def find_packaged(config: Mapping[str, Any], task: str | None = None, dtype: str = "float32") -> str | None:
+    """The file of the packaged graph that this config's network is, or None.
+
+    Without a task it is the graph of the class that the config names as its own, or of the base model if it names
+    none.
+    """
+    if not (GRAPHS / "index.json").is_file():
         return None
-    architectures = config.get("architectures") or []
     wanted = _full_task(task)
-    for file, facts in json.loads(index.read_text()).items():
+    architectures = config.get("architectures") or []
+    if task is None and not architectures:
+        wanted = "feature-extraction"
+    records: dict[str, Any] = {}
+    for file, facts in json.loads((GRAPHS / "index.json").read_text()).items():
         if facts["model_type"] != config.get("model_type") or facts["dtype"] != dtype:
             continue
-        if facts["class"] not in architectures if task is None else facts["task"] != wanted:
+        if facts["task"] != wanted if wanted else facts["class"] not in architectures:
             continue
-        graph = load_graph(GRAPHS / file)
-        if not differences(config, graph.meta["config"]):
-            return graph
+        records = records or json.loads(gzip.decompress((GRAPHS / "configs.json.gz").read_bytes()))
+        if not differences(config, records[file]):
+            return file
     return None
 
 

@@ -31,16 +31,14 @@ def fill(xp: Any, x: Any, value: Any) -> Any:
 
 def _constant(name: str, value: int) -> None:
     op(name)(lambda xp, size, *, dtype=None: xp.full(size, value, dtype.name if dtype else FLOAT))
-    op(f"{name}_like")(
-        lambda xp, x, *, dtype=None: xp.full(xp.shape(x), value, dtype.name if dtype else xp.dtype(x))
-    )
+    op(f"{name}_like")(lambda xp, x, *, dtype=None: xp.full(xp.shape(x), value, dtype.name if dtype else xp.dtype(x)))
     op(f"new_{name}")(lambda xp, x, size, *, dtype=None: xp.full(size, value, dtype.name if dtype else xp.dtype(x)))
 
 
 # what "empty" holds is not said: zeros are one right answer, and always the same one
 _constant("zeros", 0)
 _constant("ones", 1)
-_constant("empty", 0)
+
 
 
 @op("empty.memory_format", "empty_permuted")
@@ -76,11 +74,9 @@ def arange(xp: Any, end: Any, *, dtype: DType | None = None) -> Any:
 
 @op("linspace")
 def linspace(xp: Any, start: Any, end: Any, steps: Any, *, dtype: DType | None = None) -> Any:
-    name = dtype.name if dtype else FLOAT
-    steps_float = xp.cast(xp.arange(0, steps, 1, "int64"), name)
-    width = xp.asarray(end, name) - xp.asarray(start, name)
-    gaps = xp.cast(xp.maximum(xp.asarray(steps - 1, "int64"), xp.asarray(1, "int64")), name)
-    return xp.add(xp.asarray(start, name), xp.multiply(steps_float, xp.divide(width, gaps)))
+    count = xp.arange(0, steps, 1, FLOAT)
+    gap = xp.asarray((end - start) / max(steps - 1, 1), FLOAT)
+    return xp.cast(xp.add(xp.asarray(start, FLOAT), xp.multiply(count, gap)), dtype.name if dtype else FLOAT)
 
 
 @op("eye", "eye.m")

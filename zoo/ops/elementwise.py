@@ -29,8 +29,6 @@ for _name in (
     _unary_float(_name)
 
 
-
-
 def _rounding(name: str) -> None:
     """Rounding leaves integers as they are."""
     op(name)(lambda xp, x: x if is_integer(xp.dtype(x)) else getattr(xp, name)(x))
@@ -45,12 +43,18 @@ def round_(xp: Any, x: Any, *, decimals: int = 0) -> Any:
     """Half to even."""
     if is_integer(xp.dtype(x)):
         return x
-    return xp.round(x) if decimals == 0 else xp.round(x * 10.0**decimals) / 10.0**decimals
+    if decimals == 0:
+        return xp.round(x)
+    # a power with a negative exponent is no exact number, so digits before the point are divided away
+    power = xp.asarray(10.0 ** abs(decimals), xp.dtype(x))
+    if decimals < 0:
+        return xp.multiply(xp.round(xp.divide(x, power)), power)
+    return xp.divide(xp.round(xp.multiply(x, power)), power)
 
 
 @op("frac")
 def frac(xp: Any, x: Any) -> Any:
-    return x - xp.trunc(x)
+    return xp.subtract(x, xp.trunc(x))
 
 
 @op("reciprocal")
@@ -76,6 +80,8 @@ def isinf(xp: Any, x: Any) -> Any:
 
 @op("isfinite")
 def isfinite(xp: Any, x: Any) -> Any:
+    if is_integer(xp.dtype(x)):
+        return xp.equal(x, x)
     return xp.equal(xp.subtract(x, x), xp.asarray(0, xp.dtype(x)))
 
 
@@ -158,18 +164,17 @@ def fmod(xp: Any, x: Any, y: Any) -> Any:
 
 @op("pow.Tensor_Scalar", "pow.Tensor_Tensor", "pow.Scalar")
 def pow_(xp: Any, x: Any, y: Any) -> Any:
-    if isinstance(y, (int, float)) and not isinstance(y, bool) and not isinstance(x, (int, float)):
-        if y == 2:
-            return xp.multiply(x, x)
-        if y == 3:
-            return xp.multiply(x, xp.multiply(x, x))
-        if y == 0.5:
-            return xp.sqrt(to_float(xp, x))
-        if y == -0.5:
-            return xp.rsqrt(to_float(xp, x))
-        if y == 1 and not isinstance(y, float):
-            return x
+    exponent = y if isinstance(y, (int, float)) else None
     x, y = promote(xp, x, y)
+    # as torch's own kernel: these are exact or faster as products and roots
+    if exponent == 2:
+        return xp.multiply(x, x)
+    if exponent == 3:
+        return xp.multiply(x, xp.multiply(x, x))
+    if exponent == 0.5:
+        return xp.sqrt(x)
+    if exponent == -0.5:
+        return xp.rsqrt(x)
     return xp.power(x, y)
 
 
@@ -361,7 +366,7 @@ def softplus(xp: Any, x: Any, beta: float = 1, threshold: float = 20) -> Any:
     return xp.where(xp.greater(scaled, xp.asarray(threshold, xp.dtype(x))), x, soft)
 
 
-@op("log_sigmoid", "log_sigmoid_forward", "logsigmoid")
+@op("log_sigmoid")
 def log_sigmoid(xp: Any, x: Any) -> Any:
     return xp.negative(_log1p_exp(xp, xp.negative(x)))
 
@@ -419,13 +424,9 @@ def hardswish(xp: Any, x: Any) -> Any:
     return xp.multiply(x, hardsigmoid(xp, x))
 
 
-@op("softsign")
-def softsign(xp: Any, x: Any) -> Any:
-    return xp.divide(x, xp.add(xp.asarray(1, xp.dtype(x)), xp.abs(x)))
-
-
 @op("glu")
 def glu(xp: Any, x: Any, dim: int = -1) -> Any:
+    dim %= xp.ndim(x)
     half = xp.shape(x)[dim] // 2
     return xp.multiply(xp.slice(x, dim, 0, half), xp.sigmoid(xp.slice(x, dim, half, None)))
 

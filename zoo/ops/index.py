@@ -5,8 +5,20 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from zoo.ops.dtypes import is_float
+from zoo.ops.dtypes import is_float, promote
+from zoo.ops.shape import broadcast_tensors
 from zoo.ops.table import op
+
+_REDUCTIONS = {
+    "sum": "add",
+    "add": "add",
+    "mean": "add",
+    "prod": "multiply",
+    "multiply": "multiply",
+    "amax": "max",
+    "amin": "min",
+}
+"""torch's names of scatter's reductions, and the namespace's."""
 
 
 @op("embedding")
@@ -35,18 +47,12 @@ def gather(xp: Any, x: Any, dim: int, index: Any, *, sparse_grad: bool = False) 
     return xp.take_along_axis(x, index, dim)
 
 
-@op("take_along_dim")
-def take_along_dim(xp: Any, x: Any, indices: Any, dim: int) -> Any:
-    return xp.take_along_axis(x, indices, dim % xp.ndim(x))
-
-
 @op("index.Tensor", "_unsafe_index.Tensor")
 def index(xp: Any, x: Any, indices: Any) -> Any:
     """x[indices] with None for a whole dim; index arrays that are apart put their dims first, as in NumPy."""
-    masks = [i for i in indices if i is not None and xp.dtype(i) == "bool"]
-    if masks:
+    if any(i is not None and xp.dtype(i) == "bool" for i in indices):
         return xp.index_mask(x, indices)
-    return xp.index(x, [None if i is None else _wrapped(xp, i, size) for i, size in _dims(xp, x, indices)])
+    return xp.index(x, _positions(xp, x, indices))
 
 
 @op("index_put", "_unsafe_index_put")
@@ -56,13 +62,12 @@ def index_put(xp: Any, x: Any, indices: Any, values: Any, accumulate: bool = Fal
         mask = indices[0]
         mask = xp.reshape(mask, (*xp.shape(mask), *((1,) * (xp.ndim(x) - xp.ndim(mask)))))
         return xp.where(mask, xp.add(x, values) if accumulate else values, x)
-    return xp.index_put(
-        x, [None if i is None else _wrapped(xp, i, size) for i, size in _dims(xp, x, indices)], values, accumulate
-    )
+    return xp.index_put(x, _positions(xp, x, indices), values, accumulate)
 
 
 @op("masked_select")
 def masked_select(xp: Any, x: Any, mask: Any) -> Any:
+    x, mask = broadcast_tensors(xp, (x, mask))
     return xp.index_mask(x, [mask])
 
 
@@ -78,17 +83,17 @@ def scatter(xp: Any, x: Any, dim: int, index: Any, src: Any) -> Any:
 
 @op("scatter_add")
 def scatter_add(xp: Any, x: Any, dim: int, index: Any, src: Any) -> Any:
-    return xp.scatter(x, dim % xp.ndim(x), index, src, "add")
+    return xp.scatter(x, dim % max(xp.ndim(x), 1), index, src, "add")
 
 
 @op("scatter_reduce.two", "scatter.reduce")
 def scatter_reduce(xp: Any, x: Any, dim: int, index: Any, src: Any, reduce: str, *, include_self: bool = True) -> Any:
-    dim %= xp.ndim(x)
-    kind = {"sum": "add", "add": "add", "prod": "multiply", "amax": "max", "amin": "min", "mean": "add"}[reduce]
+    dim %= max(xp.ndim(x), 1)
+    kind = _REDUCTIONS[reduce]
     if not include_self:
         neutral = {"add": 0, "multiply": 1, "max": -math.inf, "min": math.inf}[kind]
         if not is_float(xp.dtype(x)) and not math.isfinite(neutral):
-            neutral = int(math.copysign(2**31 - 1, neutral))
+            neutral = 2**63 - 1 if neutral > 0 else -(2**63)  # cut to the dtype's own range
         blank = xp.broadcast_to(xp.asarray(neutral, xp.dtype(src)), xp.shape(src))
         x = xp.scatter(x, dim, index, blank, "set")
     result = xp.scatter(x, dim, index, src, kind)
@@ -179,9 +184,10 @@ def one_hot(xp: Any, x: Any, num_classes: int) -> Any:
 
 @op("bucketize.Tensor", "bucketize.Scalar")
 def bucketize(xp: Any, x: Any, boundaries: Any, *, out_int32: bool = False, right: bool = False) -> Any:
-    compare = xp.less_equal if right else xp.less
-    below = compare(boundaries, xp.expand_dims(x, xp.ndim(x)))
-    return xp.sum(xp.cast(below, "int32" if out_int32 else "int64"), (xp.ndim(x),), False)
+    boundaries, x = promote(xp, boundaries, x)
+    # "not above" rather than "below": NaN comes after every boundary
+    above = (xp.greater if right else xp.greater_equal)(boundaries, xp.expand_dims(x, xp.ndim(x)))
+    return xp.sum(xp.cast(xp.logical_not(above), "int32" if out_int32 else "int64"), (xp.ndim(x),), False)
 
 
 @op("searchsorted.Tensor")
@@ -195,6 +201,8 @@ def searchsorted(
     side: str | None = None,
     sorter: Any = None,
 ) -> Any:
+    if sorter is not None:
+        sorted_sequence = xp.take_along_axis(sorted_sequence, sorter, xp.ndim(sorter) - 1)
     if xp.ndim(sorted_sequence) > 1:
         sorted_sequence = xp.expand_dims(sorted_sequence, xp.ndim(sorted_sequence) - 1)
     return bucketize(xp, x, sorted_sequence, out_int32=out_int32, right=right or side == "right")
@@ -202,27 +210,30 @@ def searchsorted(
 
 @op("histc")
 def histc(xp: Any, x: Any, bins: int = 100, min: float = 0, max: float = 0) -> Any:
+    """Counts of `bins` equal ranges from `min` to `max`, or over the whole range of `x` if those are equal."""
     dtype = xp.dtype(x)
     flat = xp.reshape(x, (-1,))
     low, high = xp.asarray(min, dtype), xp.asarray(max, dtype)
-    width = (max - min) / bins
-    bin_of = xp.cast(xp.floor(xp.divide(xp.subtract(flat, low), xp.asarray(width, dtype))), "int64")
+    if min == max:
+        low, high = xp.min(flat, (0,), False), xp.max(flat, (0,), False)
+        alone, one = xp.equal(low, high), xp.asarray(1, dtype)
+        low, high = xp.where(alone, xp.subtract(low, one), low), xp.where(alone, xp.add(high, one), high)
+    width = xp.divide(xp.subtract(high, low), xp.asarray(bins, dtype))
+    bin_of = xp.cast(xp.floor(xp.divide(xp.subtract(flat, low), width)), "int64")
     bin_of = xp.minimum(bin_of, xp.asarray(bins - 1, "int64"))
     inside = xp.logical_and(xp.greater_equal(flat, low), xp.less_equal(flat, high))
     hits = xp.equal(xp.expand_dims(bin_of, 1), xp.arange(0, bins, 1, "int64"))
     return xp.sum(xp.cast(xp.logical_and(hits, xp.expand_dims(inside, 1)), dtype), (0,), False)
 
 
-@op("bincount")
-def bincount(xp: Any, x: Any, weights: Any = None, minlength: int = 0) -> Any:
-    hits = xp.cast(xp.equal(xp.expand_dims(x, 1), xp.arange(0, minlength, 1, "int64")), "int64")
-    if weights is not None:
-        hits = xp.multiply(xp.cast(hits, xp.dtype(weights)), xp.expand_dims(weights, 1))
-    return xp.sum(hits, (0,), False)
-
-
-def _dims(xp: Any, x: Any, indices: Any) -> Any:
-    return zip(indices, xp.shape(x), strict=False)
+def _positions(xp: Any, x: Any, indices: Any) -> list[Any]:
+    """`indices` counted from the start; masks, which may take several dims each, as they are."""
+    result, axis = [], 0
+    for i in indices:
+        mask = i is not None and xp.dtype(i) == "bool"
+        result.append(i if i is None or mask else _wrapped(xp, i, xp.shape(x)[axis]))
+        axis += xp.ndim(i) if mask else 1
+    return result
 
 
 def _wrapped(xp: Any, index: Any, size: Any) -> Any:

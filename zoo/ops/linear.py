@@ -80,10 +80,9 @@ def scaled_dot_product_attention(
     """
     if enable_gqa:
         key, value = (_repeat_heads(xp, kv, xp.shape(query)[-3]) for kv in (key, value))
-    if scale is None:
-        scale = 1 / math.sqrt(xp.shape(query)[-1])
     dtype = xp.dtype(query)
-    scores = xp.multiply(xp.matmul(query, _swap(xp, key)), xp.asarray(scale, dtype))
+    factor = xp.rsqrt(xp.asarray(xp.shape(query)[-1], dtype)) if scale is None else xp.asarray(scale, dtype)
+    scores = xp.multiply(xp.matmul(query, _swap(xp, key)), factor)
     if is_causal:
         rows = xp.reshape(xp.arange(0, xp.shape(query)[-2], 1, "int64"), (-1, 1))
         attn_mask = xp.less_equal(xp.arange(0, xp.shape(key)[-2], 1, "int64"), rows)
@@ -92,7 +91,7 @@ def scaled_dot_product_attention(
     if xp.dtype(attn_mask) == "bool":
         scores = xp.where(attn_mask, scores, xp.asarray(-math.inf, dtype))
     else:
-        scores = xp.add(scores, attn_mask)
+        scores = xp.add(scores, xp.cast(attn_mask, dtype))
     last = xp.ndim(scores) - 1
     nothing = xp.asarray(-math.inf, dtype)
     top = xp.max(scores, (last,), True)

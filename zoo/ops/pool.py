@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from functools import reduce
+from itertools import product
 from typing import Any
 
+from zoo.ops import size as size_ops
 from zoo.ops.convolution import _tuple
 from zoo.ops.dtypes import is_float
 from zoo.ops.table import op
@@ -126,8 +129,6 @@ def adaptive_max_pool(xp: Any, x: Any, output_size: Any) -> Any:
     sizes = xp.shape(x)[xp.ndim(x) - dims :]
     plane = xp.reshape(x, (*xp.shape(x)[: xp.ndim(x) - dims], math.prod(sizes)))
     values, indices = [], []
-    from itertools import product
-
     for cell in product(*(range(n) for n in output_size)):
         ranges = [range(i * s // n, -(-(i + 1) * s // n)) for i, s, n in zip(cell, sizes, output_size, strict=True)]
         flat = [_flat_index(position, sizes) for position in product(*ranges)]
@@ -146,12 +147,10 @@ def _max_pool(
     kernel, stride, padding, dilation = _window(dims, kernel, stride, padding, dilation)
     x, shape = _batched(xp, x, dims)
     pairs = _pads(xp, x, kernel, stride, padding, dilation, ceil_mode)
-    low = -math.inf if is_float(xp.dtype(x)) else -(2**31)
+    low = -math.inf if is_float(xp.dtype(x)) else -(2**63)  # cut to the dtype's own range
     if any(d != 1 for d in dilation):
         result = None
         x = xp.pad(x, [(0, 0), (0, 0), *pairs], low)
-        from itertools import product
-
         for offsets in product(*(range(k) for k in kernel)):
             part = x
             for axis, (offset, d, k, s) in enumerate(zip(offsets, dilation, kernel, stride, strict=True), 2):
@@ -178,21 +177,27 @@ def _avg_pool(
     x, shape = _batched(xp, x, dims)
     pairs = _pads(xp, x, kernel, stride, padding, dilation, ceil_mode)
     total = xp.sum_pool(x, kernel, stride, pairs)
-    if divisor is not None:
-        result = xp.divide(total, xp.asarray(divisor, xp.dtype(x)))
-    elif all(low == 0 and high == 0 for low, high in pairs):
-        result = xp.divide(total, xp.asarray(math.prod(kernel), xp.dtype(x)))
+    if divisor is None:
+        counts = [
+            _covered(xp, xp.shape(total)[axis], xp.shape(x)[axis], k, s, p, count_include_pad, dims + 1 - axis)
+            for axis, (k, s, p) in enumerate(zip(kernel, stride, padding, strict=True), 2)
+        ]
+        result = xp.divide(total, xp.cast(reduce(xp.multiply, counts), xp.dtype(x)))
     else:
-        ones = xp.full((1, 1, *xp.shape(x)[2:]), 1, xp.dtype(x))
-        if count_include_pad:
-            # the padding asked for counts, what ceil_mode adds beyond it does not
-            ones = xp.pad(ones, [(0, 0), (0, 0), *((p, p) for p in padding)], 1)
-            extra = [(0, high - p) for (_, high), p in zip(pairs, padding, strict=True)]
-            count = xp.sum_pool(ones, kernel, stride, extra)
-        else:
-            count = xp.sum_pool(ones, kernel, stride, pairs)
-        result = xp.divide(total, count)
+        result = xp.divide(total, xp.asarray(divisor, xp.dtype(x)))
     return result if shape is None else xp.squeeze(result, (0,))
+
+
+def _covered(xp: Any, count: Any, size: Any, kernel: int, stride: int, pad: int, include_pad: bool, after: int) -> Any:
+    """How many elements each of `count` windows averages, with `after` dims to follow.
+
+    The padding asked for may count; what ceil_mode adds beyond it never does.
+    """
+    margin = pad if include_pad else 0
+    first = _positions(xp, count, stride, -pad)
+    last = xp.minimum(xp.add(first, xp.asarray(kernel, "int64")), xp.asarray(size + margin, "int64"))
+    covered = xp.subtract(last, xp.maximum(first, xp.asarray(-margin, "int64")))
+    return xp.reshape(covered, (-1,) + (1,) * after)
 
 
 def _window(dims: int, kernel: Any, stride: Any, padding: Any, dilation: Any) -> Any:
@@ -211,10 +216,10 @@ def _pads(xp: Any, x: Any, kernel: Any, stride: Any, padding: Any, dilation: Any
         after = p
         if ceil_mode:
             span = size + 2 * p - d * (k - 1) - 1
-            count = -(-span // s) + 1
-            if (count - 1) * s >= size + p:  # a window may not start in the padding after
-                count -= 1
-            after = max((count - 1) * s + d * (k - 1) + 1 - size - p, 0)
+            steps = -(-span // s)
+            # a window may not start in the padding after
+            steps = size_ops.ite(xp, steps * s >= size + p, steps - 1, steps)
+            after = size_ops.max_(xp, steps * s + d * (k - 1) + 1 - size - p, 0)
         pairs.append((p, after))
     return pairs
 

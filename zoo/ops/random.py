@@ -7,7 +7,7 @@ from typing import Any
 from zoo.ops.table import op
 
 
-@op("dropout", "native_dropout", "alpha_dropout", "feature_dropout")
+@op("dropout", "alpha_dropout", "feature_dropout")
 def dropout(xp: Any, x: Any, p: float, train: bool) -> Any:
     if train and p:
         raise NotImplementedError("dropout in a graph captured for training")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from zoo.ops import size as size_ops
 from zoo.ops.table import op
 
 
@@ -25,7 +26,7 @@ def _register(dims: str, mode: str, *names: str) -> None:
         factors = args[-1] if len(args) > (mode != "nearest") else None
         if output_size is None:
             sizes = xp.shape(x)[-count:]
-            output_size = [xp.size_int(size * factor) for size, factor in zip(sizes, factors, strict=True)]
+            output_size = [xp.size_int(size_ops.mul(xp, s, f)) for s, f in zip(sizes, factors, strict=True)]
         return _resize(xp, x, count, mode, output_size, align, factors or ())
 
     for name in names:
@@ -154,7 +155,7 @@ def _weights(xp: Any, dtype: str, size: Any, target: Any, mode: str, align: bool
 def _ratio(xp: Any, size: Any, target: Any, align: bool, scale: Any) -> Any:
     """How far the source moves for one step of the result."""
     if align:
-        return (size - 1) / max(target - 1, 1) if isinstance(target, int) else (size - 1) / (target - 1)
+        return (size - 1) / size_ops.max_(xp, target - 1, 1)
     return 1.0 / scale if scale is not None and scale > 0 else size / target
 
 

@@ -6,6 +6,8 @@ import math
 from typing import Any
 
 from zoo.graph.ir import DType
+from zoo.ops import size as size_ops
+from zoo.ops.dtypes import result_type
 from zoo.ops.table import op
 
 _END = 2**63 - 1  # what torch.export writes for "to the end"
@@ -60,7 +62,12 @@ def t(xp: Any, x: Any) -> Any:
     return x if xp.ndim(x) < 2 else xp.permute(x, (1, 0))
 
 
-@op("numpy_T", "mT")
+@op("numpy_T")
+def reverse_dims(xp: Any, x: Any) -> Any:
+    return xp.permute(x, tuple(reversed(range(xp.ndim(x)))))
+
+
+@op("mT")
 def matrix_transpose(xp: Any, x: Any) -> Any:
     return transpose(xp, x, -2, -1)
 
@@ -153,8 +160,6 @@ def repeat_interleave(xp: Any, x: Any, repeats: Any, dim: int | None = None, *, 
 
 @op("cat")
 def cat(xp: Any, tensors: Any, dim: int = 0) -> Any:
-    from zoo.ops.dtypes import result_type
-
     dtype = result_type(xp, *tensors)
     # torch lets an empty 1-D tensor join any others
     real = [x for x in tensors if not (xp.ndim(x) == 1 and _is_zero(xp.shape(x)[0]))]
@@ -198,9 +203,8 @@ def split_with_sizes(xp: Any, x: Any, split_sizes: Any, dim: int = 0) -> Any:
 @op("split.Tensor", "split_copy.Tensor")
 def split(xp: Any, x: Any, split_size: Any, dim: int = 0) -> Any:
     length = xp.shape(x)[dim]
-    return tuple(
-        xp.slice(x, dim % xp.ndim(x), start, min(start + split_size, length)) for start in range(0, length, split_size)
-    )
+    starts = range(0, max(length, 1), split_size)  # nothing splits into one part of nothing
+    return tuple(xp.slice(x, dim % xp.ndim(x), start, min(start + split_size, length)) for start in starts)
 
 
 @op("chunk")
@@ -295,24 +299,6 @@ def unfold(xp: Any, x: Any, dimension: int, size: int, step: int) -> Any:
     return xp.concat([xp.expand_dims(column, xp.ndim(x)) for column in columns], xp.ndim(x))
 
 
-@op("im2col")
-def im2col(xp: Any, x: Any, kernel_size: Any, dilation: Any, padding: Any, stride: Any) -> Any:
-    """[N, C, H, W] -> [N, C*kh*kw, L], torch.nn.Unfold."""
-    n, c = xp.shape(x)[:2]
-    x = xp.pad(x, [(0, 0), (0, 0), (padding[0], padding[0]), (padding[1], padding[1])], 0)
-    height, width = xp.shape(x)[2:]
-    rows = (height - dilation[0] * (kernel_size[0] - 1) - 1) // stride[0] + 1
-    columns = (width - dilation[1] * (kernel_size[1] - 1) - 1) // stride[1] + 1
-    patches = []
-    for i in range(kernel_size[0]):
-        for j in range(kernel_size[1]):
-            top, left = i * dilation[0], j * dilation[1]
-            part = xp.slice(x, 2, top, top + (rows - 1) * stride[0] + 1, stride[0])
-            part = xp.slice(part, 3, left, left + (columns - 1) * stride[1] + 1, stride[1])
-            patches.append(xp.reshape(part, (n, c, 1, rows * columns)))
-    return xp.reshape(xp.concat(patches, 2), (n, c * kernel_size[0] * kernel_size[1], rows * columns))
-
-
 @op("pixel_shuffle")
 def pixel_shuffle(xp: Any, x: Any, upscale_factor: int) -> Any:
     *lead, c, h, w = xp.shape(x)
@@ -338,7 +324,8 @@ def diagonal(xp: Any, x: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> 
     rest = tuple(d for d in range(ndim) if d not in (dim1, dim2))
     x = xp.permute(x, (*rest, dim1, dim2))
     *lead, rows, columns = xp.shape(x)
-    length = max(min(rows, columns - offset) if offset >= 0 else min(rows + offset, columns), 0)
+    length = size_ops.min_(xp, rows + min(offset, 0), columns - max(offset, 0))
+    length = size_ops.max_(xp, length, 0)
     steps = xp.arange(0, length, 1, "int64")
     row = xp.add(steps, xp.asarray(max(-offset, 0), "int64"))
     column = xp.add(steps, xp.asarray(max(offset, 0), "int64"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from zoo.ops.dtypes import is_float
 from zoo.ops.table import op
 
 
@@ -24,36 +25,43 @@ def sym_numel(xp: Any, x: Any) -> Any:
 
 @op("sym.add")
 def add(xp: Any, a: Any, b: Any) -> Any:
+    a, b = _alike(xp, a, b)
     return a + b
 
 
 @op("sym.sub")
 def sub(xp: Any, a: Any, b: Any) -> Any:
+    a, b = _alike(xp, a, b)
     return a - b
 
 
 @op("sym.mul")
 def mul(xp: Any, a: Any, b: Any) -> Any:
+    a, b = _alike(xp, a, b)
     return a * b
 
 
 @op("sym.floordiv")
 def floordiv(xp: Any, a: Any, b: Any) -> Any:
+    a, b = _alike(xp, a, b)
     return a // b
 
 
 @op("sym.truediv")
 def truediv(xp: Any, a: Any, b: Any) -> Any:
+    a, b = _alike(xp, a, b)
     return a / b
 
 
 @op("sym.mod")
 def mod(xp: Any, a: Any, b: Any) -> Any:
+    a, b = _alike(xp, a, b)
     return a % b
 
 
 @op("sym.pow")
 def pow_(xp: Any, a: Any, b: Any) -> Any:
+    a, b = _alike(xp, a, b)
     return a**b
 
 
@@ -64,31 +72,35 @@ def neg(xp: Any, a: Any) -> Any:
 
 @op("sym.eq")
 def eq(xp: Any, a: Any, b: Any) -> Any:
-    return xp.size_equal(a, b)
+    return xp.size_equal(*_alike(xp, a, b))
 
 
 @op("sym.ne")
 def ne(xp: Any, a: Any, b: Any) -> Any:
-    return not_(xp, xp.size_equal(a, b))
+    return not_(xp, eq(xp, a, b))
 
 
 @op("sym.lt")
 def lt(xp: Any, a: Any, b: Any) -> Any:
+    a, b = _alike(xp, a, b)
     return a < b
 
 
 @op("sym.le")
 def le(xp: Any, a: Any, b: Any) -> Any:
+    a, b = _alike(xp, a, b)
     return a <= b
 
 
 @op("sym.gt")
 def gt(xp: Any, a: Any, b: Any) -> Any:
+    a, b = _alike(xp, a, b)
     return a > b
 
 
 @op("sym.ge")
 def ge(xp: Any, a: Any, b: Any) -> Any:
+    a, b = _alike(xp, a, b)
     return a >= b
 
 
@@ -111,14 +123,14 @@ def not_(xp: Any, a: Any) -> Any:
 def ite(xp: Any, condition: Any, a: Any, b: Any) -> Any:
     if isinstance(condition, bool):
         return a if condition else b
-    return xp.size_where(condition, a, b)
+    return xp.size_where(condition, *_alike(xp, a, b))
 
 
 @op("sym.max")
 def max_(xp: Any, *sizes: Any) -> Any:
     result = sizes[0]
     for other in sizes[1:]:
-        result = ite(xp, result >= other, result, other)
+        result = ite(xp, ge(xp, result, other), result, other)
     return result
 
 
@@ -126,7 +138,7 @@ def max_(xp: Any, *sizes: Any) -> Any:
 def min_(xp: Any, *sizes: Any) -> Any:
     result = sizes[0]
     for other in sizes[1:]:
-        result = ite(xp, result <= other, result, other)
+        result = ite(xp, le(xp, result, other), result, other)
     return result
 
 
@@ -165,4 +177,12 @@ def round_(xp: Any, a: Any) -> Any:
 
 @op("sym.sqrt")
 def sqrt(xp: Any, a: Any) -> Any:
-    return a**0.5
+    return pow_(xp, a, 0.5)
+
+
+def _alike(xp: Any, a: Any, b: Any) -> tuple[Any, Any]:
+    """Both as float64 if one is a float and one an array: TensorFlow takes no float to an integer tensor."""
+    arrays = [v for v in (a, b) if hasattr(v, "dtype")]
+    if arrays and (isinstance(a, float) or isinstance(b, float) or any(is_float(xp.dtype(v)) for v in arrays)):
+        return xp.asarray(a, "float64"), xp.asarray(b, "float64")
+    return a, b

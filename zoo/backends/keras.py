@@ -1,0 +1,403 @@
+"""Keras 3: a graph as a `keras.Model` on whichever framework Keras itself runs on (KERAS_BACKEND).
+
+A Keras model's tensors are those of Keras's own backend, so a call runs the graph with that framework's backend of
+ours, and everything else (variables, fit, saving) is Keras's. Shapes of symbolic calls come from the graph's record.
+"""
+
+from __future__ import annotations
+
+import ast
+import base64
+import contextlib
+import json
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from zoo.backends import get_backend
+from zoo.errors import FormatError, GraphError, InputError, MissingFramework, UnknownBackend, WeightsError
+from zoo.graph.io import FORMAT, _check_ops, _decode, _encode
+from zoo.graph.ir import DTYPES, Dim, Graph, Input, Param
+
+try:
+    import keras
+except ModuleNotFoundError as error:
+    raise MissingFramework(
+        "Keras cannot be imported with the backend it is set to",
+        got=error,
+        do="set the environment variable KERAS_BACKEND to a framework that is installed: jax, tensorflow or torch",
+    ) from error
+
+__all__ = ["GraphModel", "compile_graph", "module_of", "params_from"]
+
+FRAMEWORKS = ("jax", "tensorflow", "torch")
+"""Keras's own backends that a graph runs on."""
+
+
+def compile_graph(graph: Graph) -> Any:
+    """A function (params, inputs) -> outputs on tensors of Keras's backend; `params` may be Keras variables.
+
+    Raises:
+        UnknownBackend: KERAS_BACKEND is none of `FRAMEWORKS`.
+    """
+    native = _native().compile_graph(graph)
+
+    def apply(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+        # a variable's value is asked for at each call: while JAX traces, Keras puts tracers in its place
+        values = {name: p.value if isinstance(p, keras.Variable) else p for name, p in params.items()}
+        return native(values, {name: keras.ops.convert_to_tensor(x) for name, x in inputs.items()})
+
+    return apply
+
+
+def params_from(arrays: Mapping[str, np.ndarray], graph: Graph) -> dict[str, keras.Variable]:
+    """One `keras.Variable` per parameter; its path is the canonical name with "/" for ".".
+
+    On torch, and on JAX until the first update, the variables lie over the arrays' own memory where that is possible.
+
+    Raises:
+        UnknownBackend: KERAS_BACKEND is none of `FRAMEWORKS`.
+    """
+    value = _tensor_maker()
+    return {name: _variable(name, value(array), graph.params[name].trainable) for name, array in arrays.items()}
+
+
+def module_of(model: Any) -> GraphModel:
+    """The model as a `keras.Model` over the model's own variables."""
+    return GraphModel(model.graph, model.params)
+
+
+@keras.saving.register_keras_serializable(package="anyzoo")
+class GraphModel(keras.Model):
+    """A graph as a Keras model: fit, predict, save and use inside other models, on each of `FRAMEWORKS`.
+
+    A call takes a dict of tensors by input name, or one tensor where the graph has a single required input; inputs
+    with a default may be left out. It returns a dict of outputs, or with `output` that output alone. Dtype policies
+    do not reach inside: the casts are part of the graph, as is what the model does in evaluation (no dropout), so
+    `training` changes nothing. To load a saved one, import this module first: it registers "anyzoo>GraphModel".
+
+    Args:
+        graph: what to run; it is saved as part of the model's config, as data.
+        params: variables by canonical name, from `params_from`; without them all weights are zero, to be loaded.
+        output: the one output to return.
+        name, trainable: as for any Keras layer.
+
+    Raises:
+        WeightsError: parameters are missing, unexpected or misshaped; all are listed.
+        InputError: the graph has no such output; at a call, an input is missing, unknown or of a wrong shape.
+        UnknownBackend: KERAS_BACKEND is none of `FRAMEWORKS`.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        params: Mapping[str, keras.Variable] | None = None,
+        *,
+        output: str | None = None,
+        name: str | None = None,
+        trainable: bool = True,
+    ) -> None:
+        super().__init__(name=name, trainable=trainable, dtype=_float_dtype(graph), autocast=False)
+        if output is not None and output not in graph.outputs:
+            raise InputError("the graph has no such output", expected=", ".join(graph.outputs), got=output)
+        if params is None:
+            params = params_from({p.name: np.zeros(p.shape, _numpy(p.dtype)) for p in graph.params.values()}, graph)
+        else:
+            _check_params(graph, {name: tuple(variable.shape) for name, variable in params.items()}, self.name)
+        self.graph = graph
+        self.supports_jit = not _sizes_depend_on_data(graph)
+        self._output = output
+        self._apply_graph = compile_graph(graph)
+        # in the graph's order, whoever made the dict: an optimizer's state is saved by position
+        self.params = {name: params[name] for name in graph.params}
+        self.build(None)
+
+    def build(self, input_shape: Any = None) -> None:
+        """Nothing is left to build: the graph fixes every weight's shape."""
+
+    def get_build_config(self) -> None:
+        """None: the constructor makes every weight."""
+        return None
+
+    def call(self, inputs: Any, training: bool = False) -> Any:
+        """Outputs by name, or the one chosen; `inputs` as in the class's description."""
+        given = _by_name(self.graph, inputs)
+        sizes = _bind(self.graph, {name: keras.ops.shape(x) for name, x in given.items()})
+        arrays = {}
+        for item in self.graph.inputs:
+            dtype, x = _held(item.dtype), given.get(item.name)
+            if x is None:
+                x = keras.ops.full(_filled_shape(item, sizes), item.default, dtype)
+            arrays[item.name] = x if keras.backend.standardize_dtype(x.dtype) == dtype else keras.ops.cast(x, dtype)
+        return self._chosen(self._apply_graph(self.params, arrays))
+
+    def compute_output_spec(self, inputs: Any, training: bool = False) -> Any:
+        """The outputs' dtypes and shapes as the graph records them; a size that is not known is None."""
+        given = _by_name(self.graph, inputs)
+        sizes = _bind(self.graph, {name: tuple(x.shape) for name, x in given.items()})
+        found: dict[str, tuple[str, Sequence[Dim]]] = {i.name: (i.dtype, i.shape) for i in self.graph.inputs}
+        found |= {f"p:{p.name}": (p.dtype, p.shape) for p in self.graph.params.values()}
+        found |= {name: (str(array.dtype), array.shape) for name, array in self.graph.constants.items()}
+        for node in self.graph.nodes:
+            found |= {name: (info.dtype, info.shape) for name, info in zip(node.outputs, node.infos, strict=True)}
+        specs = {}
+        for name, ref in self.graph.outputs.items():
+            dtype, shape = found[ref.name]
+            specs[name] = keras.KerasTensor(tuple(_evaluate(dim, sizes) for dim in shape), _held(dtype))
+        return self._chosen(specs)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """Shapes of the outputs for a dict of shapes, or for one shape."""
+        if isinstance(input_shape, Mapping):
+            spec = self.compute_output_spec({name: keras.KerasTensor(shape) for name, shape in input_shape.items()})
+        else:
+            spec = self.compute_output_spec(keras.KerasTensor(input_shape))
+        return {name: s.shape for name, s in spec.items()} if isinstance(spec, dict) else spec.shape
+
+    def save_own_variables(self, store: Any) -> None:
+        """Weights under their canonical names."""
+        for name, variable in self.params.items():
+            store[name] = variable
+
+    def load_own_variables(self, store: Any) -> None:
+        """Weights by canonical name; WeightsError lists whatever is missing, unexpected or misshaped."""
+        arrays = {name: store[name] for name in store.keys()}  # noqa: SIM118 (a store is no mapping)
+        _check_params(self.graph, {name: tuple(array.shape) for name, array in arrays.items()}, self.name)
+        for name, variable in self.params.items():
+            variable.assign(arrays[name])
+
+    def get_config(self) -> dict[str, Any]:
+        """Name, trainable, output, and the graph with its constants as JSON text."""
+        return {
+            "name": self.name,
+            "trainable": self.trainable,
+            "output": self._output,
+            "graph": _graph_to_text(self.graph),
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], custom_objects: Any = None) -> GraphModel:
+        """The model of a config, its weights zero; the graph is checked and nothing in it is executed.
+
+        Raises:
+            FormatError: the config's graph is damaged or of another version.
+            GraphError, UnsupportedOp: it is a graph, but one that no capture writes.
+        """
+        rest = dict(config)
+        return cls(_graph_from_text(rest.pop("graph")), **rest)
+
+    def _chosen(self, outputs: dict[str, Any]) -> Any:
+        return outputs if self._output is None else outputs[self._output]
+
+
+def _native() -> ModuleType:
+    """Our backend for the framework that Keras runs on."""
+    name = keras.backend.backend()
+    if name not in FRAMEWORKS:
+        raise UnknownBackend(
+            f"a graph does not run on Keras's backend {name!r}",
+            expected=f"KERAS_BACKEND one of {', '.join(FRAMEWORKS)}",
+            do="set the environment variable KERAS_BACKEND before keras is imported",
+        )
+    return get_backend(name)
+
+
+def _tensor_maker() -> Callable[[np.ndarray], Any]:
+    """How an array becomes a tensor: without a copy where the framework can, and bfloat16 included."""
+    native = _native()
+    if keras.backend.backend() == "torch":
+        return native.tensor_from
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.device_put
+    return keras.ops.convert_to_tensor
+
+
+def _variable(name: str, value: Any, trainable: bool) -> keras.Variable:
+    """A variable with a path that torch, TensorFlow and HDF5 all accept: the dots, which they do not, are slashes."""
+    *scopes, leaf = name.replace("/", "_").split(".")
+    with contextlib.ExitStack() as stack:
+        for scope in scopes:
+            stack.enter_context(keras.name_scope(scope))
+        return keras.Variable(value, trainable=trainable, autocast=False, name=leaf)
+
+
+def _check_params(graph: Graph, shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
+    def listed(params: Sequence[Param]) -> str:
+        return ", ".join(f"{p.name} {list(p.shape)}" for p in params)
+
+    missing = [p for p in graph.params.values() if p.name not in shapes]
+    misshaped = [p for p in graph.params.values() if p.name in shapes and shapes[p.name] != p.shape]
+    unexpected = [name for name in shapes if name not in graph.params]
+    if missing or misshaped or unexpected:
+        got = [f"no {p.name}" for p in missing] + [f"{p.name} {list(shapes[p.name])}" for p in misshaped]
+        raise WeightsError(
+            "the weights do not belong to this graph",
+            where=where,
+            expected=listed([*missing, *misshaped]) or None,
+            got=", ".join([*got, *(f"unexpected {name}" for name in unexpected)]),
+        )
+
+
+def _by_name(graph: Graph, inputs: Any) -> dict[str, Any]:
+    required = [item.name for item in graph.inputs if item.default is None]
+    if isinstance(inputs, Mapping):
+        given = dict(inputs)
+    elif len(required) == 1 and not isinstance(inputs, (list, tuple)):
+        given = {required[0]: inputs}
+    else:
+        raise InputError(
+            "the inputs have no names", expected=_spelled(graph), got=type(inputs).__name__, do="pass a dict"
+        )
+    unknown = sorted(given.keys() - {item.name for item in graph.inputs})
+    missing = [name for name in required if name not in given]
+    if unknown or missing:
+        got = [f"no {name}" for name in missing] + [f"unknown {name}" for name in unknown]
+        raise InputError("the inputs are not those of the graph", expected=_spelled(graph), got=", ".join(got))
+    return given
+
+
+def _spelled(graph: Graph) -> str:
+    return ", ".join(i.name + ("" if i.default is None else f" (default {i.default})") for i in graph.inputs)
+
+
+def _bind(graph: Graph, shapes: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    """Each symbol's size: a number, a scalar tensor, or None where it is not known."""
+    sizes: dict[str, Any] = {}
+    for item in graph.inputs:
+        shape = shapes.get(item.name)
+        if shape is None:
+            continue
+        fits = len(shape) == len(item.shape)
+        for dim, size in zip(item.shape, shape, strict=False):
+            known = dim if isinstance(dim, int) else sizes.get(dim)
+            fits &= not isinstance(known, int) or not isinstance(size, int) or known == size
+            if isinstance(dim, str) and not isinstance(known, int) and (known is None or isinstance(size, int)):
+                sizes[dim] = size
+        if not fits:
+            dims = [dim if isinstance(dim, int) else f"{dim}={sizes.get(dim)}" for dim in item.shape]
+            raise InputError(
+                "an input has a wrong shape",
+                where=f"input {item.name!r}",
+                expected=f"[{', '.join(map(str, dims))}]",
+                got=list(shape),
+            )
+    return sizes
+
+
+def _filled_shape(item: Input, sizes: Mapping[str, Any]) -> tuple[Any, ...]:
+    unknown = [dim for dim in item.shape if isinstance(dim, str) and sizes.get(dim) is None]
+    if unknown:
+        raise InputError(
+            "an input was left out whose shape does not follow from the others",
+            where=f"input {item.name!r}",
+            expected=list(item.shape),
+            got=f"no size for {', '.join(unknown)}",
+            do=f"pass {item.name}",
+        )
+    return tuple(dim if isinstance(dim, int) else sizes[dim] for dim in item.shape)
+
+
+_ARITHMETIC: dict[type, Callable[[int, int], int]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+}
+
+
+def _evaluate(dim: Dim, sizes: Mapping[str, Any]) -> int | None:
+    """A dim as a number; None where it is an expression over a size that is not known, or beyond plain arithmetic."""
+
+    def value(tree: ast.expr) -> int:
+        if isinstance(tree, ast.Name):
+            return sizes[tree.id].__index__()
+        if isinstance(tree, ast.Constant) and type(tree.value) is int:
+            return tree.value
+        if isinstance(tree, ast.UnaryOp) and isinstance(tree.op, ast.USub):
+            return -value(tree.operand)
+        if isinstance(tree, ast.BinOp):
+            return _ARITHMETIC[type(tree.op)](value(tree.left), value(tree.right))
+        raise KeyError(type(tree))
+
+    try:
+        return dim if isinstance(dim, int) else value(_parsed(dim))
+    except (KeyError, AttributeError, TypeError, ZeroDivisionError, RecursionError):
+        return None
+
+
+def _parsed(dim: str) -> ast.expr:
+    try:
+        return ast.parse(dim, mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return ast.Constant(None)
+
+
+def _sizes_depend_on_data(graph: Graph) -> bool:
+    """Whether a result's shape follows from values, which XLA cannot compile: torch names such sizes u0, u1, …"""
+    for dim in {dim for node in graph.nodes for info in node.infos for dim in info.shape if isinstance(dim, str)}:
+        names = {tree.id for tree in ast.walk(_parsed(dim)) if isinstance(tree, ast.Name)}
+        if any(name[:1] == "u" and name[1:].isdigit() for name in names - graph.symbols.keys()):
+            return True
+    return False
+
+
+def _held(dtype: str) -> str:
+    """The dtype that Keras's backend holds a `dtype` in: JAX without x64 has nothing of 64 bits."""
+    if dtype == "size":
+        return "int32"
+    if keras.backend.backend() == "jax":
+        import jax
+
+        if not jax.config.jax_enable_x64:
+            return {"int64": "int32", "float64": "float32", "complex128": "complex64"}.get(dtype, dtype)
+    return dtype
+
+
+def _float_dtype(graph: Graph) -> str:
+    """The dtype of most of the weights: the model's own policy, for what Keras derives from it."""
+    floats = [p.dtype for p in graph.params.values() if p.dtype in ("float32", "float64", "float16", "bfloat16")]
+    return max(dict.fromkeys(floats), key=floats.count, default="float32")
+
+
+def _numpy(dtype: str) -> Any:
+    if dtype not in DTYPES:
+        raise GraphError("unknown dtype", expected=f"one of {', '.join(DTYPES)}", got=dtype)
+    return np.dtype(ml_dtypes.bfloat16) if dtype == "bfloat16" else np.dtype(dtype)
+
+
+def _graph_to_text(graph: Graph) -> str:
+    """The graph file's JSON with the constants inside: name -> [dtype, shape, base64 of the bytes]."""
+    constants = {
+        name: [str(a.dtype), list(a.shape), base64.b64encode(np.ascontiguousarray(a).tobytes()).decode()]
+        for name, a in sorted(graph.constants.items())
+    }
+    return json.dumps(_encode(graph) | {"constants": constants}, separators=(",", ":"), allow_nan=False)
+
+
+def _graph_from_text(text: str) -> Graph:
+    where = "the graph in a Keras config"
+    try:
+        data = json.loads(text)
+        if data["format"] != FORMAT:
+            raise FormatError(
+                "a graph of a version this release does not read", where=where, expected=FORMAT, got=data["format"]
+            )
+        constants = {
+            name: np.frombuffer(base64.b64decode(packed, validate=True), _numpy(dtype)).reshape(shape)
+            for name, (dtype, shape, packed) in data["constants"].items()
+        }
+        graph = _decode(data, constants)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        if isinstance(error, (FormatError, GraphError)):
+            raise
+        raise FormatError("not a graph", where=where, got=f"{type(error).__name__}: {error}") from error
+    graph.validate()
+    _check_ops(graph)
+    return graph
