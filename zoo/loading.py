@@ -180,11 +180,12 @@ def _assemble(
     from converters import open_checkpoint
     from converters.checkpoint import release
     from zoo.backends import get_backend
-    from zoo.weights import as_dtype, fit, prune
+    from zoo.weights import as_dtype, fit, prune, untie
 
     module = get_backend(backend)
     with open_checkpoint(folder) as checkpoint:
         shapes = {name: info.shape for name, info in checkpoint.infos.items()}
+        graph = untie(graph, checkpoint)
         fitted = fit(graph, shapes, checkpoint.path, strict=strict)
         graph, dropped = prune(graph, fitted, checkpoint.path)
         params: dict[str, Any] = {}

@@ -12,7 +12,7 @@ import numpy as np
 from zoo.errors import WeightsError
 from zoo.graph.ir import Graph, param_ref, refs
 
-__all__ = ["Fit", "fit", "prune"]
+__all__ = ["Fit", "as_dtype", "fit", "prune", "untie"]
 
 # Spellings of old checkpoints -> those of the module today. Both directions are tried.
 _RENAMED = (
@@ -80,6 +80,30 @@ def fit(graph: Graph, shapes: Mapping[str, tuple[int, ...]], where: object, *, s
     if misshaped or unexpected:
         _refuse(where, misshaped, unexpected, missing)
     return Fit(names, tuple(missing), unused)
+
+
+def untie(graph: Graph, checkpoint: Any) -> Graph:
+    """The graph with those aliases made parameters of their own for which the checkpoint holds another array.
+
+    A class may tie its weights by default while a checkpoint was trained with them apart (the output layer of T5 1.1).
+    """
+    from dataclasses import replace
+
+    index = {spelling: name for name in checkpoint.infos for spelling in _spellings(name)}
+    index.update((name, name) for name in checkpoint.infos)
+    prefix = graph.meta.get("prefix") or ""
+    params = {}
+    for param in graph.params.values():
+        stored = {
+            own: next((index[c] for c in _candidates(own, prefix) if c in index), None)
+            for own in (param.name, *param.aliases)
+        }
+        first = stored[param.name] or next((name for name in stored.values() if name), None)
+        apart = [own for own, name in stored.items() if name and first and not _equal(checkpoint, first, name)]
+        tied = tuple(alias for alias in param.aliases if alias not in apart)
+        params[param.name] = replace(param, aliases=tied)
+        params.update((own, replace(param, name=own, aliases=())) for own in apart)
+    return replace(graph, params=params)
 
 
 def prune(graph: Graph, fitted: Fit, where: object) -> tuple[Graph, dict[str, str]]:
@@ -158,7 +182,8 @@ def _spellings(name: str) -> Iterator[str]:
 def _dependencies(graph: Graph) -> dict[str, set[str]]:
     """Value name -> the parameters it is computed from."""
     needs: dict[str, set[str]] = {item.name: set() for item in graph.inputs}
-    needs.update((param_ref(name), {param_ref(name)}) for name in graph.params)
+    for param in graph.params.values():
+        needs.update((param_ref(name), {param_ref(param.name)}) for name in (param.name, *param.aliases))
     needs.update((name, set()) for name in graph.constants)
     for node in graph.nodes:
         found: set[str] = set()
@@ -178,6 +203,14 @@ def _refuse(where: object, misshaped: list[str], unexpected: list[str], missing:
         do="check that the weights belong to this config and task; "
         "a checkpoint without the head of a task cannot serve that task",
     )
+
+
+def _equal(checkpoint: Any, a: str, b: str) -> bool:
+    """Whether two tensors of a checkpoint are the same; those of different shape are left to `fit` to report."""
+    if a == b or checkpoint.aliases.get(b, b) == checkpoint.aliases.get(a, a):
+        return True
+    x, y = checkpoint.read(a), checkpoint.read(b)
+    return x.shape != y.shape or bool(np.array_equal(x, y))
 
 
 def as_dtype(array: np.ndarray, dtype: str) -> Any:

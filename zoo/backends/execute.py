@@ -61,8 +61,9 @@ class Program:
     ) -> dict[str, Any]:
         """Outputs by name; `params` by canonical name, `inputs` and `constants` by theirs."""
         values: dict[str, Any] = {**constants, **inputs}
-        for name, array in params.items():
-            values[param_ref(name)] = array
+        for param in self.graph.params.values():
+            for name in (param.name, *param.aliases):
+                values[param_ref(name)] = params[param.name]
 
         def value(ref: Ref) -> Any:
             return values[ref.name]

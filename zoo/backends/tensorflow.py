@@ -194,43 +194,26 @@ class TensorflowNamespace(Namespace):
         return tf.transpose(picked, order)
 
     def index_mask(self, x: Any, indices: Sequence[Any]) -> Any:
-        if len(indices) == 1:
-            return tf.boolean_mask(x, indices[0])
-        positions: list[Any] = []
-        for i in indices:
-            if i is None or i.dtype != tf.bool:
-                positions.append(i)
-            else:
-                positions.extend(tf.unstack(tf.where(i), i.shape.rank, axis=1))
-        return self.index(x, positions)
+        return tf.boolean_mask(x, indices[0]) if len(indices) == 1 else self.index(x, _unmasked(indices))
 
     def nonzero(self, x: Any) -> Any:
         return tf.where(x)
 
     def index_put(self, x: Any, indices: Sequence[Any], values: Any, accumulate: bool) -> Any:
-        if any(i is not None and i.dtype == tf.bool for i in indices):
-            positions: list[Any] = []
-            for i in indices:
-                positions.extend([i] if i is None or i.dtype != tf.bool else tf.unstack(tf.where(i), i.shape.rank, axis=1))
-            indices = positions
+        indices = _unmasked(indices)
         axes = [axis for axis, i in enumerate(indices) if i is not None]
         rest = [axis for axis in range(x.shape.rank) if axis not in axes]
         order = [*axes, *rest]
         where = self._broadcast([tf.cast(indices[axis], tf.int64) for axis in axes])
-        moved = tf.transpose(x, order)
+        sizes = [self.shape(x)[axis] for axis in rest]
+        # index arrays side by side keep their place: `before` whole dims of the values come before theirs
+        before = axes[0] if axes == list(range(axes[0], axes[-1] + 1)) else 0
         lead = where[0].shape.rank
-        target = [*self.shape(where[0]), *(self.shape(x)[axis] for axis in rest)]
-        together = axes == list(range(axes[0], axes[-1] + 1))
-        if together and axes[0] and values.shape.rank == len(target):
-            # the values have the whole dims before the index first: bring the index's dims to the front
-            before = axes[0]
-            values = tf.transpose(
-                values, [*range(before, before + lead), *range(before), *range(before + lead, len(target))]
-            )
-        values = self.broadcast_to(values, target)
-        stacked = tf.stack(where, -1)
+        values = self.broadcast_to(values, [*sizes[:before], *self.shape(where[0]), *sizes[before:]])
+        front = [*range(before, before + lead), *range(before), *range(before + lead, lead + len(rest))]
         update = tf.tensor_scatter_nd_add if accumulate else tf.tensor_scatter_nd_update
-        return tf.transpose(update(moved, stacked, values), [order.index(a) for a in range(x.shape.rank)])
+        result = update(tf.transpose(x, order), tf.stack(where, -1), tf.transpose(values, front))
+        return tf.transpose(result, [order.index(a) for a in range(x.shape.rank)])
 
     def scatter(self, x: Any, axis: int, index: Any, src: Any, mode: str) -> Any:
         if not x.shape.rank:
@@ -419,6 +402,17 @@ def _runner(graph: Graph) -> Callable[[Mapping[str, Any], Mapping[str, Any]], di
         return program({name: tf.convert_to_tensor(p) for name, p in params.items()}, inputs, constants)
 
     return run
+
+
+def _unmasked(indices: Sequence[Any]) -> list[Any]:
+    """Each bool mask as the positions of its true elements, one array per dim."""
+    positions: list[Any] = []
+    for i in indices:
+        if i is None or i.dtype != tf.bool:
+            positions.append(i)
+        else:
+            positions.extend(tf.unstack(tf.where(i), i.shape.rank, axis=1))
+    return positions
 
 
 def _size(size: Any) -> Any:

@@ -67,18 +67,24 @@ def model_class(config: transformers.PretrainedConfig, task: str | None) -> type
 
 
 def build(
-    config: transformers.PretrainedConfig, cls: type[transformers.PreTrainedModel], dtype: str = "float32"
+    config: transformers.PretrainedConfig,
+    cls: type[transformers.PreTrainedModel],
+    dtype: str = "float32",
+    *,
+    tied: bool = True,
 ) -> transformers.PreTrainedModel:
     """The module with its buffers computed and its parameters' memory reserved but never touched.
 
     Unlike construction on the meta device this keeps the values of buffers that no checkpoint holds (rotary tables,
-    position ids), and costs memory only for those.
+    position ids), and costs memory only for those. With `tied` False parameters that the class ties are apart, so that
+    each use of one can be told from the uses of the others.
     """
     from transformers.initialization import no_init_weights
 
     with _quiet(), no_init_weights():
         module = cls._from_config(config, dtype=getattr(torch, dtype))
-    module.tie_weights()
+    if tied:
+        module.tie_weights()
     return module.eval()
 
 
@@ -97,7 +103,7 @@ def capture_config(
         if hasattr(part, "use_cache"):
             part.use_cache = False
     cls = model_class(config, task)
-    module = build(config, cls, dtype)
+    module = build(config, cls, dtype, tied=False)
     inputs = example_inputs(module, dtype)
     dynamic = {name: _dynamic(name, tensor, config) for name, tensor in inputs.items()}
     with _quiet():
@@ -108,6 +114,7 @@ def capture_config(
                 program = _export_patched(module, inputs, dynamic)
             except Exception:
                 raise first from None
+    module.tie_weights()
     graph = capture_program(program, ties_of(module))
     return _named(graph, module, config, task, dtype)
 
@@ -180,7 +187,8 @@ def native_module(
             owner._parameters[leaf] = tensor
         else:
             owner._buffers[leaf] = tensor.detach()
-    module.tie_weights()
+    # names that were given arrays of their own stay apart; the others are tied to them
+    module.tie_weights(missing_keys=set(module.state_dict()) - set(own), recompute_mapping=False)
     return module
 
 
@@ -195,7 +203,7 @@ def _named(graph: Graph, module: Any, config: Any, task: str | None, dtype: str)
         params[name] = replace(param, name=name, aliases=aliases)
         if name != param.name:
             renamed[name] = param.name
-    graph = _rename_params(graph, params, renamed)
+    graph = _rename_params(graph, params, canonical)
     inputs = tuple(_with_default(item) for item in graph.inputs)
     fields = _plain(shaping(config.to_dict()))
     meta = {
@@ -217,10 +225,10 @@ def _named(graph: Graph, module: Any, config: Any, task: str | None, dtype: str)
     return replace(graph, inputs=inputs, meta=meta)
 
 
-def _rename_params(graph: Graph, params: dict[str, Any], renamed: Mapping[str, str]) -> Graph:
+def _rename_params(graph: Graph, params: dict[str, Any], canonical: Mapping[str, str]) -> Graph:
     from zoo.graph.ir import Ref, map_refs, param_ref
 
-    to = {param_ref(old): param_ref(new) for new, old in renamed.items()}
+    to = {param_ref(old): param_ref(new) for old, new in canonical.items()}
 
     def current(ref: Ref) -> Ref:
         return Ref(to.get(ref.name, ref.name))

@@ -242,7 +242,7 @@ class _Translation:
                 aliases = tuple(sorted(alias for alias, to in self.ties.items() if to == canonical))
                 shape = tuple(int(d) for d in value.shape)
                 self.params[canonical] = Param(canonical, _dtype(value.dtype), shape, trainable, aliases)
-            self.values[node.name] = Ref(param_ref(canonical))
+            self.values[node.name] = Ref(param_ref(target))
         elif spec.kind in (InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
             tensor = self.program.constants.get(target, self.program.state_dict.get(target))
             self.values[node.name] = Ref(self._constant(target, tensor))

@@ -90,7 +90,11 @@ class Input:
 
 @dataclass(frozen=True, slots=True)
 class Param:
-    """A parameter or buffer, under the name that the torch checkpoint gives it; `aliases` are tied to it."""
+    """A parameter or buffer, under the name that the torch checkpoint gives it.
+
+    `aliases` are tied to it: names that nodes use for the same array. A checkpoint that holds another array under an
+    alias unties it: the alias becomes a parameter of its own, and no node changes.
+    """
 
     name: str
     dtype: str
@@ -148,13 +152,14 @@ class Graph:
         """How many trainable numbers the model has, tied ones once."""
         return sum(int(np.prod(p.shape, dtype=np.int64)) for p in self.params.values() if p.trainable)
 
-    def uses(self, name: str) -> list[tuple[Node, int]]:
-        """The nodes that take `name` directly as an argument, each with the argument's position."""
+    def uses(self, param: str) -> list[tuple[Node, int]]:
+        """The nodes that take a parameter directly, by its name or an alias, each with the argument's position."""
+        names = {param_ref(name) for name in (param, *self.params[param].aliases)}
         return [
             (node, position)
             for node in self.nodes
             for position, arg in enumerate(node.args)
-            if isinstance(arg, Ref) and arg.name == name
+            if isinstance(arg, Ref) and arg.name in names
         ]
 
     def validate(self) -> None:
@@ -174,9 +179,9 @@ class Graph:
                     raise GraphError("an input's dim is not a known symbol", where=f"input {item.name!r}", got=dim)
         names: set[str] = set()
         for param in self.params.values():
-            define(param_ref(param.name), f"parameter {param.name!r}")
             _known_dtype(param.dtype, f"parameter {param.name!r}")
             for name in (param.name, *param.aliases):
+                define(param_ref(name), f"parameter {param.name!r}")
                 if name in names:
                     raise GraphError("two parameters have one name", where="params", got=name)
                 names.add(name)
