@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def stage_first(folder: Path) -> dict[str, np.ndarray]:
     model.save_weights(folder / f"{name}.weights.h5")
     found["scaled/predicted"] = model.predict(x, batch_size=7, verbose=0)  # 7, 7 and 6 rows
 
-    # one step of plain gradient descent over all rows
+    # one step of plain gradient descent over all rows, compiled by XLA where there is XLA
     model = made("classifier", output="logits")
     before = values(model)
     model.compile(keras.optimizers.SGD(LEARNING_RATE), loss(), jit_compile="auto")
@@ -76,44 +77,43 @@ def stage_first(folder: Path) -> dict[str, np.ndarray]:
     found |= {f"step/{key}": value for key, value in values(model).items()}
     assert all(np.array_equal(before[k], v) for k, v in values(model).items() if not model.graph.params[k].trainable)
 
-    # training: eager and compiled, several batches and a last one that is smaller
-    for jit in (False, *((True,) if name != "torch" else ())):
-        model = made("classifier", output="logits")
-        model.compile(keras.optimizers.Adam(1e-3), loss(), metrics=["accuracy"], jit_compile=jit)
-        history = model.fit(x, y, batch_size=8, epochs=6, verbose=0).history["loss"]
-        assert history[-1] < 0.7 * history[0], history
-        predicted, evaluated = model.predict(x, batch_size=6, verbose=0), model.evaluate(x, y, verbose=0)
-        assert predicted.shape == (ROWS, CLASSES) and np.isfinite(evaluated).all()
+    # training in several batches, the last one smaller
+    model, jit = made("classifier", output="logits"), name == "jax"
+    model.compile(keras.optimizers.Adam(3e-3), loss(), metrics=["accuracy"], jit_compile=jit)
+    history = model.fit(x, y, batch_size=8, epochs=5, verbose=0).history["loss"]
+    assert history[-1] < 0.7 * history[0], history
+    assert np.isfinite(model.evaluate(x, y, batch_size=ROWS, verbose=0)).all()
     model.save(folder / f"{name}-trained.keras")
     again = keras.saving.load_model(folder / f"{name}-trained.keras")
     assert np.array_equal(again.predict(x, verbose=0), model.predict(x, verbose=0))
-    again.fit(x, y, epochs=1, verbose=0)  # with the optimizer's state
-    assert int(again.optimizer.iterations) == 6 * 3 + 1
+    again.fit(x, y, batch_size=ROWS, epochs=1, verbose=0)  # with the optimizer's state
+    assert int(again.optimizer.iterations) == 5 * 3 + 1
 
     # inside a functional model, with inputs left out, the encoder trained and then frozen
-    graph, arrays = load_case(folder, "bert")
+    graph, arrays = load_case(folder, "classifier")
     defaults = {"attention_mask": 1, "token_type_ids": 0}
     inputs = tuple(dataclasses.replace(item, default=defaults.get(item.name)) for item in graph.inputs)
-    encoder = GraphModel(dataclasses.replace(graph, inputs=inputs), params_from(arrays, graph), name="encoder")
-    full = {"input_ids": x["input_ids"], "attention_mask": np.ones_like(x["input_ids"])}
-    full["token_type_ids"] = np.zeros_like(x["input_ids"])
-    whole = numpy(encoder(full)["last_hidden_state"])
-    assert np.array_equal(numpy(encoder(x["input_ids"])["last_hidden_state"]), whole)
+    graph = dataclasses.replace(graph, inputs=inputs)
+    encoder = GraphModel(graph, params_from(arrays, graph), output="pooled", name="encoder")
+    tokens = x["input_ids"]
+    full = {"input_ids": tokens, "attention_mask": np.ones_like(tokens), "token_type_ids": np.zeros_like(tokens)}
+    assert np.array_equal(numpy(encoder(tokens)), numpy(encoder(full)))
     ids = keras.Input((None,), dtype="int32", name="ids")
-    hidden = encoder(ids)["last_hidden_state"]
-    assert hidden.shape == (None, None, 24)
-    model = keras.Model({"ids": ids}, keras.layers.Dense(CLASSES)(hidden[:, 0]))
-    data = {"ids": x["input_ids"].astype("int32")}
+    pooled = encoder(ids)
+    assert pooled.shape == (None, 24)
+    model = keras.Model({"ids": ids}, keras.layers.Dense(CLASSES)(pooled))
+    data = {"ids": tokens.astype("int32")}
     for trainable in (True, False):
         encoder.trainable = trainable
-        model.compile(keras.optimizers.Adam(3e-3), loss())
+        model.compile(keras.optimizers.Adam(3e-3), loss(), jit_compile=jit)
         before, head = values(encoder), numpy(model.layers[-1].kernel)
-        history = model.fit(data, y, batch_size=8, epochs=3, verbose=0).history["loss"]
-        after = values(encoder)
-        moved = [key for key in after if not np.array_equal(before[key], after[key])]
-        used = [key for key, p in graph.params.items() if p.trainable and not key.startswith("pooler")]
-        # keys' biases shift all scores of a query alike: they have no gradient but rounding
-        assert set(used) - set(moved) <= {key for key in used if key.endswith("key.bias")} if trainable else not moved
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Gradients do not exist for variables .*'classifier/weight'", UserWarning)
+            history = model.fit(data, y, batch_size=10, epochs=3, verbose=0).history["loss"]
+        moved = {key for key, value in values(encoder).items() if not np.array_equal(before[key], value)}
+        used = {key for key, p in graph.params.items() if p.trainable and not key.startswith("classifier")}
+        # a key's bias shifts all scores of a query alike: its gradient is rounding, if that
+        assert used - moved <= {key for key in used if key.endswith("key.bias")} if trainable else not moved
         assert not np.array_equal(head, numpy(model.layers[-1].kernel))
         assert history[-1] < history[0], history
     model.save(folder / f"{name}-functional.keras")
@@ -202,6 +202,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
         def __init__(self) -> None:
             super().__init__()
             self.bert = tiny.build("bert")
+            self.bert.encoder.layer = self.bert.encoder.layer[:1]
             self.classifier = torch.nn.Linear(24, CLASSES)
             with torch.no_grad():
                 generator = torch.Generator().manual_seed(5)

@@ -12,7 +12,7 @@ from types import ModuleType
 
 from zoo.errors import MissingFramework, UnknownBackend
 
-__all__ = ["BACKENDS", "get_backend", "installed"]
+__all__ = ["BACKENDS", "backend_name", "get_backend", "installed"]
 
 BACKENDS: dict[str, tuple[str, ...]] = {
     "torch": ("torch",),
@@ -31,13 +31,8 @@ def installed(name: str) -> bool:
     return all(importlib.util.find_spec(package) is not None for package in BACKENDS[name])
 
 
-def get_backend(name: str) -> ModuleType:
-    """The backend module `name`.
-
-    Raises:
-        UnknownBackend: no such backend.
-        MissingFramework: its framework is not installed; the error says what to install.
-    """
+def backend_name(name: str) -> str:
+    """A backend's own name: "tf" -> "tensorflow". UnknownBackend where there is none."""
     name = _ALIASES.get(name, name)
     if name not in BACKENDS:
         near = difflib.get_close_matches(str(name), [*BACKENDS, *_ALIASES], n=1)
@@ -46,6 +41,17 @@ def get_backend(name: str) -> ModuleType:
             expected=f"one of {', '.join(BACKENDS)}",
             do=f"did you mean {near[0]!r}?" if near else None,
         )
+    return name
+
+
+def get_backend(name: str) -> ModuleType:
+    """The backend module `name`.
+
+    Raises:
+        UnknownBackend: no such backend.
+        MissingFramework: its framework is not installed; the error says what to install.
+    """
+    name = backend_name(name)
     if not installed(name):
         raise MissingFramework(
             f"the backend {name!r} needs a framework that is not installed",

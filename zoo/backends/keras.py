@@ -101,7 +101,7 @@ class GraphModel(keras.Model):
         name: str | None = None,
         trainable: bool = True,
     ) -> None:
-        super().__init__(name=name, trainable=trainable, dtype=_float_dtype(graph), autocast=False)
+        super().__init__(name=name, dtype=_float_dtype(graph), autocast=False)
         if output is not None and output not in graph.outputs:
             raise InputError("the graph has no such output", expected=", ".join(graph.outputs), got=output)
         if params is None:
@@ -115,6 +115,7 @@ class GraphModel(keras.Model):
         # in the graph's order, whoever made the dict: an optimizer's state is saved by position
         self.params = {name: params[name] for name in graph.params}
         self.build(None)
+        self.trainable = trainable  # after the variables are known, so that it reaches each of those that train
 
     def build(self, input_shape: Any = None) -> None:
         """Nothing is left to build: the graph fixes every weight's shape."""
@@ -189,6 +190,19 @@ class GraphModel(keras.Model):
         """
         rest = dict(config)
         return cls(_graph_from_text(rest.pop("graph")), **rest)
+
+    @property
+    def _default_save_signature(self) -> Any:
+        """What tf.saved_model traces of a model inside another; Keras would take it to have one float input."""
+        if keras.backend.backend() != "tensorflow":
+            return None
+        import tensorflow as tf
+
+        spec = {
+            i.name: tf.TensorSpec([d if isinstance(d, int) else None for d in i.shape], i.dtype, i.name)
+            for i in self.graph.inputs
+        }
+        return tf.function(lambda inputs: self(inputs), autograph=False, input_signature=[spec])
 
     def _chosen(self, outputs: dict[str, Any]) -> Any:
         return outputs if self._output is None else outputs[self._output]

@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 from zoo.errors import CaptureError
 from zoo.graph.ir import DType, Graph, Input, Node, Param, Ref, ValueInfo, param_ref
 from zoo.graph.passes import simplify
+from zoo.ops import OPS
 
 __all__ = ["KEPT", "capture_module", "capture_program", "export", "ties_of"]
 
@@ -42,12 +43,24 @@ KEPT = frozenset(
 
 # Results that are their first argument, once devices, layouts and memory are not part of the meaning.
 _SAME = frozenset(
-    "clone detach alias contiguous lift lift_fresh lift_fresh_copy view_copy_self detach_copy alias_copy".split()
+    "clone detach detach_ alias contiguous lift lift_fresh lift_fresh_copy detach_copy alias_copy".split()
 )
+_CASTS = frozenset("_to_copy to type_as".split())
 _DROPPED = frozenset(
     "_assert_tensor_metadata _assert_scalar _assert_async sym_constrain_range sym_constrain_range_for_size".split()
 )
 _BOOKKEEPING = frozenset("device layout pin_memory memory_format non_blocking generator copy".split())
+
+# Spellings of one operation, once memory is not part of the meaning.
+_SPELLED = {
+    "reshape": "view",
+    "_unsafe_view": "view",
+    "__and__.Tensor": "bitwise_and.Tensor",
+    "__and__.Scalar": "bitwise_and.Scalar",
+    "__or__.Tensor": "bitwise_or.Tensor",
+    "__or__.Scalar": "bitwise_or.Scalar",
+    "__xor__.Tensor": "bitwise_xor.Tensor",
+}
 
 # Size arithmetic: Python's and torch's functions on SymInts, under one name each.
 _SIZE_OPS: dict[Any, str] = {
@@ -125,6 +138,9 @@ def capture_module(
 def capture_program(program: torch.export.ExportedProgram, ties: Mapping[str, str] | None = None) -> Graph:
     """The Graph of an ExportedProgram.
 
+    A program that changes nothing in place and holds only operations of the table is taken as it is; any other is
+    decomposed first, which takes as long as exporting it did.
+
     Args:
         program: from torch.export, this torch's version; may have been loaded from a .pt2 archive.
         ties: parameter name to the canonical name of the parameter it is tied to.
@@ -132,13 +148,14 @@ def capture_program(program: torch.export.ExportedProgram, ties: Mapping[str, st
     Raises:
         CaptureError: an operation or argument has no meaning in a graph; the node is named.
     """
-    try:
-        program = program.run_decompositions(_decompositions())
-    except Exception as error:
-        raise CaptureError(
-            "the exported program cannot be decomposed",
-            got=f"{type(error).__name__}: {_first_lines(error)}",
-        ) from error
+    if not _expressible(program):
+        try:
+            program = program.run_decompositions(_decompositions())
+        except Exception as error:
+            raise CaptureError(
+                "the exported program cannot be decomposed",
+                got=f"{type(error).__name__}: {_first_lines(error)}",
+            ) from error
     return simplify(_Translation(program, dict(ties or {})).graph())
 
 
@@ -294,14 +311,14 @@ class _Translation:
                     do="higher-order operations (cond, map, while_loop) and custom Python functions are not captured",
                 )
             return
-        space, name = target._schema.name.split("::")
+        name = target._schema.name.removeprefix("aten::")
         if name in _DROPPED:
             return
-        if name in _SAME:
+        if name in _SAME or _is_inactive_dropout(node):
             self.values[node.name] = self._arg(node.args[0], node)
             return
-        if name == "_to_copy" and node.kwargs.get("dtype") in (None, node.args[0].meta["val"].dtype):  # type: ignore[union-attr]
-            self.values[node.name] = self._arg(node.args[0], node)
+        if name in _CASTS:
+            self._cast(node)
             return
         if name in ("_local_scalar_dense", "item"):
             known = self._scalar(node.args[0])
@@ -316,16 +333,21 @@ class _Translation:
                 where=node.name,
                 got=f"{name} at {_source(node)}",
             )
-        overload = target._overloadname
-        full = name if overload in ("", "default") else f"{name}.{overload}"
-        if space != "aten":
-            full = f"{space}::{full}"
         kwargs = {
             key: self._arg(value, node)
             for key, value in node.kwargs.items()
             if key not in _BOOKKEEPING and value is not None
         }
-        self._emit(node, full, [self._arg(arg, node) for arg in node.args], kwargs)
+        self._emit(node, _op_name(target), [self._arg(arg, node) for arg in node.args], kwargs)
+
+    def _cast(self, node: torch.fx.Node) -> None:
+        """Moves and casts of all spellings: a cast where the dtype changes, nothing where it does not."""
+        source = self._arg(node.args[0], node)
+        dtype = node.meta["val"].dtype
+        if dtype == node.args[0].meta["val"].dtype:  # type: ignore[union-attr]
+            self.values[node.name] = source
+        else:
+            self._emit(node, "_to_copy", [source], {"dtype": DType(_dtype(dtype))})
 
     def _emit(self, node: torch.fx.Node, op: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         value = node.meta.get("val")
@@ -347,7 +369,7 @@ class _Translation:
         name = node.target._schema.name.removeprefix("aten::")
         if name == "scalar_tensor" or (name == "full" and not node.args[0]):
             return self._arg(node.args[-1], node)
-        if name in _SAME or name == "_to_copy":
+        if name in _SAME or name in _CASTS:
             return self._scalar(node.args[0])
         if name in ("add", "sub", "mul") and not node.kwargs:
             operands = [self._scalar(arg) for arg in node.args]
@@ -466,6 +488,39 @@ def _decompositions() -> Any:
         if overload._schema.name.split("::")[1] in KEPT:
             table.pop(overload)
     return table
+
+
+def _expressible(program: torch.export.ExportedProgram) -> bool:
+    """Whether every operation of the program is in the table as it stands, and none works in place."""
+    for node in program.graph.nodes:
+        if node.op == "get_attr":
+            return False
+        if node.op != "call_function" or node.target is operator.getitem or node.target in _SIZE_OPS:
+            continue
+        if not isinstance(node.target, torch._ops.OpOverload):
+            return False
+        name = node.target._schema.name.removeprefix("aten::")
+        if name in _SAME or name in _CASTS or name in _DROPPED or _is_inactive_dropout(node):
+            continue
+        if name in ("item", "_local_scalar_dense"):
+            continue
+        if node.target._schema.is_mutable or _op_name(node.target) not in OPS:
+            return False
+    return True
+
+
+def _op_name(target: torch._ops.OpOverload) -> str:
+    """torch's name with the overload, as graphs spell it: "add.Tensor", "linear", "library::operation"."""
+    space, name = target._schema.name.split("::")
+    full = name if target._overloadname in ("", "default") else f"{name}.{target._overloadname}"
+    return _SPELLED.get(full, full) if space == "aten" else f"{space}::{full}"
+
+
+def _is_inactive_dropout(node: torch.fx.Node) -> bool:
+    name = node.target._schema.name  # type: ignore[union-attr]
+    if name not in ("aten::dropout", "aten::feature_dropout", "aten::alpha_dropout"):
+        return False
+    return node.args[2] is False or node.args[1] == 0
 
 
 def _all_auto(value: Any) -> Any:

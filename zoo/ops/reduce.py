@@ -178,8 +178,6 @@ def _accumulated(xp: Any, x: Any, dtype: DType | None) -> Any:
 
 
 def _arg(xp: Any, function: Any, x: Any, dim: int | None, keepdim: bool) -> Any:
-    if xp.dtype(x) == "bool":
-        x = xp.cast(x, "int64")
     if dim is None:
         result = function(xp.reshape(x, (-1,)), 0)
         return xp.reshape(result, (1,) * xp.ndim(x)) if keepdim else result

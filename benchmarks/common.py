@@ -1,0 +1,74 @@
+"""What the benchmarks share: one pinned core, interleaved runs, medians, a record of the machine and versions."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def one_thread() -> None:
+    """Pin this process to one core and every framework to one thread; call before importing any of them."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    os.environ.update(
+        OMP_NUM_THREADS="1",
+        MKL_NUM_THREADS="1",
+        TF_NUM_INTRAOP_THREADS="1",
+        TF_NUM_INTEROP_THREADS="1",
+        XLA_FLAGS="--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
+        TF_CPP_MIN_LOG_LEVEL="3",
+    )
+
+
+def interleaved(functions: Mapping[str, Callable[[], Any]], rounds: int, warm: int = 2) -> dict[str, float]:
+    """Median seconds of each function, run in turn so that a slow moment of the machine hits all of them."""
+    for function in functions.values():
+        for _ in range(warm):
+            function()
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(rounds):
+        for name, function in functions.items():
+            started = time.perf_counter()
+            function()
+            times[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def record(name: str, result: Any) -> Path:
+    """Write benchmarks/results/<name>.json with the machine and the versions beside the numbers."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps({"environment": environment(), "result": result}, indent=1) + "\n")
+    return path
+
+
+def environment() -> dict[str, Any]:
+    versions = {}
+    for package in ("torch", "tensorflow-cpu", "jax", "keras", "transformers", "numpy"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    return {
+        "python": platform.python_version(),
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "command": " ".join(Path(arg).name if i == 0 else arg for i, arg in enumerate(sys.argv)),
+        "versions": versions,
+    }
+
+
+def _cpu() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor()

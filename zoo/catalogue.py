@@ -1,0 +1,267 @@
+"""What can be loaded here, and what is known of a model before anything is downloaded.
+
+Answers come from the registry, the index of packaged graphs and the folders themselves. No framework is imported.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from zoo.backends import BACKENDS, backend_name, installed
+from zoo.registry import Entry, SourceRef, entries, parse
+
+if TYPE_CHECKING:
+    from zoo.graph.ir import Graph
+
+__all__ = ["Availability", "Info", "Status", "available", "info"]
+
+GRAPHS = Path(__file__).parent / "graphs"
+"""As in `zoo.loading`, which needs NumPy and half a second more than `zoo list` can spare."""
+
+Status = Literal["graph", "capture", "needs torch", "not installed"]
+"""How a model gets onto a backend here: from a packaged graph (torch is not needed); captured once with torch and
+transformers, which are installed; not, because they are not; not, because the backend's framework is not installed."""
+
+RUNS: tuple[Status, ...] = ("graph", "capture")
+
+
+@dataclass(frozen=True, slots=True)
+class Availability:
+    """One registry entry on this machine.
+
+    Args:
+        name: what `zoo.load` takes.
+        model_type: transformers' `model_type`.
+        task: the one that `backends` speaks of.
+        parameters: how many its graph has, None where no graph is packaged.
+        backends: backend -> how the model gets there.
+    """
+
+    name: str
+    model_type: str
+    task: str
+    parameters: int | None
+    backends: Mapping[str, Status]
+
+    def runs_on(self, backend: str) -> bool:
+        """Whether `zoo.load(name, backend)` can work here, its weights being had."""
+        return self.backends[backend] in RUNS
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON knows them."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Info:
+    """What is known of a model without downloading anything; what is not known is None or empty.
+
+    Args:
+        name: the registry's name, else the reference itself.
+        kind: "registry", "hub", "wheel" or "local".
+        aliases: other names of the same checkpoint.
+        model_type: transformers' `model_type`.
+        architecture: the class that the checkpoint was saved from.
+        task: what it does.
+        modality: "text", "image" …
+        sources: where its files can be had, best first.
+        license: SPDX id as its source states it.
+        parameters: how many trainable numbers the graph has.
+        published_parameters: the number that its authors state, and `parameters_source` where.
+        config_sources: where the config was read.
+        files: file name -> sha256 where a source states it.
+        graphs: packaged graphs: file -> task.
+        inputs: name -> dtype and shape.
+        outputs: name -> dtype and shape.
+        ops: op -> how often the graph uses it.
+        backends: backend -> how the model gets there.
+    """
+
+    name: str
+    kind: str
+    aliases: tuple[str, ...] = ()
+    model_type: str | None = None
+    architecture: str | None = None
+    task: str | None = None
+    modality: str | None = None
+    sources: tuple[str, ...] = ()
+    license: str | None = None
+    parameters: int | None = None
+    published_parameters: int | None = None
+    parameters_source: str | None = None
+    config_sources: tuple[str, ...] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
+    graphs: Mapping[str, str] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    outputs: Mapping[str, str] = field(default_factory=dict)
+    ops: Mapping[str, int] = field(default_factory=dict)
+    backends: Mapping[str, Status] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON knows them."""
+        found = {name: getattr(self, name) for name in self.__slots__}
+        return {name: dict(value) if isinstance(value, Mapping) else value for name, value in found.items()}
+
+
+def available(backend: str | None = None, task: str | None = None) -> list[Availability]:
+    """The registry's models, by name.
+
+    Args:
+        backend: only models that can be loaded on it here and now.
+        task: only models that serve it: their own task, or one that a graph is packaged for.
+
+    Raises:
+        UnknownBackend, ConfigError: no such backend, no such task.
+    """
+    wanted = None
+    if task is not None:
+        from zoo.tasks import task_name
+
+        wanted = task_name(task)
+    own = None if backend is None else backend_name(backend)
+    graphs = _graphs()
+    statuses = {packaged: _statuses(packaged) for packaged in (True, False)}
+    found = []
+    for entry in entries().values():
+        mine = graphs.get(entry.name, {})
+        serves = next((facts for facts in mine.values() if facts["task"] == wanted), None) if wanted else None
+        if wanted in (None, entry.task):
+            serves = next((facts for facts in mine.values() if _is_own(entry, facts)), None)
+        elif serves is None:
+            continue
+        item = Availability(
+            entry.name,
+            entry.model_type,
+            wanted or entry.task,
+            serves.get("parameters") if serves else None,
+            statuses[serves is not None],
+        )
+        if own is None or item.runs_on(own):
+            found.append(item)
+    return sorted(found, key=lambda item: item.name)
+
+
+def info(name: str | os.PathLike[str]) -> Info:
+    """Everything known of a registry entry; of another reference what can be said without downloading.
+
+    Args:
+        name: what `zoo.load` takes.
+
+    Raises:
+        UnknownModel, SourceError, UnsafeFile: as `zoo.registry.parse`.
+        ConfigError, FormatError: a folder's config or graph cannot be read.
+    """
+    found = parse(name)
+    if isinstance(found, Entry):
+        return _of_entry(found)
+    if found.kind == "local":
+        return _of_folder(found)
+    return Info(found.location, found.kind, sources=(found.uri,), backends=_statuses(False))
+
+
+def _of_entry(entry: Entry) -> Info:
+    mine = _graphs().get(entry.name, {})
+    own = next((file for file, facts in mine.items() if _is_own(entry, facts)), None)
+    return Info(
+        name=entry.name,
+        kind="registry",
+        aliases=entry.aliases,
+        model_type=entry.model_type,
+        architecture=entry.architecture,
+        task=entry.task,
+        modality=entry.modality,
+        sources=entry.sources,
+        license=entry.license,
+        published_parameters=entry.published_parameters,
+        parameters_source=entry.parameters_source,
+        config_sources=entry.config_sources,
+        files=entry.files,
+        graphs={file: facts["task"] for file, facts in mine.items()},
+        backends=_statuses(own is not None),
+        **_of_graph(GRAPHS / own if own else None),
+    )
+
+
+def _of_folder(found: SourceRef) -> Info:
+    from zoo.loading import find_graph
+    from zoo.model import GRAPH_FILE, read_json
+
+    folder = Path(found.location)
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    graph: Path | Graph | None = folder / GRAPH_FILE if (folder / GRAPH_FILE).is_file() else None
+    if graph is None and config:
+        graph = find_graph(config)
+    architectures = config.get("architectures") or [None]
+    return Info(
+        name=folder.name,
+        kind="local",
+        model_type=config.get("model_type"),
+        architecture=architectures[0],
+        sources=(found.uri,),
+        backends=_statuses(graph is not None),
+        **_of_graph(graph),
+    )
+
+
+def _of_graph(graph: Path | Graph | None) -> dict[str, Any]:
+    """The fields that a graph answers."""
+    if graph is None:
+        return {}
+    if isinstance(graph, Path):
+        from zoo.graph.io import load_graph
+
+        graph = load_graph(graph)
+    shapes = {item.name: (item.dtype, item.shape) for item in graph.inputs}
+    for node in graph.nodes:
+        shapes.update((name, (value.dtype, value.shape)) for name, value in zip(node.outputs, node.infos, strict=True))
+
+    def spelled(name: str) -> str:
+        dtype, shape = shapes.get(name, ("", ()))
+        return f"{dtype} [{', '.join(map(str, shape))}]" if dtype else ""
+
+    return {
+        "parameters": graph.parameter_count(),
+        "inputs": {
+            item.name: spelled(item.name) + ("" if item.default is None else f", {item.default} where left out")
+            for item in graph.inputs
+        },
+        "outputs": {name: spelled(ref.name) for name, ref in graph.outputs.items()},
+        "ops": graph.op_counts(),
+    }
+
+
+@cache
+def _index() -> Mapping[str, Any]:
+    try:
+        return json.loads((GRAPHS / "index.json").read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+
+
+@cache
+def _graphs() -> dict[str, dict[str, Any]]:
+    """Entry -> file -> facts, float32 only: what `zoo.load` takes without a dtype."""
+    found: dict[str, dict[str, Any]] = {}
+    for file, facts in _index().items():
+        if facts["dtype"] == "float32":
+            for name in facts.get("entries", ()):
+                found.setdefault(name, {})[file] = facts
+    return found
+
+
+def _is_own(entry: Entry, facts: Mapping[str, Any]) -> bool:
+    """Whether `zoo.load(name)`, no task given, takes this graph."""
+    return facts["class"] == entry.architecture if entry.architecture else facts["task"] == "feature-extraction"
+
+
+def _statuses(packaged: bool) -> Mapping[str, Status]:
+    torch = all(importlib.util.find_spec(name) is not None for name in ("torch", "transformers"))
+    here: Status = "graph" if packaged else "capture" if torch else "needs torch"
+    return {name: here if installed(name) else "not installed" for name in BACKENDS}

@@ -1,0 +1,51 @@
+"""How far from float64 a backend may be: the one table that `zoo verify`, the demo and the tests go by.
+
+Errors are relative: the largest error of an output over the largest absolute value of its float64 reference. What is
+right depends on the model (a deep one rounds more often), so the yardstick is PyTorch's own error on the same inputs
+in the same dtype; the numbers here say how many times that a backend may have, and bound it from both sides.
+"""
+
+from __future__ import annotations
+
+__all__ = ["CEILINGS", "FACTORS", "FLOORS", "GRADIENTS", "VACUOUS", "gradient_tolerance", "tolerance"]
+
+FACTORS: dict[tuple[str, str], float] = {
+    (backend, dtype): 4.0
+    for backend in ("torch", "jax", "tensorflow", "keras", "numpy")
+    for dtype in ("float32", "bfloat16", "float16")
+}
+"""(backend, dtype) -> how many times PyTorch's own error is accepted."""
+
+FLOORS: dict[str, float] = {"float32": 2e-6, "bfloat16": 1.6e-2, "float16": 2e-3}
+"""Dtype -> an error that is always accepted: a few units of rounding, where PyTorch happens to have hardly any."""
+
+CEILINGS: dict[str, float] = {"float32": 1e-4, "bfloat16": 1e-1, "float16": 2e-2}
+"""Dtype -> an error that never is, PyTorch's own included; where PyTorch is not installed, the only bound."""
+
+GRADIENTS: dict[tuple[str, str], float] = {
+    (backend, dtype): relative
+    for backend in ("torch", "jax", "tensorflow")
+    for dtype, relative in (("float32", 1e-4), ("bfloat16", 1e-1), ("float16", 2e-2))
+}
+"""(backend, dtype) -> largest difference of a parameter's gradient from PyTorch's, over PyTorch's largest there."""
+
+VACUOUS = 1e-5
+"""An output that varies by less, relative to its largest value, is constant: two backends' agreeing says nothing."""
+
+
+def tolerance(backend: str, dtype: str, yardstick: float | None) -> float:
+    """The relative error accepted of a backend.
+
+    Args:
+        backend: whose error it is; PyTorch's is bounded by the ceiling alone, being its own yardstick.
+        dtype: of the computation.
+        yardstick: PyTorch's relative error, or None where it is not known.
+    """
+    if backend == "torch" or yardstick is None:
+        return CEILINGS[dtype]
+    return min(max(FLOORS[dtype], FACTORS[backend, dtype] * yardstick), CEILINGS[dtype])
+
+
+def gradient_tolerance(backend: str, dtype: str) -> float:
+    """The relative difference accepted of a parameter's gradient."""
+    return GRADIENTS[backend, dtype]

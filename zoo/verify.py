@@ -1,0 +1,708 @@
+"""Parity: one model, one set of inputs, every backend against float64 and against PyTorch; outputs and gradients."""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from zoo.backends import BACKENDS, backend_name, get_backend, installed
+from zoo.errors import InputError, VerifyError, ZooError
+from zoo.graph.ir import Graph, Input, Ref, param_ref, refs
+from zoo.model import Model, Package, prepare_inputs, to_numpy
+from zoo.tolerances import VACUOUS, gradient_tolerance, tolerance
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from zoo.sources import Progress
+
+__all__ = ["GradientRow", "OutputRow", "Report", "sample_inputs", "verify"]
+
+REFERENCE = "numpy"
+YARDSTICK = "torch"
+DIFFERENTIABLE = ("torch", "jax", "tensorflow")
+
+
+@dataclass(frozen=True, slots=True)
+class OutputRow:
+    """One output of one backend. Errors are absolute, and relative to the reference's largest value.
+
+    Args:
+        backend: whose output.
+        output: its name; empty where the backend failed before it gave any.
+        max_abs: largest absolute error against float64, at `position`, where `expected` should be and `got` is.
+        relative: `max_abs` over the reference's largest absolute value.
+        versus_torch: largest difference from PyTorch's output, relative likewise; None without PyTorch.
+        tolerance: what `relative` may be.
+        scale: standard deviation of the reference.
+        seconds: time of one call once warm.
+        reason: why it is not right; empty if it is.
+    """
+
+    backend: str
+    output: str
+    max_abs: float | None = None
+    relative: float | None = None
+    versus_torch: float | None = None
+    tolerance: float | None = None
+    scale: float | None = None
+    seconds: float | None = None
+    position: tuple[int, ...] = ()
+    expected: float | None = None
+    got: float | None = None
+    reason: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the output is right."""
+        return not self.reason
+
+
+@dataclass(frozen=True, slots=True)
+class GradientRow:
+    """The gradients of one backend: of sum(weights * main output ** 2) by every trainable parameter.
+
+    Args:
+        backend: whose gradients.
+        reference: whose they are compared with.
+        parameter: the one that differs most.
+        relative: its largest difference over the largest of the reference's gradient there.
+        tolerance: what `relative` may be.
+        parameters: how many were compared.
+        expected: the reference's value where the difference is largest, and `got` the backend's.
+        reason: why it is not right; empty if it is.
+    """
+
+    backend: str
+    reference: str
+    parameter: str = ""
+    relative: float | None = None
+    tolerance: float | None = None
+    parameters: int = 0
+    position: tuple[int, ...] = ()
+    expected: float | None = None
+    got: float | None = None
+    reason: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the gradients are right."""
+        return not self.reason
+
+
+@dataclass(slots=True)
+class Report:
+    """What `verify` found.
+
+    Args:
+        model: what was verified.
+        dtype: of the computation.
+        inputs: name -> dtype and shape of what was passed.
+        rows: one per backend and output.
+        gradients: one per backend, if they were asked for.
+        missing: backends that were left out -> what would install them.
+    """
+
+    model: str
+    dtype: str
+    inputs: dict[str, str]
+    rows: list[OutputRow] = field(default_factory=list)
+    gradients: list[GradientRow] = field(default_factory=list)
+    missing: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every row is right, and there is one."""
+        return bool(self.rows) and not self.failures
+
+    @property
+    def failures(self) -> list[OutputRow | GradientRow]:
+        """The rows that are not right, worst first."""
+
+        def badness(row: OutputRow | GradientRow) -> float:
+            if row.relative is None or row.tolerance is None or not np.isfinite(row.relative):
+                return np.inf
+            return row.relative / max(row.tolerance, 1e-300)
+
+        wrong: list[OutputRow | GradientRow] = [row for row in (*self.rows, *self.gradients) if not row.ok]
+        return sorted(wrong, key=badness, reverse=True)
+
+    def raise_for_failure(self) -> None:
+        """Nothing if all is right.
+
+        Raises:
+            VerifyError: naming the worst failure's backend, tensor and position, with what was expected and found.
+        """
+        if self.ok:
+            return
+        if not self.failures:
+            raise VerifyError("nothing was compared", where=self.model, do="install a framework")
+        worst = self.failures[0]
+        tensor, what = _tensor(worst), worst.reason
+        others = len(self.failures) - 1
+        raise VerifyError(
+            f"{self.model} on {worst.backend}: {what}" + (f" (and {others} more)" if others else ""),
+            where=tensor or worst.backend,
+            expected=worst.expected,
+            got=worst.got,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON knows it; a number that is not finite is text."""
+        return {
+            "model": self.model,
+            "dtype": self.dtype,
+            "ok": self.ok,
+            "inputs": self.inputs,
+            "rows": [_plain(asdict(row)) | {"ok": row.ok} for row in self.rows],
+            "gradients": [_plain(asdict(row)) | {"ok": row.ok} for row in self.gradients],
+            "missing": self.missing,
+        }
+
+    def table(self) -> RenderableType:
+        """The report for a terminal, by rich."""
+        from rich.console import Group
+        from rich.table import Table
+
+        outputs = Table(title=f"{self.model}, {self.dtype}: error against float64", title_justify="left")
+        outputs.add_column("backend", no_wrap=True)
+        outputs.add_column("output", no_wrap=True, overflow="ellipsis")
+        for column in ("max abs", "relative", "allowed", "vs torch", "scale", "ms"):
+            outputs.add_column(column, justify="right", no_wrap=True)
+        outputs.add_column("")
+        for row in self.rows:
+            numbers = (row.max_abs, row.relative, row.tolerance, row.versus_torch, row.scale)
+            time_ms = "" if row.seconds is None else f"{row.seconds * 1e3:.1f}"
+            outputs.add_row(row.backend, row.output, *map(_short, numbers), time_ms, _verdict(row))
+        for name, extra in self.missing.items():
+            outputs.add_row(name, *[""] * 7, f"not installed ({extra})", style="dim")
+        if not self.gradients:
+            return outputs
+        gradients = Table(title="gradients", title_justify="left")
+        for column in ("backend", "against", "parameters", "worst parameter", "relative", "allowed", ""):
+            gradients.add_column(column, justify="right" if column in ("parameters", "relative", "allowed") else "left")
+        for item in self.gradients:
+            cells = (item.backend, item.reference, str(item.parameters), item.parameter)
+            gradients.add_row(*cells, _short(item.relative), _short(item.tolerance), _verdict(item))
+        return Group(outputs, gradients)
+
+
+def verify(
+    model: str | os.PathLike[str] | Model | Package,
+    backends: Sequence[str] | None = None,
+    *,
+    task: str | None = None,
+    gradients: bool = False,
+    seed: int = 0,
+    batch: int = 3,
+    length: int = 17,
+    dtype: str = "float32",
+    inputs: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Run a model on several backends and compare every output with a float64 run, and with PyTorch.
+
+    The inputs are drawn from a seed to fit the graph: ids within the vocabulary, noise for images and audio, the last
+    row of a batch padded. Padded positions are not compared. An output that is zero or constant is a failure: there
+    agreement says nothing. The weights are read once; one backend's model is freed before the next.
+
+    Args:
+        model: what `zoo.load` takes, a loaded model (its weights as they are now), or a package.
+        backends: which; None takes all that are installed and lists the others as missing.
+        task: as for `zoo.load`.
+        gradients: compare also the gradients by every trainable parameter between torch, JAX and TensorFlow.
+        seed: of the inputs.
+        batch: rows of the inputs.
+        length: tokens of the inputs, less where the model takes fewer.
+        dtype: as for `zoo.load`.
+        inputs: arrays to use instead of drawn ones, by name.
+        progress: as for `zoo.load`.
+
+    Raises:
+        MissingFramework, UnknownBackend: a backend asked for by name is not there.
+        InputError: the drawn inputs do not fit the graph; pass `inputs`.
+        ZooError: whatever `zoo.load` raises.
+    """
+    asked = list(BACKENDS) if backends is None else [backend_name(name) for name in backends]
+    names = [name for name in BACKENDS if name in asked]  # torch before tensorflow: the other order has crashed
+    if backends is not None:
+        _require(names)
+    present = [name for name in names if installed(name)]
+    source = _weights(model, task, dtype, progress)
+    graph = source.graph
+    feed = prepare_inputs(graph.inputs, graph.symbols, sample_inputs(source, seed, batch, length, inputs))
+    report = Report(
+        source.name,
+        str(graph.meta.get("dtype", dtype)),
+        {name: f"{value.dtype} {list(value.shape)}" for name, value in feed.items()},
+        missing={name: f"pip install 'anyzoo[{name}]'" for name in names if name not in present},
+    )
+    masks = {name: _selection(graph, ref, feed) for name, ref in graph.outputs.items()}
+    reference, seconds = _run(source, feed)
+    measured: dict[str, dict[str, float]] = {}
+    torch_outputs: dict[str, np.ndarray] | None = None
+    found: dict[str, list[OutputRow]] = {}
+    slopes: dict[str, Any] = {}
+    wanted = [name for name in DIFFERENTIABLE if name in present] if gradients else []
+    main = next(iter(graph.outputs))
+    # torch runs even if nobody asked: its error is the yardstick
+    for name in [n for n in BACKENDS if n in present or (n == YARDSTICK and installed(n))]:
+        if name == REFERENCE:
+            outputs, elapsed = reference, seconds
+        else:
+            try:
+                candidate = _on(source, name)
+                outputs, elapsed = _run(candidate, feed)
+            except Exception as error:
+                found[name] = [OutputRow(name, "", reason=_said(error))]
+                continue
+        if name == YARDSTICK:
+            torch_outputs = outputs
+            measured = {key: _errors(outputs, reference, key, masks[key]) for key in graph.outputs if key in outputs}
+        if name in present:
+            found[name] = [
+                _row(name, key, outputs, reference, torch_outputs, measured.get(key), masks[key], elapsed, report.dtype)
+                for key in graph.outputs
+            ]
+        if name in wanted:
+            weights = _loss_weights(reference[main], masks[main], seed)
+            try:
+                slopes[name] = _GRADIENTS[name](candidate, feed, main, weights)
+            except Exception as error:
+                slopes[name] = error
+        candidate = None  # type: ignore[assignment]
+        gc.collect()
+    report.rows = [row for name in names for row in found.get(name, ())]
+    report.gradients = list(_compare_gradients(slopes, report.dtype))
+    return report
+
+
+def sample_inputs(
+    model: Model, seed: int = 0, batch: int = 3, length: int = 17, given: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Inputs that fit a model's graph, drawn from a seed.
+
+    Args:
+        given: arrays that are taken as they are, by name; the sizes of the others follow.
+    """
+    graph, config, rng = model.graph, model.config, np.random.default_rng(seed)
+    values: dict[str, Any] = dict(given or {})
+    unknown = sorted(values.keys() - {item.name for item in graph.inputs})
+    if unknown:
+        names = ", ".join(item.name for item in graph.inputs)
+        raise InputError("the model has no such input", where=", ".join(unknown), expected=names)
+    sizes = {name: _size(name, low, high, batch, length, config) for name, (low, high) in graph.symbols.items()}
+    for item in graph.inputs:
+        if item.name in values:
+            shape = np.shape(values[item.name])
+            sizes.update((d, n) for d, n in zip(item.shape, shape, strict=False) if isinstance(d, str))
+    shapes = {i.name: tuple(sizes[d] if isinstance(d, str) else d for d in i.shape) for i in graph.inputs}
+    masks = {i.shape: _mask(shapes[i.name]) for i in graph.inputs if _is_mask(i)}
+    for item in graph.inputs:
+        if item.name in values:
+            continue
+        mask = masks.get(item.shape[:2])
+        if _is_mask(item):
+            drawn = masks[item.shape]
+        elif "int" in item.dtype:
+            drawn = _ids(graph, item, shapes[item.name], mask, config, rng)
+        elif item.dtype == "bool":
+            drawn = rng.random(shapes[item.name]) < 0.5
+        else:
+            drawn = rng.standard_normal(shapes[item.name])
+            drawn = drawn if mask is None else drawn * mask.reshape(mask.shape + (1,) * (drawn.ndim - mask.ndim))
+        values[item.name] = drawn.astype("float32" if item.dtype == "bfloat16" else item.dtype)
+    return values
+
+
+def _require(names: Sequence[str]) -> None:
+    from importlib.util import find_spec
+
+    if YARDSTICK not in names and {"tensorflow", "keras"} & set(names) and find_spec("torch"):
+        get_backend(YARDSTICK)
+    for name in names:
+        get_backend(name)
+
+
+def _weights(model: Any, task: str | None, dtype: str, progress: Progress | None) -> Model:
+    """The model on NumPy: its arrays serve every backend."""
+    from zoo.loading import load, model_from
+
+    if isinstance(model, Package):
+        return model_from(model, REFERENCE)
+    if not isinstance(model, Model):
+        return load(model, REFERENCE, task, dtype=dtype, progress=progress)
+    if model.backend == REFERENCE:
+        return model
+    params = {name: to_numpy(value) for name, value in model.params.items()}
+    return Model(
+        model.name, REFERENCE, model.graph, params, model.config, model.folder, _backend=get_backend(REFERENCE)
+    )
+
+
+def _on(source: Model, backend: str) -> Model:
+    module = get_backend(backend)
+    params = module.params_from(source.params, source.graph)
+    return Model(source.name, backend, source.graph, params, source.config, source.folder, _backend=module)
+
+
+def _run(model: Model, feed: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], float]:
+    """Outputs as float64 (complex128, or as they are), and the median time of a call once warm."""
+    times = []
+    with _inference(model.backend):
+        for _ in range(1 if model.backend == REFERENCE else 4):  # NumPy has nothing to warm up, and takes its time
+            started = time.perf_counter()
+            outputs = {name: to_numpy(value) for name, value in model(**feed).items()}
+            times.append(time.perf_counter() - started)
+    return {name: _wide(array) for name, array in outputs.items()}, float(np.median(times[1:] or times))
+
+
+@contextmanager
+def _inference(backend: str) -> Iterator[None]:
+    if backend != YARDSTICK:
+        yield
+        return
+    import torch
+
+    with torch.no_grad():
+        yield
+
+
+def _wide(array: np.ndarray) -> np.ndarray:
+    if array.dtype.kind in "biu":
+        return array.astype(np.int64)
+    return array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)
+
+
+def _row(
+    backend: str,
+    output: str,
+    outputs: Mapping[str, np.ndarray],
+    reference: Mapping[str, np.ndarray],
+    torch_outputs: Mapping[str, np.ndarray] | None,
+    yardstick: Mapping[str, Any] | None,
+    mask: np.ndarray | None,
+    seconds: float,
+    dtype: str,
+) -> OutputRow:
+    truth = reference[output]
+    if output not in outputs or outputs[output].shape != truth.shape:
+        got = list(outputs[output].shape) if output in outputs else "nothing"
+        return OutputRow(backend, output, reason=f"expected the shape {list(truth.shape)}, got {got}", seconds=seconds)
+    error = _errors(outputs, reference, output, mask)
+    allowed = tolerance(backend, dtype, yardstick["relative"] if yardstick else None)
+    if truth.dtype == np.int64:
+        allowed = 0.0
+    return OutputRow(
+        backend,
+        output,
+        error["max_abs"],
+        error["relative"],
+        _errors(outputs, torch_outputs, output, mask)["relative"] if _shaped(torch_outputs, output, truth) else None,
+        allowed,
+        error["scale"],
+        seconds,
+        error["position"],
+        error["expected"],
+        error["got"],
+        _reason(error, allowed, truth),
+    )
+
+
+def _reason(error: Mapping[str, Any], allowed: float, truth: np.ndarray) -> str:
+    if not error["count"]:
+        return "there is nothing to compare: the float64 reference has no finite value"
+    if truth.dtype != np.int64 and error["largest"] < 1e-9:
+        return "there is nothing to compare: the float64 reference is zero"
+    if truth.dtype != np.int64 and error["count"] > 1 and error["scale"] <= VACUOUS * error["largest"]:
+        return "there is nothing to compare: the float64 reference is constant"
+    if error["stray"]:
+        return "it has values that are not finite where float64's are, or the other way round"
+    if not error["relative"] <= allowed:
+        return f"relative error {error['relative']:.2g}, at most {allowed:.2g} is right"
+    return ""
+
+
+def _shaped(outputs: Mapping[str, np.ndarray] | None, name: str, truth: np.ndarray) -> bool:
+    return outputs is not None and name in outputs and outputs[name].shape == truth.shape
+
+
+def _errors(
+    outputs: Mapping[str, np.ndarray] | None, reference: Mapping[str, np.ndarray], name: str, mask: np.ndarray | None
+) -> dict[str, Any]:
+    """How an output differs from its reference where `mask` holds; "stray" if one is finite where the other is not."""
+    assert outputs is not None
+    found, truth = outputs[name], reference[name]
+    chosen = np.ones(truth.shape, bool) if mask is None else np.broadcast_to(mask, truth.shape)
+    if found.shape != truth.shape:
+        return {"relative": np.inf}
+    both = chosen & np.isfinite(truth) & np.isfinite(found)
+    stray = bool(np.any(chosen & (np.isfinite(truth) != np.isfinite(found))))
+    values = truth[both]
+    largest = float(np.abs(values).max(initial=0.0))
+    difference = np.where(both, np.abs(np.where(both, found, 0) - np.where(both, truth, 0)), -1.0)
+    position: tuple[int, ...] = ()
+    max_abs = 0.0
+    if values.size:
+        position = tuple(int(i) for i in np.unravel_index(int(difference.argmax()), truth.shape))
+        max_abs = float(difference[position])
+    if stray:
+        wrong = chosen & (np.isfinite(truth) != np.isfinite(found))
+        position, max_abs = tuple(int(i) for i in np.argwhere(wrong)[0]), np.inf
+    return {
+        "max_abs": max_abs,
+        "relative": max_abs / largest if largest else (np.inf if max_abs else 0.0),
+        "largest": largest,
+        "scale": float(np.std(values)) if values.size else 0.0,
+        "count": int(values.size),
+        "stray": stray,
+        "position": position,
+        "expected": _number(truth, position) if truth.size else None,
+        "got": _number(found, position) if truth.size else None,
+    }
+
+
+def _number(array: np.ndarray, position: tuple[int, ...]) -> float:
+    value = array[position]
+    return float(np.abs(value)) if np.iscomplexobj(value) else float(value)
+
+
+def _selection(graph: Graph, ref: Ref, feed: Mapping[str, Any]) -> np.ndarray | None:
+    """Which positions of an output are no padding, broadcastable to it; None: all, as far as the graph's dims tell."""
+    dims = _dims(graph, ref.name)
+    chosen: np.ndarray | None = None
+    for item in graph.inputs:
+        if not _is_mask(item) or item.name not in feed:
+            continue
+        mask = np.asarray(to_numpy(feed[item.name])).astype(bool)
+        rows, columns = item.shape
+        for axis, dim in enumerate(dims):
+            if dim != columns or not isinstance(dim, str) or rows not in dims[:axis]:
+                continue
+            shape = [1] * len(dims)
+            shape[dims.index(rows)], shape[axis] = mask.shape
+            part = mask.reshape(shape)
+            chosen = part if chosen is None else chosen & part
+    return chosen
+
+
+def _dims(graph: Graph, name: str) -> tuple[Any, ...]:
+    for item in graph.inputs:
+        if item.name == name:
+            return item.shape
+    for node in graph.nodes:
+        if name in node.outputs:
+            return node.infos[node.outputs.index(name)].shape
+    return ()
+
+
+# --- inputs ---------------------------------------------------------------------------------------------------------
+
+# What leaves each id what it is, or replaces some: an embedding's table limits the ids on the other side of these.
+_TRANSPARENT = ("view", "reshape", "_to_copy", "to", "expand", "unsqueeze", "squeeze", "slice", "select", "clone",
+                "masked_fill", "where", "index", "_unsafe_view", "transpose", "permute", "cat")  # fmt: skip
+
+
+def _is_mask(item: Input) -> bool:
+    return item.name.endswith("attention_mask") and len(item.shape) == 2
+
+
+def _mask(shape: tuple[int, ...]) -> np.ndarray:
+    """Ones, with zeros in the last third of the last of several rows."""
+    mask = np.ones(shape, np.int64)
+    if shape[0] > 1 and shape[1] > 2:
+        mask[-1, shape[1] - shape[1] // 3 :] = 0
+    return mask
+
+
+def _size(name: str, low: int, high: int | None, batch: int, length: int, config: Mapping[str, Any]) -> int:
+    vision = config.get("vision_config") or config
+    image = vision.get("image_size") or 224
+    height, width = (image, image) if isinstance(image, int) else image
+    known = {
+        "decoder_sequence": max(length - 3, 2),  # another length, so that mixed-up axes fail
+        "samples": 400 * length,
+        "frames": 12 * length,
+        "features": config.get("num_mel_bins") or 80,
+        "channels": vision.get("num_channels") or 3,
+        "height": height,
+        "width": width,
+    }
+    wanted = batch if name.endswith("batch") else known.get(name, length)
+    return min(max(wanted, low), high if high is not None else wanted)
+
+
+def _ids(
+    graph: Graph,
+    item: Input,
+    shape: tuple[int, ...],
+    mask: np.ndarray | None,
+    config: Mapping[str, Any],
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Whole numbers within the table that they index; tokens are ordinary ones, ended and padded as the config says."""
+    rows = _table_rows(graph, item.name)
+    if not item.name.endswith("input_ids"):
+        drawn = rng.integers(0, rows or 2, shape)
+        # a box's corners: left of right, top above bottom
+        return np.sort(drawn, -1) if item.name == "bbox" else drawn
+    text = config.get("text_config") or config
+    rows = rows or text.get("vocab_size") or 2
+    special = {
+        value for part in (config, text) for key, value in part.items()
+        if key.endswith(("_token_id", "_token_index")) and isinstance(value, int)
+    }  # fmt: skip
+    allowed = np.setdiff1d(np.arange(min(4, rows // 2), rows), sorted(special))
+    drawn = rng.choice(allowed if allowed.size else np.arange(rows), shape)
+    if mask is None:
+        return drawn
+    end, pad = text.get("eos_token_id"), text.get("pad_token_id") or 0
+    if isinstance(end, int) and 0 <= end < rows:
+        drawn[np.arange(len(mask)), mask.sum(1) - 1] = end
+    return np.where(mask == 1, drawn, pad if 0 <= pad < rows else 0)
+
+
+def _table_rows(graph: Graph, name: str) -> int | None:
+    """Rows of the smallest embedding table that an input indexes."""
+    makers = {output: node for node in graph.nodes for output in node.outputs}
+    tables = {param_ref(own): p.shape[0] for p in graph.params.values() if p.shape for own in (p.name, *p.aliases)}
+    found = []
+    for node in graph.nodes:
+        if node.op.partition(".")[0] != "embedding":
+            continue
+        table, pending = node.args[0], list(refs(node.args[1:2]))
+        seen: set[str] = set()
+        while pending:
+            ref = pending.pop()
+            if ref.name == name and table.name in tables:
+                found.append(tables[table.name])
+            maker = makers.get(ref.name)
+            if ref.name not in seen and maker is not None and maker.op.partition(".")[0] in _TRANSPARENT:
+                pending.extend(refs((maker.args, maker.kwargs)))
+            seen.add(ref.name)
+    return min(found, default=None)
+
+
+# --- gradients ------------------------------------------------------------------------------------------------------
+
+
+def _loss_weights(truth: np.ndarray, mask: np.ndarray | None, seed: int) -> np.ndarray:
+    """Fixed weights of the loss, 0 where padded: without them a normalised output has the same loss whatever it is."""
+    weights = np.random.default_rng([seed, 1]).standard_normal(truth.shape)
+    return (weights if mask is None else weights * mask).astype(np.float32)
+
+
+def _trainable(model: Model) -> list[str]:
+    return [p.name for p in model.graph.params.values() if p.trainable and "float" in p.dtype]
+
+
+def _torch_gradients(model: Model, feed: Mapping[str, Any], main: str, weights: np.ndarray) -> dict[str, np.ndarray]:
+    import torch
+
+    names = _trainable(model)
+    output = model.apply(model.params, **feed)[main].float()
+    loss = (output.square() * torch.from_numpy(weights).to(output.device)).sum()
+    slopes = torch.autograd.grad(loss, [model.params[name] for name in names], allow_unused=True)
+    return {n: to_numpy(torch.zeros_like(model.params[n]) if s is None else s) for n, s in zip(names, slopes, strict=True)}
+
+
+def _jax_gradients(model: Model, feed: Mapping[str, Any], main: str, weights: np.ndarray) -> dict[str, np.ndarray]:
+    import jax
+    import jax.numpy as jnp
+
+    names = _trainable(model)
+    rest = {name: value for name, value in model.params.items() if name not in set(names)}
+
+    def loss(trained: Mapping[str, Any]) -> Any:
+        output = model.apply({**rest, **trained}, **feed)[main].astype(jnp.float32)
+        return jnp.sum(jnp.square(output) * weights)
+
+    return {n: to_numpy(slope) for n, slope in jax.grad(loss)({name: model.params[name] for name in names}).items()}
+
+
+def _tensorflow_gradients(
+    model: Model, feed: Mapping[str, Any], main: str, weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    import tensorflow as tf
+
+    names = _trainable(model)
+    with tf.GradientTape() as tape:
+        output = tf.cast(model.apply(model.params, **feed)[main], tf.float32)
+        loss = tf.reduce_sum(tf.square(output) * weights)
+    slopes = tape.gradient(loss, [model.params[n] for n in names], unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    return {name: to_numpy(tf.convert_to_tensor(slope)) for name, slope in zip(names, slopes, strict=True)}
+
+
+_GRADIENTS: dict[str, Callable[..., dict[str, np.ndarray]]] = {
+    "torch": _torch_gradients,
+    "jax": _jax_gradients,
+    "tensorflow": _tensorflow_gradients,
+}
+
+
+def _compare_gradients(slopes: Mapping[str, Any], dtype: str) -> Iterator[GradientRow]:
+    """Each backend's gradients against those of the first that has them, which is torch where it is installed."""
+    reference = next((name for name, found in slopes.items() if not isinstance(found, Exception)), "")
+    for name, found in slopes.items():
+        if isinstance(found, Exception):
+            yield GradientRow(name, reference, reason=_said(found))
+            continue
+        truth = {key: np.asarray(value, np.float64) for key, value in slopes[reference].items()}
+        largest = {key: float(np.abs(value).max(initial=0.0)) for key, value in truth.items()}
+        # A gradient that is zero but for rounding (a key's bias shifts all scores alike) has no scale of its own.
+        least = 1e-3 * max(largest.values(), default=0.0)
+        allowed = gradient_tolerance(name, dtype)
+        if not least:
+            yield GradientRow(name, reference, parameters=len(truth), reason="there is nothing to compare: all are zero")
+            continue
+        worst: tuple[float, str, tuple[int, ...], float, float] = (-1.0, "", (), 0.0, 0.0)
+        for key, expected in truth.items():
+            got = np.broadcast_to(np.asarray(found[key], np.float64), expected.shape)
+            difference = np.nan_to_num(np.abs(got - expected), nan=np.inf)
+            if not difference.size:
+                continue
+            at = tuple(int(i) for i in np.unravel_index(int(difference.argmax()), difference.shape))
+            relative = float(difference[at]) / max(largest[key], least)
+            if relative > worst[0]:
+                worst = (relative, key, at, float(expected[at]), float(got[at]))
+        wrong = "" if worst[0] <= allowed else f"relative difference {worst[0]:.2g}, at most {allowed:.2g} is right"
+        yield GradientRow(name, reference, worst[1], worst[0], allowed, len(truth), worst[2], worst[3], worst[4], wrong)
+
+
+# --- words ----------------------------------------------------------------------------------------------------------
+
+
+def _tensor(row: OutputRow | GradientRow) -> str:
+    if isinstance(row, GradientRow):
+        name = f"gradient of {row.parameter}" if row.parameter else "gradients"
+    else:
+        name = row.output
+    return f"{name}[{', '.join(map(str, row.position))}]" if row.position else name
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, ZooError):
+        return str(error)
+    notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", ()))
+    return f"{type(error).__name__}: {error}{notes}"
+
+
+def _verdict(row: OutputRow | GradientRow) -> str:
+    from rich.markup import escape
+
+    return "[green]ok[/]" if row.ok else f"[red]{escape(row.reason)}[/]"
+
+
+def _short(value: float | None) -> str:
+    return "" if value is None else f"{value:.2g}" if value else "0"
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    return {k: str(v) if isinstance(v, float) and not np.isfinite(v) else v for k, v in values.items()}
