@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import shutil
 import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 # Read when a framework is imported; the processes that tests start inherit them.
+_OWN_CACHE = "ZOO_CACHE" not in os.environ
 for _name, _value in {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
@@ -13,11 +19,63 @@ for _name, _value in {
     "TF_NUM_INTRAOP_THREADS": "1",
     "TF_NUM_INTEROP_THREADS": "1",
     "TF_CPP_MIN_LOG_LEVEL": "3",
-    "TF_ENABLE_ONEDNN_OPTS": "0",
-    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
+    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
     "JAX_PLATFORMS": "cpu",
-    "KERAS_BACKEND": "tensorflow",
-    "HF_HUB_OFFLINE": "1",
-    "ZOO_CACHE": tempfile.mkdtemp(prefix="zoo-cache-"),
+    # of the three that graphs run on the one that compiles nothing; test_keras.py starts a process for each
+    "KERAS_BACKEND": "torch",
 }.items():
     os.environ.setdefault(_name, _value)
+if _OWN_CACHE:
+    os.environ["ZOO_CACHE"] = tempfile.mkdtemp(prefix="zoo-cache-")
+
+try:
+    import torch  # before TensorFlow: the other order has crashed
+except ImportError:
+    pass
+else:
+    torch.set_num_threads(1)
+
+import numpy as np
+import pytest
+
+FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache() -> Iterator[None]:
+    """The session's cache folder goes when the session ends."""
+    yield
+    if _OWN_CACHE:
+        shutil.rmtree(os.environ["ZOO_CACHE"], ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def fixtures() -> Path:
+    """Checkpoints that other programs wrote; they are kept beside the repository."""
+    if not FIXTURES.is_dir():
+        pytest.skip(f"no checkpoints at {FIXTURES}")
+    return FIXTURES
+
+
+@pytest.fixture(scope="session")
+def captured() -> Callable[[str], tuple[Any, dict[str, np.ndarray]]]:
+    """model type -> graph and weights of its tiny model, captured once per process.
+
+    Tests that use it belong to `pytest.mark.xdist_group(model_type)`, so that one process has all of a type.
+    """
+    return _captured
+
+
+@functools.cache
+def _captured(model_type: str) -> tuple[Any, dict[str, np.ndarray]]:
+    import tiny
+
+    from zoo.capture.huggingface import _dynamic, _quiet
+    from zoo.capture.torch_export import capture_module
+
+    module = tiny.build(model_type)
+    inputs = {name: torch.from_numpy(array) for name, array in tiny.inputs(model_type, 2, 7).items()}
+    with _quiet():
+        graph = capture_module(module, inputs, {name: _dynamic(name, x, module.config) for name, x in inputs.items()})
+    state = module.state_dict()
+    return graph, {name: state[name].numpy() for name in graph.params}

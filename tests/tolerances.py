@@ -15,3 +15,21 @@ TOLERANCES: dict[tuple[str, str], float] = {
     **{(backend, "bfloat16"): 3 * 2.0**-7 for backend in ("torch", "jax", "tensorflow", "keras", "numpy")},
 }
 """(backend, dtype) -> relative tolerance."""
+
+FACTOR = 4.0
+"""How many times torch's own float32 error against float64 a backend's may be, per model, size and output.
+
+The ratios seen over 36 kinds of model lie below 3.1; sums in another order alone make for 2.
+"""
+
+FLOOR = 1e-6
+"""The relative error that is always allowed, where torch happens to be nearly exact: eight units in the last place."""
+
+SMALLEST_STD = 0.05
+"""An output whose values vary less agrees with almost anything. The tiny models' lie between 0.1 and 3."""
+
+GRADIENT = 2e-5
+"""Largest error of a parameter's gradient over that gradient's largest entry, float32 against torch autograd."""
+
+GRADIENT_FLOOR = 1e-6
+"""The same over the model's largest gradient: what is left of gradients that are zero in theory, as of keys' biases."""

@@ -1,0 +1,325 @@
+"""The command `zoo`: list, info, run, verify, capture.
+
+Exit codes: 0 all right, 1 a verification failed, 2 the command could not be carried out. Results go to stdout, all
+else to stderr. No framework is imported before a command needs one.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from zoo.console import console, import_frameworks, progress_bars, quiet, show_error
+from zoo.errors import ConfigError, InputError, ZooError
+
+if TYPE_CHECKING:
+    from zoo.model import Model
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="Any pretrained model, unchanged and proven equal, on PyTorch, TensorFlow, JAX, Keras 3 or NumPy.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+_Backend = Annotated[str, typer.Option("--backend", "-b", help="torch, jax, tensorflow, keras or numpy.")]
+_AnyBackend = Annotated[str | None, typer.Option("--backend", "-b", help="Only models that load on it here.")]
+_Task = Annotated[str | None, typer.Option("--task", "-t", help="By the hub's name, such as fill-mask.")]
+_Json = Annotated[bool, typer.Option("--json", help="Write JSON.")]
+_DType = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
+_Name = Annotated[str, typer.Argument(help="A registry name, hf://org/name, wheel://DIST==VERSION/folder or a folder.")]
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Carry out a command line (without the program's name; sys.argv by default) and exit."""
+    quiet()
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="zoo")
+    except ZooError as error:
+        show_error(error)
+        sys.exit(2)
+    except BrokenPipeError:  # zoo list | head
+        sys.stderr.close()
+        sys.exit(0)
+    sys.exit(0)
+
+
+@app.command("list")
+def list_models(backend: _AnyBackend = None, task: _Task = None, as_json: _Json = False) -> None:
+    """The models of the registry and how each gets onto the backends here."""
+    from zoo.catalogue import RUNS, available
+
+    models = available(backend, task)
+    if as_json:
+        _write_json([model.to_json() for model in models])
+        return
+    from zoo.backends import BACKENDS, installed
+
+    # plain text: drawing a table with rich would take as long as all the rest
+    rows = [("name", "type", "task", "parameters", "graph")]
+    for model in models:
+        graph = next(_GRAPH[how] for how in (*RUNS, "needs torch") if how in model.backends.values())
+        rows.append((model.name, model.model_type, model.task, _count(model.parameters), graph))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        name, kind, served, count, graph = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print(f"{name}  {kind}  {served}  {count.strip():>{widths[3]}}  {graph.rstrip()}")
+    here = [name for name in BACKENDS if installed(name)]
+    lacking = [f"{name} (pip install 'anyzoo[{name}]')" for name in BACKENDS if name not in here]
+    print(f"\n{len(models)} models. Frameworks here: {', '.join(here)}")
+    if lacking:
+        print(f"Not installed: {', '.join(lacking)}")
+
+
+_GRAPH = {"graph": "packaged", "capture": "made on first load", "needs torch": "needs torch, transformers"}
+
+
+@app.command("info")
+def show_info(name: _Name, as_json: _Json = False) -> None:
+    """What is known of a model without downloading it."""
+    from zoo.catalogue import info
+
+    found = info(name).to_json()
+    if as_json:
+        _write_json(found)
+        return
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, value in found.items():
+        if value in (None, (), {}, ""):
+            continue
+        if isinstance(value, dict):
+            if key == "ops":
+                value = ", ".join(f"{op} {count}" for op, count in value.items())
+            else:
+                value = "\n".join(f"{inner}: {fact}" for inner, fact in value.items())
+        elif isinstance(value, (list, tuple)):
+            value = "\n".join(value)
+        elif isinstance(value, int):
+            value = f"{value:,}"
+        table.add_row(key.replace("_", " "), _plain(str(value)))
+    console().print(table)
+
+
+@app.command("run")
+def run_model(
+    name: _Name,
+    texts: Annotated[list[str] | None, typer.Argument(metavar="TEXT…", help="Texts, each an argument.")] = None,
+    backend: _Backend = "torch",
+    task: _Task = None,
+    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="How many answers.")] = 5,
+    as_json: _Json = False,
+) -> None:
+    """Run a text model: embeddings and their similarities, tokens for a mask, labels, or the next token."""
+    model = _load(name, backend, task)
+    needed = [item.name for item in model.graph.inputs if item.default is None]
+    if needed not in (["input_ids"], []):
+        raise InputError(
+            "this command runs models that take a text and nothing else",
+            where=name,
+            expected="input_ids",
+            got=", ".join(needed),
+            do="call the model from Python: zoo.load(name)(…); `zoo info` lists its inputs",
+        )
+    if not texts:
+        raise InputError("there is no text to run the model on", where=name, do=f'zoo run {name} "a text"')
+    answers = _answers(model, texts, top_k)
+    if as_json:
+        _write_json({"model": model.name, "backend": model.backend, **answers})
+        return
+    out = console()
+    for note in model.notes:
+        console(stderr=True).print(f"[dim]{_plain(note)}[/]")
+    out.print(f"[bold]{model.name}[/] on {model.backend}")
+    for result in answers["results"]:
+        out.print(f"\n{_plain(result['text'])}")
+        if "embedding" in result:
+            first = ", ".join(f"{x:.4f}" for x in result["embedding"][:6])
+            out.print(f"  {len(result['embedding'])} numbers: {first} …")
+        for group in result.get("answers", ()):
+            if group["where"]:
+                out.print(f"  {_plain(group['where'])}")
+            for answer in group["top"]:
+                out.print(f"  {answer['score']:7.3f}  {_plain(answer['label'])}")
+    if len(answers["results"]) > 1 and "similarities" in answers:
+        out.print("\ncosine similarities")
+        for number, row in enumerate(answers["similarities"], 1):
+            out.print(f"  {number}  " + " ".join(f"{x:6.3f}" for x in row))
+
+
+@app.command("verify")
+def verify_model(
+    name: _Name,
+    backends: Annotated[str, typer.Option("--backend", "-b", help="all, or names with commas.")] = "all",
+    task: _Task = None,
+    gradients: Annotated[bool, typer.Option("--gradients", help="Compare gradients too.")] = False,
+    dtype: _DType = "float32",
+    batch: Annotated[int, typer.Option(min=1, help="Rows of the inputs.")] = 3,
+    length: Annotated[int, typer.Option(min=1, help="Tokens of the inputs.")] = 17,
+    seed: Annotated[int, typer.Option(help="Of the inputs.")] = 0,
+    as_json: _Json = False,
+) -> None:
+    """Compare a model's outputs on several backends with float64; exit code 1 if one is wrong."""
+    from zoo.backends import BACKENDS, backend_name
+    from zoo.registry import parse
+    from zoo.verify import verify
+
+    wanted = None if backends == "all" else [backend_name(part.strip()) for part in backends.split(",")]
+    parse(name)  # a wrong name is said before frameworks are imported
+    import_frameworks(wanted or list(BACKENDS))
+    with progress_bars() as progress:
+        report = verify(
+            name, wanted, task=task, gradients=gradients, seed=seed, batch=batch, length=length, dtype=dtype,
+            progress=progress,
+        )  # fmt: skip
+    if as_json:
+        _write_json(report.to_json())
+    else:
+        console().print(report.table())
+    if not report.ok:
+        try:
+            report.raise_for_failure()
+        except ZooError as error:
+            show_error(error)
+        raise typer.Exit(1)
+    if not as_json:
+        console().print("[green]all right[/]")
+
+
+@app.command("capture")
+def capture_model(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="What `zoo run` takes as NAME.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="A new folder.")],
+    task: _Task = None,
+    dtype: _DType = "float32",
+) -> None:
+    """Capture a model as a folder that loads on every backend without torch (needs torch and transformers)."""
+    from zoo.loading import capture
+
+    console().print(f"wrote {_plain(str(capture(source, task=task, dtype=dtype).save(output)))}", soft_wrap=True)
+
+
+def _load(name: str, backend: str, task: str | None) -> Model:
+    from zoo.backends import backend_name, get_backend, installed
+    from zoo.registry import parse
+
+    own = backend_name(backend)
+    parse(name)  # a wrong name is said before a framework is imported
+    if not installed(own):
+        get_backend(own)
+    import_frameworks([own])
+    from zoo.loading import load
+
+    with progress_bars() as progress:
+        return load(name, own, task, progress=progress)
+
+
+def _answers(model: Model, texts: list[str], top_k: int) -> dict[str, Any]:
+    import numpy as np
+
+    from zoo.model import to_numpy
+    from zoo.tasks.text import tokenize
+
+    if "last_hidden_state" in model.graph.outputs:
+        vectors = model.embed(texts).astype(np.float64)
+        lengths = np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        results = [{"text": text, "embedding": row.tolist()} for text, row in zip(texts, vectors, strict=True)]
+        return {"results": results, "similarities": (vectors / lengths @ (vectors / lengths).T).tolist()}
+    if "logits" not in model.graph.outputs:
+        raise ConfigError(
+            "this command does not know what to make of the model's outputs",
+            where=model.name,
+            expected="last_hidden_state or logits",
+            got=", ".join(model.graph.outputs),
+        )
+    task = model.graph.meta.get("task", "")
+    masked = "MaskedLM" in str(model.graph.meta.get("class")) or task == "fill-mask"
+    if masked:
+        token, mask_id = _mask_token(model)
+        texts = [text.replace("[MASK]", token).replace("<mask>", token) for text in texts]
+    inputs = tokenize(model, texts)
+    probabilities = _softmax(to_numpy(model(**inputs)["logits"]).astype(np.float64))
+    ids = inputs["input_ids"]
+    kept = inputs.get("attention_mask", np.ones_like(ids))
+    labels = {int(key): label for key, label in (model.config.get("id2label") or {}).items()}
+    results = []
+    for row, text in enumerate(texts):
+        groups = []
+        if probabilities.ndim == 2:
+            groups.append(_top("", probabilities[row], top_k, lambda i: labels.get(i, f"LABEL_{i}")))
+        elif masked:
+            places = np.flatnonzero(ids[row] == mask_id)
+            if not places.size:
+                raise InputError("the text has no mask to fill", where=text, expected=token, do=f"write {token} in it")
+            for number, place in enumerate(places, 1):
+                where = f"{token} {number}" if len(places) > 1 else ""
+                groups.append(_top(where, probabilities[row, place], top_k, lambda i: _token(model, i)))
+        elif task == "token-classification":
+            for place in np.flatnonzero(kept[row]):
+                where = _token(model, int(ids[row, place]))
+                groups.append(_top(where, probabilities[row, place], 1, lambda i: labels.get(i, f"LABEL_{i}")))
+        elif task == "text-generation":
+            last = len(kept[row]) - 1 - int(kept[row][::-1].argmax())
+            groups.append(_top("next token", probabilities[row, last], top_k, lambda i: _token(model, i)))
+        else:
+            raise ConfigError("this command does not run models of this task", where=model.name, got=task)
+        results.append({"text": text, "answers": groups})
+    return {"results": results}
+
+
+def _mask_token(model: Model) -> tuple[str, int]:
+    """The tokenizer's mask, as its files say, else the usual spelling that it knows."""
+    from zoo.model import read_json
+
+    spelled = []
+    for file in ("tokenizer_config.json", "special_tokens_map.json"):
+        path = (model.folder or Path()) / file
+        token = read_json(path).get("mask_token") if model.folder and path.is_file() else None
+        spelled.append(token.get("content") if isinstance(token, dict) else token)
+    for token in (*spelled, "[MASK]", "<mask>"):
+        if token and (index := model.tokenizer.token_to_id(token)) is not None:
+            return token, index
+    raise ConfigError("the tokenizer has no mask token", where=model.name)
+
+
+def _token(model: Model, index: int) -> str:
+    return str(model.tokenizer.id_to_token(index)).replace("▁", " ").replace("Ġ", " ")
+
+
+def _top(where: str, probabilities: Any, count: int, label: Any) -> dict[str, Any]:
+    best = probabilities.argsort()[::-1][:count]
+    return {"where": where, "top": [{"label": label(int(i)), "score": float(probabilities[i])} for i in best]}
+
+
+def _softmax(logits: Any) -> Any:
+    import numpy as np
+
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
+
+
+def _count(parameters: int | None) -> str:
+    if parameters is None:
+        return ""
+    return f"{parameters / 1e9:.1f}B" if parameters >= 1e9 else f"{parameters / 1e6:.1f}M"
+
+
+def _plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _write_json(value: Any) -> None:
+    print(json.dumps(value, indent=1, ensure_ascii=False))
