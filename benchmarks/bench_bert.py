@@ -69,8 +69,9 @@ def random_checkpoint(folder: Path) -> torch.nn.Module:
 
     torch.manual_seed(0)
     config = transformers.BertConfig.from_dict(registry.find("bert-base").config())
-    transformers.BertForMaskedLM(config).save_pretrained(folder)
-    return transformers.BertModel.from_pretrained(folder).eval()
+    model = transformers.BertModel(config).eval()
+    model.save_pretrained(folder)
+    return model
 
 
 if __name__ == "__main__":

@@ -56,8 +56,11 @@ def main() -> None:
         )
         result[name] = json.loads(run.stdout.strip().splitlines()[-1])
         row = result[name]
-        print(f"{name}: {row['seconds']:.1f} s, peak {row['peak bytes'] / 1e9:.2f} GB, {row['nodes']} nodes, "
-              f"{row['ops']} distinct ops, {row['parameters'] / 1e9:.2f}B parameters", flush=True)
+        print(
+            f"{name}: {row['seconds']:.1f} s, peak {row['peak bytes'] / 1e9:.2f} GB, {row['nodes']} nodes, "
+            f"{row['ops']} distinct ops, {row['parameters'] / 1e9:.2f}B parameters",
+            flush=True,
+        )
     print("written to", record("capture", result).name)
 
 

@@ -56,8 +56,11 @@ def main() -> None:
             found = json.loads(run.stdout.strip().splitlines()[-1])
             ratio = (found["peak"] - found["baseline"]) / size
             result[backend] = {**found, "file": size, "peak above baseline / file": round(ratio, 3)}
-            print(f"{backend:12s} file {size / 1e6:.0f} MB, baseline {found['baseline'] / 1e6:.0f} MB, "
-                  f"peak {found['peak'] / 1e6:.0f} MB: {ratio:.2f}x the file", flush=True)
+            print(
+                f"{backend:12s} file {size / 1e6:.0f} MB, baseline {found['baseline'] / 1e6:.0f} MB, "
+                f"peak {found['peak'] / 1e6:.0f} MB: {ratio:.2f}x the file",
+                flush=True,
+            )
     print("written to", record("memory", result).name)
 
 

@@ -1,6 +1,6 @@
 """What `import zoo` adds to a bare interpreter, and how long `zoo list` takes: medians of processes run in turn.
 
-    python benchmarks/bench_startup.py [--rounds 21]
+python benchmarks/bench_startup.py [--rounds 21]
 """
 
 from __future__ import annotations

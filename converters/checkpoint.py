@@ -176,7 +176,7 @@ def release(array: np.ndarray) -> None:
     base: Any = array
     while isinstance(base, np.ndarray):
         base = base.base
-    mapping = getattr(base, "obj", None)
+    mapping = base.obj if isinstance(base, memoryview) else base
     if not isinstance(mapping, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED") or not array.nbytes:
         return
     start = array.ctypes.data - np.frombuffer(mapping, np.uint8).ctypes.data

@@ -50,9 +50,7 @@ def open_file(path: Path) -> SafetensorsCheckpoint:
     data = map_file(path)
     refuse_impostor(path, bytes(data[:512]))
     if len(data) < 8:
-        raise FormatError(
-            "the file is truncated", where=path, expected="8 bytes or more", got=len(data), do=AGAIN
-        )
+        raise FormatError("the file is truncated", where=path, expected="8 bytes or more", got=len(data), do=AGAIN)
     length = int.from_bytes(data[:8], "little")
     if length > min(MAX_HEADER, len(data) - 8) or bytes(data[8:9]) != b"{":
         raise FormatError(
@@ -164,9 +162,7 @@ _RANK = {code: rank for rank, code in enumerate(_NAMES)}
 _Entry = tuple[str, str, tuple[int, ...], int, Callable[[BinaryIO], None]]  # name, code, shape, nbytes, write
 
 
-def _check_entries(
-    path: Path, header: Mapping[str, Any], size: int
-) -> tuple[dict[str, TensorInfo], dict[str, int]]:
+def _check_entries(path: Path, header: Mapping[str, Any], size: int) -> tuple[dict[str, TensorInfo], dict[str, int]]:
     """Every entry's info and start, having checked that together they cover the body exactly once."""
     infos: dict[str, TensorInfo] = {}
     ranges: list[tuple[int, int, str]] = []
@@ -195,9 +191,7 @@ def _check_entry(path: Path, name: str, entry: object) -> tuple[TensorInfo, int]
     where = f"{path}, tensor {name!r}"
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         wanted = "dtype, shape, data_offsets"
-        raise FormatError(
-            "a header entry is no tensor", where=where, expected=wanted, got=str(entry)[:200], do=AGAIN
-        )
+        raise FormatError("a header entry is no tensor", where=where, expected=wanted, got=str(entry)[:200], do=AGAIN)
     code, offsets = entry["dtype"], entry["data_offsets"]
     if not isinstance(code, str) or code not in _NAMES:
         raise FormatError("unknown or unsupported dtype", where=where, expected=", ".join(_NAMES), got=code)

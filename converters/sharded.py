@@ -45,9 +45,7 @@ def open_index(path: Path, open_file: Callable[[Path], Checkpoint]) -> ShardedCh
 
     shards = _open_shards(path, list(dict.fromkeys(weight_map.values())), open_file)
     try:
-        absent = [
-            f"{name} ({shard})" for name, shard in weight_map.items() if name not in shards[shard].infos
-        ]
+        absent = [f"{name} ({shard})" for name, shard in weight_map.items() if name not in shards[shard].infos]
         if absent:
             raise FormatError(
                 f"{len(absent)} tensors are not in the shards that the index names",
@@ -125,9 +123,7 @@ def shard_path(index: Path, name: str) -> Path:
     return folder / name
 
 
-def _open_shards(
-    index: Path, names: list[str], open_file: Callable[[Path], Checkpoint]
-) -> dict[str, Checkpoint]:
+def _open_shards(index: Path, names: list[str], open_file: Callable[[Path], Checkpoint]) -> dict[str, Checkpoint]:
     paths = {name: shard_path(index, name) for name in names}
     missing = [name for name, path in paths.items() if not path.is_file()]
     if missing:

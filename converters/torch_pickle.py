@@ -78,9 +78,7 @@ def open_file(path: Path) -> TorchCheckpoint:
     else:
         tar = bytes(data[257:262]) == b"ustar"
         raise FormatError(
-            "the file is a PyTorch archive from before 0.2"
-            if tar
-            else "the file is not a PyTorch checkpoint",
+            "the file is a PyTorch archive from before 0.2" if tar else "the file is not a PyTorch checkpoint",
             where=path,
             expected="a zip archive or PyTorch's magic number",
             got=f"beginning {head[:16]!r}",
@@ -128,9 +126,7 @@ class TorchCheckpoint(Checkpoint):
 
 _ZIP = b"PK\x03\x04"
 _LEGACY = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # the magic number, pickled
-_RESAVE = (
-    "if you trust its author, load it with torch and save its tensors as safetensors; else leave it alone"
-)
+_RESAVE = "if you trust its author, load it with torch and save its tensors as safetensors; else leave it alone"
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError)
 _SIZES = {
     name: dtype.itemsize for name, dtype in DTYPES.items()
@@ -195,9 +191,7 @@ def _open_zip(path: Path, data: memoryview) -> _Opened:
     except FormatError:
         raise
     except (*_ZIP_ERRORS, ValueError) as error:
-        raise FormatError(
-            "the file is truncated or not a zip archive", where=path, got=error, do=AGAIN
-        ) from error
+        raise FormatError("the file is truncated or not a zip archive", where=path, got=error, do=AGAIN) from error
     if byteorder not in ("little", "big"):
         raise FormatError("unknown byte order", where=path, expected="little or big", got=repr(byteorder))
 
@@ -267,9 +261,7 @@ def _checkpoint(
     for names, key, dtype, offset, shape, strides in tensors:
         name = ".".join(names[wrapped:]) or "tensor"
         if name in infos:
-            raise FormatError(
-                f"two tensors are named {name!r}", where=path, do="rename one and save the file again"
-            )
+            raise FormatError(f"two tensors are named {name!r}", where=path, do="rename one and save the file again")
         infos[name] = info = tensor_info(name, shape, dtype, path)
         places[name] = _Place(key, *_check_place(info, size, storages.get(key), offset, strides))
         leader = first.setdefault((dtype, info.shape, places[name]), name)
@@ -312,9 +304,7 @@ def _members(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]
     for member in archive.infolist():
         name, windows = member.orig_filename, PureWindowsPath(member.orig_filename)
         if windows.anchor or ".." in windows.parts or "\\" in name or "\0" in name:
-            raise UnsafeFile(
-                "an archive member's name leaves the archive", where=path, got=repr(name), do=_RESAVE
-            )
+            raise UnsafeFile("an archive member's name leaves the archive", where=path, got=repr(name), do=_RESAVE)
         if name in members:
             raise FormatError(f"the archive holds {name!r} twice", where=path, do=AGAIN)
         members[name] = member
@@ -342,9 +332,7 @@ def _root(path: Path, members: Mapping[str, zipfile.ZipInfo]) -> str:
     return roots[0]
 
 
-def _check_ranges(
-    path: Path, data: memoryview, members: Mapping[str, zipfile.ZipInfo], directory: int
-) -> None:
+def _check_ranges(path: Path, data: memoryview, members: Mapping[str, zipfile.ZipInfo], directory: int) -> None:
     """Every member is stored or deflated, inside the file, apart from the others, and not a bomb."""
     position = claimed = 0
     for name, member in sorted(members.items(), key=lambda item: item[1].header_offset):
@@ -354,9 +342,7 @@ def _check_ranges(
         start = _payload(path, data, member)
         end = start + member.compress_size
         if member.header_offset < position or end > directory or (stored and member.file_size != end - start):
-            raise FormatError(
-                f"{name!r} overlaps another member or reaches outside the file", where=path, do=AGAIN
-            )
+            raise FormatError(f"{name!r} overlaps another member or reaches outside the file", where=path, do=AGAIN)
         position = end
         claimed += 0 if stored else member.file_size
     if claimed > MAX_INFLATION * len(data):
@@ -404,9 +390,7 @@ def _list_tensors(path: Path, kind: str, source: bytes | BinaryIO) -> dict[str, 
             "the pickle takes too long to read", where=path, expected=f"{WALL_SECONDS} s", do=_RESAVE
         ) from error
     except OSError as error:
-        raise SourceError(
-            "Python could not be started to read the pickle", where=sys.executable, got=error
-        ) from error
+        raise SourceError("Python could not be started to read the pickle", where=sys.executable, got=error) from error
     if done.returncode:
         why = f"signal {-done.returncode}" if done.returncode < 0 else f"exit status {done.returncode}"
         raise FormatError(

@@ -257,9 +257,7 @@ class Unpickler(pickle.Unpickler):
         if type(kind) is not StorageType or type(key) is not str:
             raise ValueError(f"storage {str(key)[:80]} has no type or name")
         shift = 0
-        if (
-            len(pid) == 6 and pid[5] is not None
-        ):  # files before 0.4: a view (key, offset, size) of the storage
+        if len(pid) == 6 and pid[5] is not None:  # files before 0.4: a view (key, offset, size) of the storage
             shift = pid[5][1]
         self.storages.setdefault(key, (kind.dtype, numel))
         return Storage(key, kind.dtype, numel, shift)

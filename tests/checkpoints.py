@@ -18,7 +18,17 @@ import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 
-__all__ = ["KINDS", "copy_of", "edit_config", "inputs_of", "main_output", "reference", "save", "tensors", "write_tensors"]
+__all__ = [
+    "KINDS",
+    "copy_of",
+    "edit_config",
+    "inputs_of",
+    "main_output",
+    "reference",
+    "save",
+    "tensors",
+    "write_tensors",
+]
 
 KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "bert": ("bert", "BertModel", {}),
@@ -26,8 +36,8 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "bert-cls": ("bert", "BertForSequenceClassification", {"num_labels": 5}),
     "llama": ("llama", "LlamaForCausalLM", {}),
     "vit": ("vit", "ViTForImageClassification", {"num_labels": 5}),
-    "t5": ("t5", "T5ForConditionalGeneration", {}),
-    "wav2vec2": ("wav2vec2", "Wav2Vec2ForCTC", {}),
+    "t5": ("t5", "T5ForConditionalGeneration", {"num_layers": 1, "num_decoder_layers": 1}),
+    "wav2vec2": ("wav2vec2", "Wav2Vec2ForCTC", {"num_hidden_layers": 1}),
     "resnet": ("resnet", "ResNetForImageClassification", {"num_labels": 5}),
     "gpt2": ("gpt2", "GPT2LMHeadModel", {}),
 }
@@ -65,7 +75,9 @@ def reference(
     model = getattr(transformers, KINDS[kind][1]).from_pretrained(folder, dtype=dtype).eval()
     tensors = {name: torch.as_tensor(value) for name, value in inputs.items()}
     with torch.no_grad():
-        found = model(**{name: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()})
+        found = model(
+            **{name: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()}
+        )
     return {name: value.double().numpy() for name, value in found.items() if isinstance(value, torch.Tensor)}
 
 
@@ -76,7 +88,9 @@ def tensors(folder: Path) -> dict[str, np.ndarray]:
 
 def write_tensors(folder: Path, arrays: Mapping[str, np.ndarray]) -> Path:
     """Put other tensors into a folder's model.safetensors; the folder."""
-    save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, folder / "model.safetensors", {"format": "pt"})
+    save_file(
+        {name: np.ascontiguousarray(a) for name, a in arrays.items()}, folder / "model.safetensors", {"format": "pt"}
+    )
     return folder
 
 

@@ -35,8 +35,8 @@ except ImportError:
 else:
     torch.set_num_threads(1)
 
-import numpy as np
-import pytest
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
 
 FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures"
 

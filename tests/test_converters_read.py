@@ -88,9 +88,7 @@ def test_safetensors_reads_what_the_library_wrote(tmp_path):
     safetensors.torch.save_file(plain, path, metadata={"format": "pt"})
     with open_checkpoint(path) as checkpoint:
         assert checkpoint.metadata == {"format": "pt"} and not checkpoint.aliases
-        assert_equal(
-            checkpoint, dict(sorted(plain.items(), key=lambda kv: list(checkpoint.infos).index(kv[0])))
-        )
+        assert_equal(checkpoint, dict(sorted(plain.items(), key=lambda kv: list(checkpoint.infos).index(kv[0]))))
 
 
 @pytest.mark.parametrize("model", ["bert-mlm", "gpt2", "resnet", "roberta-cls", "t5", "vit"])
@@ -185,9 +183,7 @@ def arrays() -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("as_iterable", [False, True])
 def test_saved_bytes_are_the_library_s(as_iterable, tmp_path):
     path = tmp_path / "a.safetensors"
-    values = {
-        k: v for k, v in arrays().items() if k not in ("uint16", "complex64")
-    }  # 0.8 cannot save these two
+    values = {k: v for k, v in arrays().items() if k not in ("uint16", "complex64")}  # 0.8 cannot save these two
     save_safetensors(path, iter(values.items()) if as_iterable else values, {"format": "pt"})
     assert path.read_bytes() == safetensors.numpy.save(values, {"format": "pt"})
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
@@ -215,9 +211,7 @@ def test_saving_packs_any_layout(as_iterable, tmp_path):
 def test_saving_holds_one_tensor_at_a_time(tmp_path):
     size = 1 << 22
     tracemalloc.start()
-    save_safetensors(
-        tmp_path / "a.safetensors", ((f"t{i}", np.full(size // 4, i, np.float32)) for i in range(8))
-    )
+    save_safetensors(tmp_path / "a.safetensors", ((f"t{i}", np.full(size // 4, i, np.float32)) for i in range(8)))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 5 * size
@@ -369,16 +363,12 @@ def test_big_endian_file(tmp_path):
         "h": (torch.HalfStorage, ">f2", torch.tensor([1.5, 2, 3], dtype=torch.float16)),
         "b": (torch.BoolStorage, "?", torch.tensor([True, False, True])),
     }
-    state = {
-        k: Call(REBUILD, Storage(kind, k, 3), 0, (3,), (1,), False, {}) for k, (kind, *_) in values.items()
-    }
+    state = {k: Call(REBUILD, Storage(kind, k, 3), 0, (3,), (1,), False, {}) for k, (kind, *_) in values.items()}
     state["bf"] = Call(REBUILD, Storage(torch.BFloat16Storage, "bf", 2), 0, (2,), (1,), False, {})
     data = {k: tensor.numpy().astype(order).tobytes() for k, (_, order, tensor) in values.items()}
     data["bf"] = b"\x3f\xc0\xc0\x00"  # 1.5, -2.0
     path = write_zip(tmp_path / "a.pt", pickled(state), data, byteorder="big")
-    expected = {k: tensor for k, (_, _, tensor) in values.items()} | {
-        "bf": torch.tensor([1.5, -2.0]).bfloat16()
-    }
+    expected = {k: tensor for k, (_, _, tensor) in values.items()} | {"bf": torch.tensor([1.5, -2.0]).bfloat16()}
     assert all(torch.equal(v, expected[k]) for k, v in torch.load(path, weights_only=True).items())
     with open_checkpoint(path) as checkpoint:
         assert_equal(checkpoint, expected)
@@ -553,9 +543,7 @@ def test_what_a_folder_opens(tmp_path):
             assert checkpoint.path.name == name
     for name in steps:
         (tmp_path / name).unlink()
-    with pytest.raises(
-        SourceError, match=r"several.*\n.*\n.*\n.*model-00001-of-00002\.safetensors, model-00002"
-    ):
+    with pytest.raises(SourceError, match=r"several.*\n.*\n.*\n.*model-00001-of-00002\.safetensors, model-00002"):
         open_checkpoint(tmp_path)
 
 
@@ -743,9 +731,7 @@ BIG = 1 << 40
 @pytest.mark.parametrize("kind", ["zip", "legacy"])
 def test_tensors_outside_their_storage(kind, numel, offset, shape, strides, tmp_path):
     storage = Storage(torch.FloatStorage, "0", numel)
-    attack = pickled(
-        {"a": Call(REBUILD, storage, offset, shape, strides, False, {})}, legacy=kind == "legacy"
-    )
+    attack = pickled({"a": Call(REBUILD, storage, offset, shape, strides, False, {})}, legacy=kind == "legacy")
     path = tmp_path / "a.pt"
     if kind == "zip":
         write_zip(path, attack, {"0": bytes(16)})
@@ -821,9 +807,7 @@ def test_pickle_bomb_in_a_zip(tmp_path, monkeypatch):
         open_checkpoint(write_zip(tmp_path / "a.pt", one_tensor() + bytes(2000), {"0": bytes(16)}))
 
 
-def patched(
-    path: Path, member: str, *, local: dict[int, bytes] | None = None, central: dict[int, bytes]
-) -> Path:
+def patched(path: Path, member: str, *, local: dict[int, bytes] | None = None, central: dict[int, bytes]) -> Path:
     """Overwrites bytes of a member's headers, at offsets from their signatures."""
     data = bytearray(path.read_bytes())
     with zipfile.ZipFile(path) as archive:

@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from tolerances import TOLERANCES
 
 from zoo.errors import FormatError, InputError, UnknownBackend, UnsupportedOp, WeightsError, ZooError
 from zoo.graph import Graph, load_graph, save_graph
+
+pytestmark = pytest.mark.timeout(600)  # six processes import a framework and compile: minutes on a busy machine
 
 FRAMEWORKS = ("jax", "tensorflow", "torch")
 TYPES = ("bert", "llama", "vit")
@@ -140,7 +143,8 @@ def stage_second(folder: Path) -> dict[str, np.ndarray]:
         assert not numpy(fresh(x)).any()
         fresh.load_weights(folder / f"{other}.weights.h5")
         found[f"{other}/weights"] = fresh.predict(x, batch_size=9, verbose=0)
-        model = keras.saving.load_model(folder / f"{other}-functional.keras")
+        # without its jit_compile: what is XLA for JAX is torch.compile for torch, and takes a minute here
+        model = keras.saving.load_model(folder / f"{other}-functional.keras", compile=False)
         found[f"{other}/functional"] = model.predict({"ids": x["input_ids"].astype("int32")}, verbose=0)
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
@@ -255,12 +259,18 @@ def tensors(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def first(cases: Path) -> dict[str, dict[str, np.ndarray]]:
-    return {framework: run("first", framework, cases) for framework in FRAMEWORKS}
+    return run_all("first", cases)
 
 
 @pytest.fixture(scope="module")
 def second(cases: Path, first: Any) -> dict[str, dict[str, np.ndarray]]:
-    return {framework: run("second", framework, cases) for framework in FRAMEWORKS}
+    return run_all("second", cases)
+
+
+def run_all(stage: str, folder: Path) -> dict[str, dict[str, np.ndarray]]:
+    """A stage on each framework, two at a time."""
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(FRAMEWORKS, pool.map(lambda name: run(stage, name, folder), FRAMEWORKS), strict=True))
 
 
 def run(stage: str, framework: str, folder: Path) -> dict[str, np.ndarray]:
@@ -269,7 +279,7 @@ def run(stage: str, framework: str, folder: Path) -> dict[str, np.ndarray]:
     # what XLA compiles here runs for milliseconds: compile fast
     environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     command = [sys.executable, "-W", "error::UserWarning", __file__, stage, str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, f"{stage} on {framework}:\n{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
     return load(folder / f"{framework}-{stage}.npz")
 

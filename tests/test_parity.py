@@ -1,7 +1,7 @@
 """Every output of 36 kinds of model on every backend against the transformers module in float64.
 
 A graph is captured once, at batch 2 and length 7, and run at that size and two others, padded rows included. A
-backend may be `FACTOR` times as far from float64 as torch in float32 itself is.
+backend may be `FACTORS` times as far from float64 as torch in float32 itself is.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from tolerances import FACTOR, FLOOR, SMALLEST_STD
+from tolerances import FLOOR, SMALLEST_STD
 
 from zoo.backends.execute import Program
 from zoo.model import Package, to_numpy
+from zoo.tolerances import FACTORS
 
 BACKENDS = ("numpy", "torch", "jax", "tensorflow", "keras")
 SIZES = ((3, 11), (2, 7), (1, 6))
@@ -78,9 +79,12 @@ def test_outputs_are_those_of_transformers_in_float64(
         assert outputs.keys() == expected.keys()
         for name, (reference, mask, own) in expected.items():
             assert outputs[name].shape == reference.shape, name
-            assert reference[mask].std() > SMALLEST_STD, f"{name} is as good as constant: anything would agree"
+            values = reference[mask]
+            scale = values.std() if values.size > 1 else abs(values).max()  # one image's score of one text
+            assert scale > SMALLEST_STD, f"{name} is as good as constant: anything would agree"
             off = error(outputs[name], reference, mask)
-            assert off <= max(FACTOR * own, FLOOR), f"{name} of {SIZES[index]} is off by {off:.2g}, torch by {own:.2g}"
+            allowed = max(FACTORS[backend, "float32"] * own, FLOOR)
+            assert off <= allowed, f"{name} of {SIZES[index]} is off by {off:.2g}, torch by {own:.2g}"
     if backend == "tensorflow":
         assert len(runs) == 1, "one tf.function with None dims serves all sizes"
 

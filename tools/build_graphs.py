@@ -17,13 +17,11 @@ import json
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from zoo import registry
 from zoo.errors import ZooError
 from zoo.graph import Graph, load_graph, save_graph
-from zoo.graph.io import constants_path
 from zoo.loading import GRAPHS, find_packaged
 
 DTYPE = "float32"
@@ -41,6 +39,9 @@ def main() -> int:
     if options.check:
         return check(wanted)
     index, records = read_index()
+    if not options.names:
+        for found in index.values():
+            found["entries"] = []
     failed = []
     for number, (entry, task) in enumerate(wanted, 1):
         config = entry.config()
@@ -49,11 +50,11 @@ def main() -> int:
             started = time.perf_counter()
             try:
                 graph = capture(config, task)
+                known, record = store(graph)
             except ZooError as error:
                 failed.append(f"{entry.name} {task}: {error}")
                 print(f"[{number}/{len(wanted)}] {entry.name} {task}: FAILED", flush=True)
                 continue
-            known, record = store(graph)
             index[known] = facts(graph)
             records[known] = record
             seconds = time.perf_counter() - started
@@ -71,10 +72,9 @@ def main() -> int:
 
 
 def tasks_of(entry: registry.Entry) -> list[str | None]:
-    """The entry's own task, and for encoders of text the base model, which is what embeddings need."""
-    own: list[str | None] = [None]
+    """What the entry is loaded as, and for encoders of text the base model, which is what embeddings need."""
     encoder = entry.modality == "text" and entry.task not in ("text-generation", "text2text-generation")
-    return own if entry.task == BASE or not encoder else [*own, BASE]
+    return [entry.head, BASE] if encoder and entry.head != BASE else [entry.head]
 
 
 def capture(config: dict[str, Any], task: str | None) -> Graph:
@@ -91,6 +91,11 @@ def store(graph: Graph) -> tuple[str, dict[str, Any]]:
     record = graph.meta["config"]
     name = file_name(graph)
     save_graph(packaged(graph), GRAPHS / name)
+    try:
+        load_graph(GRAPHS / name)
+    except ZooError:
+        (GRAPHS / name).unlink()
+        raise
     return name, record
 
 
@@ -140,7 +145,6 @@ def remove_unwanted(index: dict[str, Any], records: dict[str, Any]) -> None:
     for path in GRAPHS.glob("*.json.gz"):
         if path.name not in index and path.name != "configs.json.gz":
             path.unlink()
-            constants_path(path).unlink(missing_ok=True)
     write_index(index, records)
 
 
@@ -151,7 +155,9 @@ def check(wanted: list[tuple[registry.Entry, str | None]]) -> int:
         config = entry.config()
         known = find_packaged(config, task, DTYPE)
         same = known is not None and equal(packaged(capture(config, task)), load_graph(GRAPHS / known))
-        print(f"{entry.name} {task or 'own task'}: {'same' if same else 'DIFFERENT' if known else 'MISSING'}", flush=True)
+        print(
+            f"{entry.name} {task or 'own task'}: {'same' if same else 'DIFFERENT' if known else 'MISSING'}", flush=True
+        )
         wrong += not same
     return 1 if wrong else 0
 

@@ -9,17 +9,19 @@ Importing this package imports no framework.
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import ZooError
 
 if TYPE_CHECKING:
+    from zoo.catalogue import available, info
     from zoo.loading import capture, load
     from zoo.model import Model, Output, Package
-    from zoo.registry import Entry
     from zoo.verify import Report, verify
 
-__all__ = ["Model", "Output", "Package", "ZooError", "available", "capture", "info", "load", "verify"]
+__all__ = ["Model", "Output", "Package", "Report", "ZooError", "available", "capture", "info", "load", "verify"]
 __version__ = "0.1.0.dev0"
 
 _LAZY = {
@@ -45,3 +47,14 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_LAZY})
+
+
+class _Package(ModuleType):
+    """`zoo.capture` and `zoo.verify` stay the functions when the modules of these names are imported."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _LAZY and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

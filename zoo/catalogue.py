@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Availability", "Info", "Status", "available", "info"]
 
 GRAPHS = Path(__file__).parent / "graphs"
-"""As in `zoo.loading`, which needs NumPy and half a second more than `zoo list` can spare."""
+"""As in `zoo.loading`; importing that takes NumPy, and a good part of the time that `zoo list` may take."""
 
 Status = Literal["graph", "capture", "needs torch", "not installed"]
 """How a model gets onto a backend here: from a packaged graph (torch is not needed); captured once with torch and

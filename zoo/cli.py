@@ -122,25 +122,25 @@ def run_model(
     as_json: _Json = False,
 ) -> None:
     """Run a text model: embeddings and their similarities, tokens for a mask, labels, or the next token."""
+    from zoo.registry import Entry, parse
+
+    found = parse(name)
+    if isinstance(found, Entry) and found.modality != "text":
+        raise _not_text(name, found.modality)
+    if not texts:
+        raise InputError("there is no text to run the model on", where=name, do=f'zoo run {name} "a text"')
     model = _load(name, backend, task)
     needed = [item.name for item in model.graph.inputs if item.default is None]
     if needed not in (["input_ids"], []):
-        raise InputError(
-            "this command runs models that take a text and nothing else",
-            where=name,
-            expected="input_ids",
-            got=", ".join(needed),
-            do="call the model from Python: zoo.load(name)(…); `zoo info` lists its inputs",
-        )
-    if not texts:
-        raise InputError("there is no text to run the model on", where=name, do=f'zoo run {name} "a text"')
+        raise _not_text(name, ", ".join(needed))
     answers = _answers(model, texts, top_k)
     if as_json:
         _write_json({"model": model.name, "backend": model.backend, **answers})
         return
     out = console()
     for note in model.notes:
-        console(stderr=True).print(f"[dim]{_plain(note)}[/]")
+        if note.startswith("output"):
+            console(stderr=True).print(f"[dim]{_plain(note)}[/]")
     out.print(f"[bold]{model.name}[/] on {model.backend}")
     for result in answers["results"]:
         out.print(f"\n{_plain(result['text'])}")
@@ -223,6 +223,16 @@ def _load(name: str, backend: str, task: str | None) -> Model:
 
     with progress_bars() as progress:
         return load(name, own, task, progress=progress)
+
+
+def _not_text(name: str, got: str) -> InputError:
+    return InputError(
+        "this command runs models that take a text and nothing else",
+        where=name,
+        expected="input_ids",
+        got=got,
+        do="call the model from Python: zoo.load(name)(…); `zoo info` lists its inputs",
+    )
 
 
 def _answers(model: Model, texts: list[str], top_k: int) -> dict[str, Any]:

@@ -25,6 +25,8 @@ __all__ = ["capture", "find_graph", "load", "model_from"]
 GRAPHS = Path(__file__).parent / "graphs"
 """The packaged graphs, and index.json that says which is which."""
 
+_DTYPES = ("float32", "bfloat16", "float16")
+
 
 def load(
     model: str | os.PathLike[str],
@@ -44,7 +46,8 @@ def load(
         backend: "torch", "jax", "tensorflow", "keras" or "numpy" (float64, the reference).
         task: which head to load ("feature-extraction", "text-classification" …); without it the one that the
             checkpoint was saved with.
-        dtype: of the weights and the computation: "float32", "bfloat16" or "float16".
+        dtype: of the weights and the computation: "float32", "bfloat16" or "float16". A package has the one it was
+            saved in.
         strict: False accepts tensors that the model does not know; they are noted.
         offline: True uses only what is on this machine; None follows HF_HUB_OFFLINE.
         progress: called with (description, bytes done, bytes in all or None) while files are fetched.
@@ -57,12 +60,18 @@ def load(
     """
     from zoo.backends import get_backend
 
-    get_backend(backend)  # a missing framework is said before anything is downloaded
+    get_backend(backend)  # what cannot work is said before anything is downloaded
     found = parse(model)
+    if task is None and isinstance(found, Entry):
+        task = found.head
+    wanted = _full_task(task)
+    if dtype not in _DTYPES:
+        raise ConfigError("no model is loaded in this dtype", expected=", ".join(_DTYPES), got=dtype)
     folder, name = _fetch(found, offline, progress)
     if (folder / GRAPH_FILE).is_file():
         config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
         graph = load_graph(folder / GRAPH_FILE)
+        _check_package(graph, folder, wanted, dtype)
     else:
         config = _config(folder, found)
         graph = graph_for(config, task, dtype)
@@ -173,9 +182,7 @@ def model_from(package: Package, backend: str) -> Model:
     return Model(name, _canonical(module), package.graph, params, {}, package.folder, _backend=module)
 
 
-def _assemble(
-    name: str, backend: str, graph: Graph, folder: Path, config: dict[str, Any], strict: bool
-) -> Model:
+def _assemble(name: str, backend: str, graph: Graph, folder: Path, config: dict[str, Any], strict: bool) -> Model:
     """Weights from the folder into the graph's parameters, as the backend's arrays."""
     from converters import open_checkpoint
     from converters.checkpoint import release
@@ -209,6 +216,15 @@ def _fetch(found: Entry | SourceRef, offline: bool | None, progress: Progress | 
     return folder, found.location
 
 
+def _check_package(graph: Graph, folder: Path, task: str | None, dtype: str) -> None:
+    """A package holds one graph: another task or dtype than its own cannot be had from it."""
+    own_task, own_dtype = graph.meta.get("task"), graph.meta.get("dtype")
+    if task is not None and own_task is not None and task != own_task:
+        raise ConfigError("the package is for another task", where=folder, expected=own_task, got=task)
+    if dtype != _DTYPES[0] and own_dtype is not None and dtype != own_dtype:
+        raise ConfigError("the package is of another dtype", where=folder, expected=own_dtype, got=dtype)
+
+
 def _config(folder: Path, found: Entry | SourceRef) -> dict[str, Any]:
     path = folder / "config.json"
     if path.is_file():
@@ -226,6 +242,8 @@ def _capture_reference(reference: str | os.PathLike[str], task: str | None, dtyp
     from zoo.capture.huggingface import capture_config, config_from
 
     found = parse(reference)
+    if task is None and isinstance(found, Entry):
+        task = found.head
     folder, _ = _fetch(found, None, None)
     graph = capture_config(config_from(_config(folder, found)), task, dtype)
     model = _assemble(str(reference), "numpy", graph, folder, {}, True)

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from zoo.errors import ConfigError, InputError
-from zoo.graph.ir import Graph, Input
 from zoo.graph.io import save_graph
+from zoo.graph.ir import Graph, Input, Ref, param_ref
 
 __all__ = ["GRAPH_FILE", "Model", "Output", "Package"]
 
@@ -97,9 +97,7 @@ class Package:
                 if self.folder is not None and (self.folder / name).is_file():
                     (work / name).parent.mkdir(exist_ok=True)
                     shutil.copyfile(self.folder / name, work / name)
-            if target.exists():
-                shutil.rmtree(target)
-            os.replace(work, target)
+            _swap(work, target)
         finally:
             shutil.rmtree(work, ignore_errors=True)
         return target
@@ -136,6 +134,7 @@ class Model:
     _module: Any = field(default=None, init=False)
     _function: Callable[..., Any] | None = field(default=None, init=False)
     _tokenizer: Any = field(default=None, init=False)
+    _limits: dict[str, int] | None = field(default=None, init=False)
 
     def __call__(self, **inputs: Any) -> Output:
         """Run the model.
@@ -150,7 +149,10 @@ class Model:
         Raises:
             InputError: a name, dtype, rank or size is wrong; the input is named.
         """
+        if self._limits is None:
+            self._limits = _index_limits(self.graph)
         prepared = prepare_inputs(self.graph.inputs, self.graph.symbols, inputs)
+        _check_indices(prepared, self._limits)
         return Output(self._run(self.params, prepared))
 
     def apply(self, params: Mapping[str, Any], /, **inputs: Any) -> dict[str, Any]:
@@ -223,7 +225,13 @@ class Model:
             return None
         from zoo.capture.huggingface import config_from, native_module
 
-        return native_module(config_from(self.config), name, self.params, self.graph.meta.get("renamed", {}))
+        module = native_module(config_from(self.config), name, self.params, self.graph.meta.get("renamed", {}))
+        ours = {id(param) for param in self.params.values()}
+        for param in module.parameters():
+            if id(param) not in ours:
+                # no tensor of the checkpoint: what is computed from it must not look like a result
+                param.detach().fill_(float("nan"))
+        return module
 
 
 def prepare_inputs(
@@ -247,7 +255,7 @@ def prepare_inputs(
         value = given.get(item.name)
         if value is None:
             continue
-        array = value if hasattr(value, "shape") and hasattr(value, "dtype") else np.asarray(value)
+        array = value if hasattr(value, "shape") and hasattr(value, "dtype") else _array(item, value)
         arrays[item.name] = _checked(item, array, symbols, sizes)
     return fill_defaults(declared, arrays)
 
@@ -270,6 +278,21 @@ def fill_defaults(declared: Sequence[Input], given: Mapping[str, Any]) -> dict[s
             raise InputError("an input is missing", where=item.name, expected=f"{item.dtype} {list(item.shape)}")
         filled[item.name] = np.full(shape, item.default, item.dtype)
     return {item.name: filled[item.name] for item in declared}
+
+
+def _swap(fresh: Path, target: Path) -> None:
+    """Put a finished folder in another's place; the old one comes back where that fails."""
+    if not target.exists():
+        os.replace(fresh, target)
+        return
+    old = fresh.with_name(f"{fresh.name}.old")
+    os.replace(target, old)
+    try:
+        os.replace(fresh, target)
+    except BaseException:
+        os.replace(old, target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def to_numpy(value: Any) -> np.ndarray:
@@ -301,6 +324,33 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
+def _index_limits(graph: Graph) -> dict[str, int]:
+    """Input name -> rows of the table it is looked up in, for inputs that are ids."""
+    names = {item.name for item in graph.inputs}
+    rows = {param_ref(n): p.shape[0] for p in graph.params.values() for n in (p.name, *p.aliases) if p.shape}
+    limits: dict[str, int] = {}
+    for node in graph.nodes:
+        if node.op == "embedding" and all(isinstance(arg, Ref) for arg in node.args[:2]):
+            table, ids = node.args[0].name, node.args[1].name
+            if ids in names and table in rows:
+                limits[ids] = min(rows[table], limits.get(ids, rows[table]))
+    return limits
+
+
+def _check_indices(inputs: Mapping[str, Any], limits: Mapping[str, int]) -> None:
+    """Ids outside their table are an error on torch, and some row or other on JAX; here they are an error at once."""
+    for name, limit in limits.items():
+        ids = inputs.get(name)
+        if isinstance(ids, np.ndarray) and ids.size and not (ids.min() >= 0 and ids.max() < limit):
+            raise InputError(
+                "an id is outside the model's table",
+                where=name,
+                expected=f"0 to {limit - 1}",
+                got=f"{ids.min()} to {ids.max()}",
+                do="use the tokenizer that the model was trained with",
+            )
+
+
 def _checked(
     item: Input, array: Any, symbols: Mapping[str, tuple[int, int | None]], sizes: dict[str, tuple[int, str]]
 ) -> Any:
@@ -314,7 +364,9 @@ def _checked(
     for axis, (size, dim) in enumerate(zip(shape, item.shape, strict=True)):
         if isinstance(dim, int):
             if size != dim:
-                raise InputError(f"dim {axis} of an input has the wrong size", where=item.name, expected=wanted, got=got)
+                raise InputError(
+                    f"dim {axis} of an input has the wrong size", where=item.name, expected=wanted, got=got
+                )
             continue
         low, high = symbols.get(dim, (1, None))
         if size < low or (high is not None and size > high):
@@ -331,6 +383,14 @@ def _checked(
     if isinstance(array, np.ndarray) and dtype != item.dtype:
         return array.astype(_numpy_dtype(item.dtype))
     return _cast(array, item.dtype) if dtype != item.dtype else array
+
+
+def _array(item: Input, value: Any) -> np.ndarray:
+    try:
+        return np.asarray(value)
+    except ValueError as error:  # rows of different lengths
+        wanted = f"{item.dtype} [{', '.join(map(str, item.shape))}]"
+        raise InputError("an input is not an array", where=item.name, expected=wanted, got=error) from None
 
 
 def _cast(array: Any, dtype: str) -> Any:
@@ -363,7 +423,7 @@ def _numpy_dtype(name: str) -> Any:
 def _kind(dtype: str) -> str:
     if dtype == "bool":
         return "bool"
-    return "int" if "int" in dtype else "complex" if dtype.startswith("complex") else "float"
+    return next((kind for kind in ("int", "float", "complex") if kind in dtype), dtype)
 
 
 _ACCEPTED = {"int": ("int", "bool"), "bool": ("bool", "int"), "float": ("float",), "complex": ("complex", "float")}

@@ -56,6 +56,14 @@ class Entry:
     parameters_source: str | None = None
 
     @property
+    def head(self) -> str | None:
+        """The task to load where none is asked for; None where the class that the config names says it better.
+
+        A checkpoint meant for embeddings may still name the head that it was trained with.
+        """
+        return self.task if self.task.endswith("feature-extraction") or not self.architecture else None
+
+    @property
     def config_path(self) -> Path:
         """Where the packaged config is, or would be."""
         return _PACKAGE / "configs" / f"{self.name}.json"

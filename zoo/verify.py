@@ -13,17 +13,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zoo.backends import BACKENDS, backend_name, get_backend, installed
-from zoo.errors import InputError, VerifyError, ZooError
-from zoo.graph.ir import Graph, Input, Ref, param_ref, refs
+from zoo.errors import VerifyError, ZooError
+from zoo.graph.ir import Graph, Ref
 from zoo.model import Model, Package, prepare_inputs, to_numpy
-from zoo.tolerances import VACUOUS, gradient_tolerance, tolerance
+from zoo.samples import is_mask, sample_inputs
+from zoo.tolerances import FLOORS, VACUOUS, gradient_tolerance, tolerance
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from zoo.sources import Progress
 
-__all__ = ["GradientRow", "OutputRow", "Report", "sample_inputs", "verify"]
+__all__ = ["GradientRow", "OutputRow", "Report", "verify"]
 
 REFERENCE = "numpy"
 YARDSTICK = "torch"
@@ -131,8 +132,8 @@ class Report:
                 return np.inf
             return row.relative / max(row.tolerance, 1e-300)
 
-        wrong: list[OutputRow | GradientRow] = [row for row in (*self.rows, *self.gradients) if not row.ok]
-        return sorted(wrong, key=badness, reverse=True)
+        rows: list[OutputRow | GradientRow] = [*self.rows, *self.gradients]
+        return sorted((row for row in rows if not row.ok), key=badness, reverse=True)
 
     def raise_for_failure(self) -> None:
         """Nothing if all is right.
@@ -232,15 +233,17 @@ def verify(
     """
     asked = list(BACKENDS) if backends is None else [backend_name(name) for name in backends]
     names = [name for name in BACKENDS if name in asked]  # torch before tensorflow: the other order has crashed
-    if backends is not None:
-        _require(names)
+    for name in names if backends is not None else ():
+        if not installed(name):
+            get_backend(name)  # raises
     present = [name for name in names if installed(name)]
     source = _weights(model, task, dtype, progress)
     graph = source.graph
     feed = prepare_inputs(graph.inputs, graph.symbols, sample_inputs(source, seed, batch, length, inputs))
+    computed = graph.meta.get("dtype", dtype)
     report = Report(
         source.name,
-        str(graph.meta.get("dtype", dtype)),
+        computed if computed in FLOORS else "float32",
         {name: f"{value.dtype} {list(value.shape)}" for name, value in feed.items()},
         missing={name: f"pip install 'anyzoo[{name}]'" for name in names if name not in present},
     )
@@ -282,53 +285,6 @@ def verify(
     report.rows = [row for name in names for row in found.get(name, ())]
     report.gradients = list(_compare_gradients(slopes, report.dtype))
     return report
-
-
-def sample_inputs(
-    model: Model, seed: int = 0, batch: int = 3, length: int = 17, given: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """Inputs that fit a model's graph, drawn from a seed.
-
-    Args:
-        given: arrays that are taken as they are, by name; the sizes of the others follow.
-    """
-    graph, config, rng = model.graph, model.config, np.random.default_rng(seed)
-    values: dict[str, Any] = dict(given or {})
-    unknown = sorted(values.keys() - {item.name for item in graph.inputs})
-    if unknown:
-        names = ", ".join(item.name for item in graph.inputs)
-        raise InputError("the model has no such input", where=", ".join(unknown), expected=names)
-    sizes = {name: _size(name, low, high, batch, length, config) for name, (low, high) in graph.symbols.items()}
-    for item in graph.inputs:
-        if item.name in values:
-            shape = np.shape(values[item.name])
-            sizes.update((d, n) for d, n in zip(item.shape, shape, strict=False) if isinstance(d, str))
-    shapes = {i.name: tuple(sizes[d] if isinstance(d, str) else d for d in i.shape) for i in graph.inputs}
-    masks = {i.shape: _mask(shapes[i.name]) for i in graph.inputs if _is_mask(i)}
-    for item in graph.inputs:
-        if item.name in values:
-            continue
-        mask = masks.get(item.shape[:2])
-        if _is_mask(item):
-            drawn = masks[item.shape]
-        elif "int" in item.dtype:
-            drawn = _ids(graph, item, shapes[item.name], mask, config, rng)
-        elif item.dtype == "bool":
-            drawn = rng.random(shapes[item.name]) < 0.5
-        else:
-            drawn = rng.standard_normal(shapes[item.name])
-            drawn = drawn if mask is None else drawn * mask.reshape(mask.shape + (1,) * (drawn.ndim - mask.ndim))
-        values[item.name] = drawn.astype("float32" if item.dtype == "bfloat16" else item.dtype)
-    return values
-
-
-def _require(names: Sequence[str]) -> None:
-    from importlib.util import find_spec
-
-    if YARDSTICK not in names and {"tensorflow", "keras"} & set(names) and find_spec("torch"):
-        get_backend(YARDSTICK)
-    for name in names:
-        get_backend(name)
 
 
 def _weights(model: Any, task: str | None, dtype: str, progress: Progress | None) -> Model:
@@ -397,6 +353,9 @@ def _row(
         got = list(outputs[output].shape) if output in outputs else "nothing"
         return OutputRow(backend, output, reason=f"expected the shape {list(truth.shape)}, got {got}", seconds=seconds)
     error = _errors(outputs, reference, output, mask)
+    versus_torch = None
+    if torch_outputs is not None and output in torch_outputs and torch_outputs[output].shape == truth.shape:
+        versus_torch = _errors(outputs, torch_outputs, output, mask)["relative"]
     allowed = tolerance(backend, dtype, yardstick["relative"] if yardstick else None)
     if truth.dtype == np.int64:
         allowed = 0.0
@@ -405,7 +364,7 @@ def _row(
         output,
         error["max_abs"],
         error["relative"],
-        _errors(outputs, torch_outputs, output, mask)["relative"] if _shaped(torch_outputs, output, truth) else None,
+        versus_torch,
         allowed,
         error["scale"],
         seconds,
@@ -430,15 +389,10 @@ def _reason(error: Mapping[str, Any], allowed: float, truth: np.ndarray) -> str:
     return ""
 
 
-def _shaped(outputs: Mapping[str, np.ndarray] | None, name: str, truth: np.ndarray) -> bool:
-    return outputs is not None and name in outputs and outputs[name].shape == truth.shape
-
-
 def _errors(
-    outputs: Mapping[str, np.ndarray] | None, reference: Mapping[str, np.ndarray], name: str, mask: np.ndarray | None
+    outputs: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray], name: str, mask: np.ndarray | None
 ) -> dict[str, Any]:
     """How an output differs from its reference where `mask` holds; "stray" if one is finite where the other is not."""
-    assert outputs is not None
     found, truth = outputs[name], reference[name]
     chosen = np.ones(truth.shape, bool) if mask is None else np.broadcast_to(mask, truth.shape)
     if found.shape != truth.shape:
@@ -479,7 +433,7 @@ def _selection(graph: Graph, ref: Ref, feed: Mapping[str, Any]) -> np.ndarray | 
     dims = _dims(graph, ref.name)
     chosen: np.ndarray | None = None
     for item in graph.inputs:
-        if not _is_mask(item) or item.name not in feed:
+        if not is_mask(item) or item.name not in feed:
             continue
         mask = np.asarray(to_numpy(feed[item.name])).astype(bool)
         rows, columns = item.shape
@@ -503,93 +457,6 @@ def _dims(graph: Graph, name: str) -> tuple[Any, ...]:
     return ()
 
 
-# --- inputs ---------------------------------------------------------------------------------------------------------
-
-# What leaves each id what it is, or replaces some: an embedding's table limits the ids on the other side of these.
-_TRANSPARENT = ("view", "reshape", "_to_copy", "to", "expand", "unsqueeze", "squeeze", "slice", "select", "clone",
-                "masked_fill", "where", "index", "_unsafe_view", "transpose", "permute", "cat")  # fmt: skip
-
-
-def _is_mask(item: Input) -> bool:
-    return item.name.endswith("attention_mask") and len(item.shape) == 2
-
-
-def _mask(shape: tuple[int, ...]) -> np.ndarray:
-    """Ones, with zeros in the last third of the last of several rows."""
-    mask = np.ones(shape, np.int64)
-    if shape[0] > 1 and shape[1] > 2:
-        mask[-1, shape[1] - shape[1] // 3 :] = 0
-    return mask
-
-
-def _size(name: str, low: int, high: int | None, batch: int, length: int, config: Mapping[str, Any]) -> int:
-    vision = config.get("vision_config") or config
-    image = vision.get("image_size") or 224
-    height, width = (image, image) if isinstance(image, int) else image
-    known = {
-        "decoder_sequence": max(length - 3, 2),  # another length, so that mixed-up axes fail
-        "samples": 400 * length,
-        "frames": 12 * length,
-        "features": config.get("num_mel_bins") or 80,
-        "channels": vision.get("num_channels") or 3,
-        "height": height,
-        "width": width,
-    }
-    wanted = batch if name.endswith("batch") else known.get(name, length)
-    return min(max(wanted, low), high if high is not None else wanted)
-
-
-def _ids(
-    graph: Graph,
-    item: Input,
-    shape: tuple[int, ...],
-    mask: np.ndarray | None,
-    config: Mapping[str, Any],
-    rng: np.random.Generator,
-) -> np.ndarray:
-    """Whole numbers within the table that they index; tokens are ordinary ones, ended and padded as the config says."""
-    rows = _table_rows(graph, item.name)
-    if not item.name.endswith("input_ids"):
-        drawn = rng.integers(0, rows or 2, shape)
-        # a box's corners: left of right, top above bottom
-        return np.sort(drawn, -1) if item.name == "bbox" else drawn
-    text = config.get("text_config") or config
-    rows = rows or text.get("vocab_size") or 2
-    special = {
-        value for part in (config, text) for key, value in part.items()
-        if key.endswith(("_token_id", "_token_index")) and isinstance(value, int)
-    }  # fmt: skip
-    allowed = np.setdiff1d(np.arange(min(4, rows // 2), rows), sorted(special))
-    drawn = rng.choice(allowed if allowed.size else np.arange(rows), shape)
-    if mask is None:
-        return drawn
-    end, pad = text.get("eos_token_id"), text.get("pad_token_id") or 0
-    if isinstance(end, int) and 0 <= end < rows:
-        drawn[np.arange(len(mask)), mask.sum(1) - 1] = end
-    return np.where(mask == 1, drawn, pad if 0 <= pad < rows else 0)
-
-
-def _table_rows(graph: Graph, name: str) -> int | None:
-    """Rows of the smallest embedding table that an input indexes."""
-    makers = {output: node for node in graph.nodes for output in node.outputs}
-    tables = {param_ref(own): p.shape[0] for p in graph.params.values() if p.shape for own in (p.name, *p.aliases)}
-    found = []
-    for node in graph.nodes:
-        if node.op.partition(".")[0] != "embedding":
-            continue
-        table, pending = node.args[0], list(refs(node.args[1:2]))
-        seen: set[str] = set()
-        while pending:
-            ref = pending.pop()
-            if ref.name == name and table.name in tables:
-                found.append(tables[table.name])
-            maker = makers.get(ref.name)
-            if ref.name not in seen and maker is not None and maker.op.partition(".")[0] in _TRANSPARENT:
-                pending.extend(refs((maker.args, maker.kwargs)))
-            seen.add(ref.name)
-    return min(found, default=None)
-
-
 # --- gradients ------------------------------------------------------------------------------------------------------
 
 
@@ -610,7 +477,9 @@ def _torch_gradients(model: Model, feed: Mapping[str, Any], main: str, weights: 
     output = model.apply(model.params, **feed)[main].float()
     loss = (output.square() * torch.from_numpy(weights).to(output.device)).sum()
     slopes = torch.autograd.grad(loss, [model.params[name] for name in names], allow_unused=True)
-    return {n: to_numpy(torch.zeros_like(model.params[n]) if s is None else s) for n, s in zip(names, slopes, strict=True)}
+    return {
+        n: to_numpy(torch.zeros_like(model.params[n]) if s is None else s) for n, s in zip(names, slopes, strict=True)
+    }
 
 
 def _jax_gradients(model: Model, feed: Mapping[str, Any], main: str, weights: np.ndarray) -> dict[str, np.ndarray]:
@@ -660,7 +529,9 @@ def _compare_gradients(slopes: Mapping[str, Any], dtype: str) -> Iterator[Gradie
         least = 1e-3 * max(largest.values(), default=0.0)
         allowed = gradient_tolerance(name, dtype)
         if not least:
-            yield GradientRow(name, reference, parameters=len(truth), reason="there is nothing to compare: all are zero")
+            yield GradientRow(
+                name, reference, parameters=len(truth), reason="there is nothing to compare: all are zero"
+            )
             continue
         worst: tuple[float, str, tuple[int, ...], float, float] = (-1.0, "", (), 0.0, 0.0)
         for key, expected in truth.items():
@@ -690,8 +561,10 @@ def _tensor(row: OutputRow | GradientRow) -> str:
 def _said(error: Exception) -> str:
     if isinstance(error, ZooError):
         return str(error)
-    notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", ()))
-    return f"{type(error).__name__}: {error}{notes}"
+    lines = [f"{type(error).__name__}: {error}".strip().split("\n")[0]]
+    # the first note says in which node; frameworks add theirs after it
+    lines += [note.strip().split("\n")[0] for note in getattr(error, "__notes__", ()) if note.startswith("in node")]
+    return "\n  ".join(lines)
 
 
 def _verdict(row: OutputRow | GradientRow) -> str:

@@ -143,19 +143,33 @@ def prune(graph: Graph, fitted: Fit, where: object) -> tuple[Graph, dict[str, st
 def _leftovers(graph: Graph, names: list[str], prefix: str) -> tuple[dict[str, str], list[str]]:
     """Tensors that nothing asked for: those with a good reason, and the rest."""
     patterns = [re.compile(p) for p in graph.meta.get("unexpected", ())]
-    tops = {n.split(".")[0] for n in _all_names(graph, prefix)}
+    modules = {""}
+    for name in _all_names(graph, prefix):
+        parts = name.split(".")
+        modules.update(".".join(parts[:end]) for end in range(1, len(parts)))
     unused, unexpected = {}, []
     for name in names:
-        inner = name.removeprefix(prefix + ".") if prefix else name
         if _COMPUTED.fullmatch(name):
             unused[name] = "the model computes it"
         elif any(pattern.search(name) for pattern in patterns):
             unused[name] = "the class does not use it"
-        elif inner.split(".")[0] not in tops and name.split(".")[0] not in tops:
+        elif _in_another_part(name, modules):
             unused[name] = "belongs to a part that this task does not have"
         else:
             unexpected.append(name)
     return unused, unexpected
+
+
+def _in_another_part(name: str, modules: set[str]) -> bool:
+    """Whether a tensor belongs to a whole module that the graph lacks, a pooler or another head.
+
+    Inside a numbered layer, or as a layer of a number that the graph does not reach, it says that the config is wrong.
+    """
+    path = name.split(".")[:-1]
+    known = 0
+    while known < len(path) and ".".join(path[: known + 1]) in modules:
+        known += 1
+    return known < len(path) and not any(part.isdigit() for part in path[: known + 1])
 
 
 def _all_names(graph: Graph, prefix: str) -> Iterator[str]:

@@ -66,9 +66,7 @@ def write_zip(
     return path
 
 
-def write_legacy(
-    path: Path, pickle_bytes: bytes, storages: dict[str, tuple[int, bytes]] | None = None
-) -> Path:
+def write_legacy(path: Path, pickle_bytes: bytes, storages: dict[str, tuple[int, bytes]] | None = None) -> Path:
     """A legacy checkpoint around a pickle; storages are key -> (number of values, bytes)."""
     system = {"protocol_version": PROTOCOL, "little_endian": True, "type_sizes": {}}
     data = b"".join(pickle.dumps(x, protocol=2) for x in (MAGIC, PROTOCOL, system))

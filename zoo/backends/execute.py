@@ -48,12 +48,16 @@ class Program:
             try:
                 function = resolve(node.op)
             except (KeyError, AttributeError):
-                raise UnsupportedOp("this backend lacks an operation", where=f"node {node.name!r}", got=node.op) from None
+                raise UnsupportedOp(
+                    "this backend lacks an operation", where=f"node {node.name!r}", got=node.op
+                ) from None
             args, kwargs = node.args, dict(node.kwargs)
             if dtype is not None:
                 args, kwargs = _map_dtypes(dtype, args), _map_dtypes(dtype, kwargs)
             used = {ref.name for ref in refs((args, kwargs))}
-            dead = [n for n in {*used, *node.outputs} if n in local and n not in kept and last.get(n, position) == position]
+            dead = [
+                n for n in {*used, *node.outputs} if n in local and n not in kept and last.get(n, position) == position
+            ]
             self.steps.append((node, function, args, kwargs, tuple(dead)))
 
     def __call__(

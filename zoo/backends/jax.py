@@ -167,7 +167,7 @@ class JaxNamespace(Namespace):
         return jnp.argmin(x, axis)
 
     def argsort(self, x: Any, axis: int, descending: bool) -> Any:
-        return jnp.argsort(x, axis, stable=True, descending=descending) if x.ndim else jnp.zeros((), int)
+        return jnp.argsort(x, axis, stable=True, descending=descending)
 
     def cumsum(self, x: Any, axis: int) -> Any:
         return jnp.cumsum(x, axis, dtype=x.dtype)
@@ -216,7 +216,6 @@ class JaxNamespace(Namespace):
 
     def _pool(self, x: Any, start: Any, fold: Any, kernel: Any, stride: Any, padding: Any) -> Any:
         return lax.reduce_window(x, start, fold, (1, 1, *kernel), (1, 1, *stride), ((0, 0), (0, 0), *padding))
-
 
 
 _OWN: dict[str, Any] = {

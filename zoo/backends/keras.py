@@ -7,9 +7,7 @@ ours, and everything else (variables, fit, saving) is Keras's. Shapes of symboli
 from __future__ import annotations
 
 import ast
-import base64
 import contextlib
-import json
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
@@ -19,8 +17,8 @@ import ml_dtypes
 import numpy as np
 
 from zoo.backends import get_backend
-from zoo.errors import FormatError, GraphError, InputError, MissingFramework, UnknownBackend, WeightsError
-from zoo.graph.io import FORMAT, _check_ops, _decode, _encode
+from zoo.errors import GraphError, InputError, MissingFramework, UnknownBackend, WeightsError
+from zoo.graph.io import from_json, to_json
 from zoo.graph.ir import DTYPES, Dim, Graph, Input, Param
 
 try:
@@ -33,6 +31,9 @@ except ModuleNotFoundError as error:
     ) from error
 
 __all__ = ["GraphModel", "compile_graph", "module_of", "params_from"]
+
+COPIES = keras.backend.backend() != "torch"
+"""Whether `params_from` copies, so that the checkpoint's pages are not needed any more; on torch it does not."""
 
 FRAMEWORKS = ("jax", "tensorflow", "torch")
 """Keras's own backends that a graph runs on."""
@@ -177,7 +178,7 @@ class GraphModel(keras.Model):
             "name": self.name,
             "trainable": self.trainable,
             "output": self._output,
-            "graph": _graph_to_text(self.graph),
+            "graph": to_json(self.graph),
         }
 
     @classmethod
@@ -189,7 +190,7 @@ class GraphModel(keras.Model):
             GraphError, UnsupportedOp: it is a graph, but one that no capture writes.
         """
         rest = dict(config)
-        return cls(_graph_from_text(rest.pop("graph")), **rest)
+        return cls(from_json(rest.pop("graph"), "the graph in a Keras config"), **rest)
 
     @property
     def _default_save_signature(self) -> Any:
@@ -384,34 +385,3 @@ def _numpy(dtype: str) -> Any:
     if dtype not in DTYPES:
         raise GraphError("unknown dtype", expected=f"one of {', '.join(DTYPES)}", got=dtype)
     return np.dtype(ml_dtypes.bfloat16) if dtype == "bfloat16" else np.dtype(dtype)
-
-
-def _graph_to_text(graph: Graph) -> str:
-    """The graph file's JSON with the constants inside: name -> [dtype, shape, base64 of the bytes]."""
-    constants = {
-        name: [str(a.dtype), list(a.shape), base64.b64encode(np.ascontiguousarray(a).tobytes()).decode()]
-        for name, a in sorted(graph.constants.items())
-    }
-    return json.dumps(_encode(graph) | {"constants": constants}, separators=(",", ":"), allow_nan=False)
-
-
-def _graph_from_text(text: str) -> Graph:
-    where = "the graph in a Keras config"
-    try:
-        data = json.loads(text)
-        if data["format"] != FORMAT:
-            raise FormatError(
-                "a graph of a version this release does not read", where=where, expected=FORMAT, got=data["format"]
-            )
-        constants = {
-            name: np.frombuffer(base64.b64decode(packed, validate=True), _numpy(dtype)).reshape(shape)
-            for name, (dtype, shape, packed) in data["constants"].items()
-        }
-        graph = _decode(data, constants)
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        if isinstance(error, (FormatError, GraphError)):
-            raise
-        raise FormatError("not a graph", where=where, got=f"{type(error).__name__}: {error}") from error
-    graph.validate()
-    _check_ops(graph)
-    return graph

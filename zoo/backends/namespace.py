@@ -213,5 +213,3 @@ BINARY = (
     "add subtract multiply divide floor_divide remainder power maximum minimum atan2 equal not_equal less less_equal "
     "greater greater_equal logical_and logical_or bitwise_and bitwise_or bitwise_xor left_shift right_shift"
 ).split()
-
-

@@ -123,7 +123,7 @@ class NumpyNamespace(Namespace):
 
     def index_put(self, x: Any, indices: Sequence[Any], values: Any, accumulate: bool) -> Any:
         result = np.array(x)
-        where = tuple(slice(None) if i is None else i for i in indices)
+        where: Any = tuple(slice(None) if i is None else i for i in indices)
         if accumulate:
             np.add.at(result, where, values)
         else:
@@ -134,7 +134,7 @@ class NumpyNamespace(Namespace):
         result = np.array(x)
         if not result.ndim:
             return self.scatter(result[None], 0, np.reshape(index, (1,)), np.reshape(src, (1,)), mode)[0]
-        where = list(np.indices(index.shape, sparse=True))
+        where: list[Any] = list(np.indices(index.shape, sparse=True))
         where[axis] = index
         src = np.broadcast_to(src, index.shape) if not np.ndim(src) else src[tuple(slice(n) for n in index.shape)]
         if mode == "set":
@@ -149,13 +149,17 @@ class NumpyNamespace(Namespace):
         return np.where(condition, x, y)
 
     def complex(self, real: Any, imag: Any) -> Any:
-        return real + 1j * imag
+        result = np.empty(np.broadcast_shapes(np.shape(real), np.shape(imag)), np.result_type(real.dtype, np.complex64))
+        result.real, result.imag = real, imag
+        return result
 
     def sum(self, x: Any, axes: Sequence[int], keepdims: bool) -> Any:
-        return np.sum(x, tuple(axes), keepdims=keepdims, dtype=x.dtype)
+        return np.sum(x, tuple(axes), keepdims=keepdims, dtype=_summed(x.dtype)).astype(x.dtype)
 
     def mean(self, x: Any, axes: Sequence[int], keepdims: bool) -> Any:
-        return np.mean(x, tuple(axes), keepdims=keepdims)
+        count = math.prod(x.shape[axis] for axis in axes)
+        total = np.sum(x, tuple(axes), keepdims=keepdims, dtype=_summed(x.dtype))
+        return np.divide(total, np.asarray(count, total.dtype)).astype(x.dtype)
 
     def prod(self, x: Any, axes: Sequence[int], keepdims: bool) -> Any:
         return np.prod(x, tuple(axes), keepdims=keepdims, dtype=x.dtype)
@@ -179,8 +183,6 @@ class NumpyNamespace(Namespace):
         return np.argmin(x, axis)
 
     def argsort(self, x: Any, axis: int, descending: bool) -> Any:
-        if not np.ndim(x):
-            return np.asarray(0)
         if not descending:
             return np.argsort(x, axis, kind="stable")
         # stable and descending: sort the reversed array, whose ties are reversed, too, and turn both round
@@ -188,19 +190,19 @@ class NumpyNamespace(Namespace):
         return size - 1 - np.flip(np.argsort(np.flip(x, axis), axis, kind="stable"), axis)
 
     def cumsum(self, x: Any, axis: int) -> Any:
-        return np.cumsum(x, axis, dtype=x.dtype)
+        return np.cumsum(x, axis, dtype=_summed(x.dtype)).astype(x.dtype)
 
     def cumprod(self, x: Any, axis: int) -> Any:
         return np.cumprod(x, axis, dtype=x.dtype)
 
     def matmul(self, x: Any, y: Any) -> Any:
-        return np.matmul(x, y)
+        return np.asarray(np.matmul(x, y)).astype(x.dtype, copy=False)  # bfloat16 becomes float32 there
 
     def linear(self, x: Any, weight: Any) -> Any:
-        return np.matmul(x, weight.T)
+        return self.matmul(x, weight.T)
 
     def einsum(self, equation: str, *xs: Any) -> Any:
-        return np.einsum(equation, *xs, optimize=True)
+        return np.asarray(np.einsum(equation, *xs, optimize=True)).astype(xs[0].dtype, copy=False)
 
     def conv(
         self,
@@ -211,11 +213,12 @@ class NumpyNamespace(Namespace):
         dilation: Sequence[int],
         groups: int,
     ) -> Any:
-        batch, channels = x.shape[:2]
+        batch = x.shape[0]
         out, per_group, *kernel = weight.shape
         windows = self._windows(x, kernel, stride, padding, dilation, 0)
         sizes = windows.shape[2 : 2 + len(kernel)]
-        columns = np.moveaxis(windows.reshape(batch, groups, per_group, *sizes, *kernel), range(3, 3 + len(kernel)), range(-len(kernel), 0))
+        split = windows.reshape(batch, groups, per_group, *sizes, *kernel)
+        columns = np.moveaxis(split, range(3, 3 + len(kernel)), range(-len(kernel), 0))
         columns = columns.reshape(batch, groups, per_group * math.prod(kernel), math.prod(sizes))
         result = np.matmul(weight.reshape(groups, out // groups, per_group * math.prod(kernel)), columns)
         return result.reshape(batch, out, *sizes)
@@ -278,7 +281,7 @@ def _sigmoid(x: Any) -> Any:
 _BLOCK = 16384
 _GRID = 512
 _TAYLOR = _erf_taylor(5)  # offsets are at most 1/1024, so what is left out is below 1e-19
-_OWN = {
+_OWN: dict[str, Any] = {
     "erf": _erf,
     "sigmoid": _sigmoid,
     "round": np.rint,
@@ -296,6 +299,11 @@ for _name in (*UNARY, *BINARY):
 
 
 _WIDE = {"float16": "float64", "bfloat16": "float64", "float32": "float64", "complex64": "complex128"}
+
+
+def _summed(dtype: Any) -> Any:
+    """What sums of a dtype are taken in."""
+    return np.float32 if str(dtype) in ("float16", "bfloat16") else dtype
 
 
 def _widened(array: Any) -> Any:

@@ -5,6 +5,7 @@ Sizes that are None while a function is traced are int32 scalars; everything tha
 
 from __future__ import annotations
 
+import functools
 import string
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -126,10 +127,12 @@ class TensorflowNamespace(Namespace):
         return tf.cast(tf.range(_size(start), _size(stop), _size(step)), dtype)
 
     def size_equal(self, a: Any, b: Any) -> Any:
-        return a == b if isinstance(a, int) and isinstance(b, int) else tf.equal(a, b)
+        return tf.equal(a, b) if isinstance(a, tf.Tensor) or isinstance(b, tf.Tensor) else a == b
 
     def size_where(self, condition: Any, a: Any, b: Any) -> Any:
-        return tf.where(condition, a, b)
+        floats = any(v.dtype.is_floating if isinstance(v, tf.Tensor) else isinstance(v, float) for v in (a, b))
+        dtype = tf.float64 if floats else tf.int32
+        return tf.where(condition, tf.cast(a, dtype), tf.cast(b, dtype))
 
     def size_int(self, a: Any) -> Any:
         return tf.cast(a, tf.int32) if isinstance(a, tf.Tensor) else int(a)
@@ -168,7 +171,7 @@ class TensorflowNamespace(Namespace):
 
     def take_along_axis(self, x: Any, index: Any, axis: int) -> Any:
         if axis == x.shape.rank - 1:
-            lead = self.broadcast_shape(self.shape(x)[:-1], self.shape(index)[:-1])
+            lead = self._broadcast_shape(self.shape(x)[:-1], self.shape(index)[:-1])
             x = self.broadcast_to(x, (*lead, self.shape(x)[-1]))
             index = self.broadcast_to(index, (*lead, self.shape(index)[-1]))
             return tf.gather(x, index, axis=-1, batch_dims=x.shape.rank - 1)
@@ -177,7 +180,7 @@ class TensorflowNamespace(Namespace):
         moved = self.take_along_axis(tf.transpose(x, order), tf.transpose(index, order), x.shape.rank - 1)
         return tf.transpose(moved, back)
 
-    def broadcast_shape(self, a: Sequence[Any], b: Sequence[Any]) -> list[Any]:
+    def _broadcast_shape(self, a: Sequence[Any], b: Sequence[Any]) -> list[Any]:
         return [n if isinstance(m, int) and m == 1 else m for m, n in zip(a, b, strict=True)]
 
     def index(self, x: Any, indices: Sequence[Any]) -> Any:
@@ -208,8 +211,10 @@ class TensorflowNamespace(Namespace):
         sizes = [self.shape(x)[axis] for axis in rest]
         # index arrays side by side keep their place: `before` whole dims of the values come before theirs
         before = axes[0] if axes == list(range(axes[0], axes[-1] + 1)) else 0
-        lead = where[0].shape.rank
         values = self.broadcast_to(values, [*sizes[:before], *self.shape(where[0]), *sizes[before:]])
+        if not where[0].shape.rank:  # a scatter needs positions in a list, be it of one
+            where, values = [w[None] for w in where], tf.expand_dims(values, before)
+        lead = where[0].shape.rank
         front = [*range(before, before + lead), *range(before), *range(before + lead, lead + len(rest))]
         update = tf.tensor_scatter_nd_add if accumulate else tf.tensor_scatter_nd_update
         result = update(tf.transpose(x, order), tf.stack(where, -1), tf.transpose(values, front))
@@ -247,8 +252,11 @@ class TensorflowNamespace(Namespace):
         if len(arrays) == 1:
             return arrays
         dtype = tf.int64 if any(a.dtype == tf.int64 for a in arrays) else arrays[0].dtype
-        total = sum(tf.zeros_like(a, tf.int32) for a in arrays)
-        return [tf.broadcast_to(tf.cast(a, dtype), tf.shape(total)) if a.shape != total.shape else tf.cast(a, dtype) for a in arrays]
+        if all(a.shape.is_fully_defined() for a in arrays):
+            shape = functools.reduce(tf.broadcast_static_shape, (a.shape for a in arrays))
+        else:
+            shape = functools.reduce(tf.broadcast_dynamic_shape, (tf.shape(a) for a in arrays))
+        return [tf.broadcast_to(tf.cast(a, dtype), shape) for a in arrays]
 
     def where(self, condition: Any, x: Any, y: Any) -> Any:
         return tf.where(condition, x, y)
@@ -271,10 +279,10 @@ class TensorflowNamespace(Namespace):
         return tf.reduce_prod(x, list(axes), keepdims)
 
     def max(self, x: Any, axes: Sequence[int], keepdims: bool) -> Any:
-        return tf.reduce_max(x, list(axes), keepdims)
+        return (tf.reduce_any if x.dtype == tf.bool else tf.reduce_max)(x, list(axes), keepdims)
 
     def min(self, x: Any, axes: Sequence[int], keepdims: bool) -> Any:
-        return tf.reduce_min(x, list(axes), keepdims)
+        return (tf.reduce_all if x.dtype == tf.bool else tf.reduce_min)(x, list(axes), keepdims)
 
     def any(self, x: Any, axes: Sequence[int], keepdims: bool) -> Any:
         return tf.reduce_any(x, list(axes), keepdims)
@@ -283,14 +291,14 @@ class TensorflowNamespace(Namespace):
         return tf.reduce_all(x, list(axes), keepdims)
 
     def argmax(self, x: Any, axis: int) -> Any:
-        return tf.argmax(x, axis)
+        return tf.argmax(_replaced_nan(x, np.inf), axis)
 
     def argmin(self, x: Any, axis: int) -> Any:
-        return tf.argmin(x, axis)
+        return tf.argmin(_replaced_nan(x, -np.inf), axis)
 
     def argsort(self, x: Any, axis: int, descending: bool) -> Any:
-        if not x.shape.rank:
-            return tf.zeros((), tf.int64)
+        x = tf.cast(x, tf.int8) if x.dtype == tf.bool else x
+        x = _replaced_nan(x, np.inf)  # NaN counts as the largest
         direction = "DESCENDING" if descending else "ASCENDING"
         return tf.cast(tf.argsort(x, axis, direction, stable=True), tf.int64)
 
@@ -355,18 +363,20 @@ class TensorflowNamespace(Namespace):
         last = tf.transpose(x, [0, *range(2, dims + 2), 1])
         kernel = tf.transpose(weight, [*range(2, dims + 2), 1, 0])  # [*kernel, in / groups, out]
         out = weight.shape[0]
-        if groups > 1 and weight.shape[1] == 1 and dims == 2 and stride[0] == stride[1] and out % groups == 0:
+        # TensorFlow does not stride and dilate at once: then every result is computed and some are kept
+        steps = [1] * dims if max(dilation) > 1 else list(stride)
+        if groups > 1 and weight.shape[1] == 1 and dims == 2 and steps[0] == steps[1] and out % groups == 0:
             taps = tf.reshape(kernel, [*kernel.shape[:2], groups, out // groups])
-            result = tf.nn.depthwise_conv2d(last, taps, [1, *stride, 1], "VALID", dilations=list(dilation))
+            result = tf.nn.depthwise_conv2d(last, taps, [1, *steps, 1], "VALID", dilations=list(dilation))
         elif groups > 1:
             parts = zip(tf.split(last, groups, -1), tf.split(kernel, groups, -1), strict=True)
-            result = tf.concat([self._conv(part, taps, stride, dilation) for part, taps in parts], -1)
+            convolved = [tf.nn.convolution(p, k, steps, "VALID", dilations=list(dilation)) for p, k in parts]
+            result = tf.concat(convolved, -1)
         else:
-            result = self._conv(last, kernel, stride, dilation)
+            result = tf.nn.convolution(last, kernel, steps, "VALID", dilations=list(dilation))
+        if steps != list(stride):
+            result = result[(slice(None), *(slice(None, None, step) for step in stride))]
         return tf.transpose(result, [0, dims + 1, *range(1, dims + 1)])
-
-    def _conv(self, x: Any, kernel: Any, stride: Sequence[int], dilation: Sequence[int]) -> Any:
-        return tf.nn.convolution(x, kernel, list(stride), "VALID", dilations=list(dilation))
 
     def max_pool(self, x: Any, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[tuple[Any, Any]]) -> Any:
         low = -np.inf if x.dtype.is_floating else x.dtype.min
@@ -402,6 +412,22 @@ def _runner(graph: Graph) -> Callable[[Mapping[str, Any], Mapping[str, Any]], di
         return program({name: tf.convert_to_tensor(p) for name, p in params.items()}, inputs, constants)
 
     return run
+
+
+def _replaced_nan(x: Any, value: float) -> Any:
+    """TensorFlow passes over NaN where torch and NumPy stop at it."""
+    return tf.where(tf.math.is_nan(x), tf.constant(value, x.dtype), x) if x.dtype.is_floating else x
+
+
+def _of_bools(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that TensorFlow lacks for bools, on them as numbers."""
+
+    def wrapped(x: Any, y: Any) -> Any:
+        if x.dtype != tf.bool:
+            return function(x, y)
+        return tf.cast(function(tf.cast(x, tf.int8), tf.cast(y, tf.int8)), tf.bool)
+
+    return wrapped
 
 
 def _unmasked(indices: Sequence[Any]) -> list[Any]:
@@ -455,6 +481,7 @@ def _gelu(x: Any, *, approximate: str = "none") -> Any:
     return tf.nn.gelu(x, approximate == "tanh")
 
 
+_ORDERED = ("maximum", "minimum", "less", "less_equal", "greater", "greater_equal")
 _OWN: dict[str, Any] = {
     "round": tf.round,
     "floor_divide": tf.math.floordiv,
@@ -469,10 +496,11 @@ _OWN: dict[str, Any] = {
     "bitwise_xor": tf.bitwise.bitwise_xor,
     "left_shift": tf.bitwise.left_shift,
     "right_shift": tf.bitwise.right_shift,
-    "sign": tf.math.sign,
+    **{name: _of_bools(getattr(tf.math, name)) for name in _ORDERED},
 }
 for _name in (*UNARY, *BINARY):
-    setattr(TensorflowNamespace, _name, staticmethod(_OWN.get(_name) or getattr(tf.math, _name, None) or getattr(tf, _name)))
+    _function = _OWN.get(_name) or getattr(tf.math, _name, None) or getattr(tf, _name)
+    setattr(TensorflowNamespace, _name, staticmethod(_function))
 
 _XP = TensorflowNamespace()
-_OVERRIDES: dict[str, Callable[..., Any]] = {"topk": _topk, "gelu": _gelu}
+_OVERRIDES: dict[str, Callable[..., Any]] = {"topk": _topk, "gelu": _gelu, "relu": tf.nn.relu}

@@ -116,5 +116,3 @@ def _resolve(name: str) -> Callable[..., Any]:
     space, _, rest = name.rpartition("::")
     base, _, overload = rest.partition(".")
     return operator.attrgetter(f"{base}.{overload or 'default'}")(getattr(torch.ops, space or "aten"))
-
-

@@ -23,6 +23,7 @@ from zoo.tasks import TASKS, task_name
 
 __all__ = ["build", "capture_config", "config_from", "model_class", "native_module"]
 
+
 def config_from(fields: Mapping[str, Any]) -> transformers.PretrainedConfig:
     """The transformers config of a config.json's fields.
 
@@ -60,7 +61,9 @@ def model_class(config: transformers.PretrainedConfig, task: str | None) -> type
         if type(config) in mapping:
             found = mapping[type(config)]
             return found[0] if isinstance(found, (tuple, list)) else found
-    served = sorted(t for t, autos in TASKS.items() if any(type(config) in getattr(transformers, a)._model_mapping for a in autos))
+    served = sorted(
+        t for t, autos in TASKS.items() if any(type(config) in getattr(transformers, a)._model_mapping for a in autos)
+    )
     raise ConfigError(
         f"{config.model_type} has no class for the task {task!r}", expected=", ".join(served), do="pass one of these"
     )
@@ -88,9 +91,7 @@ def build(
     return module.eval()
 
 
-def capture_config(
-    config: transformers.PretrainedConfig, task: str | None = None, dtype: str = "float32"
-) -> Graph:
+def capture_config(config: transformers.PretrainedConfig, task: str | None = None, dtype: str = "float32") -> Graph:
     """The graph of a transformers model, from its config.
 
     Raises:
@@ -168,7 +169,10 @@ def example_inputs(module: transformers.PreTrainedModel, dtype: str = "float32")
 
 
 def native_module(
-    config: transformers.PretrainedConfig, class_name: str, params: Mapping[str, torch.nn.Parameter], renamed: Mapping[str, str]
+    config: transformers.PretrainedConfig,
+    class_name: str,
+    params: Mapping[str, torch.nn.Parameter],
+    renamed: Mapping[str, str],
 ) -> transformers.PreTrainedModel:
     """The transformers module over the given parameters, which it shares.
 
@@ -260,12 +264,15 @@ def _with_default(item: Input) -> Input:
 
 
 def _task_of(cls: type, config: Any) -> str:
+    """The task a class is for; one that serves several (BART fills masks, too) is named by what it generates."""
+    served = []
     for task, autos in TASKS.items():
         for auto in autos:
             found = getattr(transformers, auto)._model_mapping.get(type(config), None)
             if found is cls or (isinstance(found, (tuple, list)) and cls in found):
-                return task
-    return "feature-extraction"
+                served.append(task)
+    generating = [task for task in ("text2text-generation", "automatic-speech-recognition") if task in served]
+    return (generating or served or ["feature-extraction"])[0]
 
 
 def _export_patched(module: Any, inputs: Mapping[str, Any], dynamic: Any) -> torch.export.ExportedProgram:
@@ -279,10 +286,14 @@ def _export_patched(module: Any, inputs: Mapping[str, Any], dynamic: Any) -> tor
 
 
 def _dynamic(name: str, tensor: torch.Tensor, config: Any) -> dict[int, Any]:
-    """Every dim dynamic, save the image sides of windowed models: their padding makes the tracer's sizes explode."""
-    fixed = (2, 3) if name == "pixel_values" and hasattr(config, "window_size") and hasattr(config, "image_size") else ()
-    static = torch.export.Dim.STATIC
-    return {axis: static if axis in fixed else torch.export.Dim.AUTO for axis in range(tensor.ndim)}
+    """Every dim dynamic, save a box's four corners and the image sides of windowed models, whose padding makes the
+    tracer's sizes explode.
+    """
+    fixed: tuple[int, ...] = (2,) if name == "bbox" else ()
+    if name == "pixel_values" and hasattr(config, "window_size") and hasattr(config, "image_size"):
+        fixed = (2, 3)
+    static, auto = torch.export.Dim.STATIC, torch.export.Dim.AUTO
+    return {axis: static if axis in fixed else auto for axis in range(tensor.ndim)}
 
 
 def _image_size(config: Any) -> tuple[int, int]:

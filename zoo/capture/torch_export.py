@@ -10,6 +10,10 @@ from __future__ import annotations
 import builtins
 import math
 import operator
+import os
+import sysconfig
+import traceback
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -115,22 +119,20 @@ def export(
     if isinstance(dynamic_shapes, str):
         dynamic_shapes = pytree.tree_map(_all_auto, dict(inputs))
     try:
-        with torch.no_grad():
-            return torch.export.export(
-                module, (), dict(inputs), dynamic_shapes=dynamic_shapes, strict=False
-            )
+        with torch.no_grad(), warnings.catch_warnings():
+            # nn.RNNBase keeps its parameters in a list too, which tracing replaces and puts back
+            warnings.filterwarnings("ignore", r"The tensor attributes.*_flat_weights", UserWarning)
+            return torch.export.export(module, (), dict(inputs), dynamic_shapes=dynamic_shapes, strict=False)
     except Exception as error:  # torch.export raises whatever the traced code raises
         raise CaptureError(
             "torch.export cannot turn this module into a graph",
             where=type(module).__name__,
-            got=f"{type(error).__name__}: {_first_lines(error)}",
+            got=f"{type(error).__name__}{_culprit(error)}: {_first_lines(error)}",
             do="remove Python control flow that depends on tensor values, or pass inputs that avoid it",
         ) from error
 
 
-def capture_module(
-    module: torch.nn.Module, inputs: Mapping[str, Any], dynamic_shapes: Any = "auto"
-) -> Graph:
+def capture_module(module: torch.nn.Module, inputs: Mapping[str, Any], dynamic_shapes: Any = "auto") -> Graph:
     """Capture `module` as a Graph: `export`, then `capture_program`; tied parameters are found by identity."""
     return capture_program(export(module, inputs, dynamic_shapes), ties_of(module))
 
@@ -206,7 +208,9 @@ class _Translation:
         """The user inputs' names in the order of the placeholders: "x", or "x.0" inside a list."""
         spec = self.program.call_spec.in_spec
         args, kwargs = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
-        positional = [spec.arg.name for spec in self.program.graph_signature.input_specs if spec.kind == InputKind.USER_INPUT]
+        positional = [
+            spec.arg.name for spec in self.program.graph_signature.input_specs if spec.kind == InputKind.USER_INPUT
+        ]
         names: dict[int, str] = {}
         for tree in args:
             for index in pytree.tree_leaves(tree):
@@ -223,7 +227,7 @@ class _Translation:
                 self.symbols[str(size)] = self._new_symbol(name, axis, value.ndim, size)
 
     def _new_symbol(self, name: str, axis: int, ndim: int, size: torch.SymInt) -> str:
-        """Our name for a dynamic dim; dims that mean the same to every model share one, though a trace may not tie them."""
+        """Our name for a dynamic dim; dims of the same meaning share one, though a trace may not tie them."""
         ours, shared = _dim_name(name, axis, ndim, self.input_names)
         if ours in self.ranges and not shared:
             ours = f"{name.replace('.', '_')}_{ours}"
@@ -296,7 +300,7 @@ class _Translation:
         target = node.target
         if target is operator.getitem:
             results, index = node.args
-            self.values[node.name] = self.values[results.name][index]  # type: ignore[union-attr]
+            self.values[node.name] = self.values[results.name][index]
             return
         if target in _SIZE_OPS:
             args = [self._arg(arg, node) for arg in node.args]
@@ -332,6 +336,7 @@ class _Translation:
                 else "the model changes a tensor in place in a way that cannot be expressed",
                 where=node.name,
                 got=f"{name} at {_source(node)}",
+                do="keep what is computed in tensors, and results in new ones",
             )
         kwargs = {
             key: self._arg(value, node)
@@ -344,7 +349,7 @@ class _Translation:
         """Moves and casts of all spellings: a cast where the dtype changes, nothing where it does not."""
         source = self._arg(node.args[0], node)
         dtype = node.meta["val"].dtype
-        if dtype == node.args[0].meta["val"].dtype:  # type: ignore[union-attr]
+        if dtype == node.args[0].meta["val"].dtype:
             self.values[node.name] = source
         else:
             self._emit(node, "_to_copy", [source], {"dtype": DType(_dtype(dtype))})
@@ -352,12 +357,12 @@ class _Translation:
     def _emit(self, node: torch.fx.Node, op: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         value = node.meta.get("val")
         if isinstance(value, (tuple, list)):
-            names = tuple(f"{node.name}.{i}" for i in range(len(value)))
+            names = tuple(f"n:{node.name}.{i}" for i in range(len(value)))
             self.values[node.name] = tuple(Ref(name) for name in names)
             infos = tuple(self._info(item) for item in value)
         else:
-            names, infos = (node.name,), (self._info(value),)
-            self.values[node.name] = Ref(node.name)
+            names, infos = (f"n:{node.name}",), (self._info(value),)
+            self.values[node.name] = Ref(names[0])
         self.nodes.append(Node(op, tuple(args), dict(kwargs), names, infos))
 
     def _scalar(self, node: Any) -> Any:
@@ -374,7 +379,7 @@ class _Translation:
         if name in ("add", "sub", "mul") and not node.kwargs:
             operands = [self._scalar(arg) for arg in node.args]
             if None not in operands:
-                size = f"{node.name}.size"
+                size = f"n:{node.name}.size"
                 self.nodes.append(Node(f"sym.{name}", tuple(operands), {}, (size,), (ValueInfo("size"),)))
                 return Ref(size)
         return None
@@ -421,9 +426,7 @@ class _Translation:
     def _outputs(self, node: torch.fx.Node) -> dict[str, Any]:
         specs = self.program.graph_signature.output_specs
         results = [
-            value
-            for value, spec in zip(node.args[0], specs, strict=True)  # type: ignore[arg-type]
-            if spec.kind == OutputKind.USER_OUTPUT
+            value for value, spec in zip(node.args[0], specs, strict=True) if spec.kind == OutputKind.USER_OUTPUT
         ]
         spec = self.program.call_spec.out_spec
         tree = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
@@ -517,7 +520,7 @@ def _op_name(target: torch._ops.OpOverload) -> str:
 
 
 def _is_inactive_dropout(node: torch.fx.Node) -> bool:
-    name = node.target._schema.name  # type: ignore[union-attr]
+    name = node.target._schema.name
     if name not in ("aten::dropout", "aten::feature_dropout", "aten::alpha_dropout"):
         return False
     return node.args[2] is False or node.args[1] == 0
@@ -525,7 +528,7 @@ def _is_inactive_dropout(node: torch.fx.Node) -> bool:
 
 def _all_auto(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
-        return {axis: torch.export.Dim.AUTO for axis in range(value.ndim)}
+        return dict.fromkeys(range(value.ndim), torch.export.Dim.AUTO)
     return None
 
 
@@ -542,6 +545,16 @@ def _numpy_bfloat16() -> Any:
 def _first_lines(error: BaseException, count: int = 3) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:count])[:600]
+
+
+def _culprit(error: BaseException) -> str:
+    """The line of the model that was being traced: the innermost one that is neither torch's, Python's nor ours."""
+    others = (os.path.dirname(torch.__file__), os.path.dirname(os.path.dirname(__file__)), "<")
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        of_python = frame.filename.startswith(sysconfig.get_path("stdlib")) and "-packages" not in frame.filename
+        if not of_python and not frame.filename.startswith(others):
+            return f" at `{frame.line}` ({os.path.basename(frame.filename)}:{frame.lineno})"
+    return ""
 
 
 def _source(node: torch.fx.Node) -> str:

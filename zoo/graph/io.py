@@ -1,4 +1,7 @@
-"""The graph's file format: versioned JSON, gzip-compressed, with its constants in a safetensors file beside it.
+"""The graph's file format: versioned JSON, gzip-compressed; one file, constants included, so it is whole or not there.
+
+Constants are kept as [dtype, shape, base64 of the bytes]: most are a few numbers, and the large ones are masks that
+compress a thousandfold, which they would not in a file that is to be memory-mapped.
 
 Reading never executes anything: the JSON is parsed, every op looked up in the table of known names, every argument
 checked against the op's signature. In the JSON a string that starts with "%" is a use of a value, "@" a dtype, "=" a
@@ -7,6 +10,7 @@ string; other numbers that JSON cannot spell are {"f": "inf"}.
 
 from __future__ import annotations
 
+import base64
 import gzip
 import io
 import json
@@ -17,34 +21,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from zoo.errors import FormatError, GraphError, UnsupportedOp
-from zoo.graph.ir import DType, Graph, Input, Node, Param, Ref, ValueInfo
+from zoo.graph.ir import DTYPES, DType, Graph, Input, Node, Param, Ref, ValueInfo
 
-__all__ = ["FORMAT", "load_graph", "save_graph"]
+__all__ = ["FORMAT", "from_json", "load_graph", "save_graph", "to_json"]
 
 FORMAT = 1
 _LIMIT = 1 << 29  # bytes of JSON a graph may unpack to: the largest captured so far needs under 2 % of it
+_DEPTH = 8  # how deep an argument's lists may nest: captured ones nest twice
+_AGAIN = "capture the model again with `zoo capture`"
 
 
 def save_graph(graph: Graph, path: str | os.PathLike[str]) -> None:
-    """Write `graph` to `path` (".json.gz") and, where it has constants, a ".safetensors" file of the same stem.
-
-    The bytes depend on the graph alone: equal graphs give equal files.
-    """
+    """Write `graph` to `path` (".json.gz"), atomically; equal graphs give equal bytes."""
     path = Path(path)
-    text = json.dumps(_encode(graph), separators=(",", ":"), allow_nan=False, sort_keys=False)
     packed = io.BytesIO()
     with gzip.GzipFile(fileobj=packed, mode="wb", mtime=0, filename="", compresslevel=9) as stream:
-        stream.write(text.encode())
+        stream.write(to_json(graph).encode())
     path.parent.mkdir(parents=True, exist_ok=True)
-    if graph.constants:
-        from converters import save_safetensors
-
-        save_safetensors(constants_path(path), dict(sorted(graph.constants.items())))
-    else:
-        constants_path(path).unlink(missing_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_bytes(packed.getvalue())
     os.replace(temporary, path)
@@ -58,71 +55,86 @@ def load_graph(path: str | os.PathLike[str]) -> Graph:
         GraphError, UnsupportedOp: it is a graph, but one that no capture writes; the node is named.
     """
     path = Path(path)
-    data = _read_json(path)
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
+    try:
+        with gzip.open(path, "rb") as stream:
+            text = stream.read(_LIMIT + 1)
+    except FileNotFoundError:
+        raise FormatError("no graph file", where=path, do="check the path, or capture with `zoo capture`") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise FormatError(
+            "the graph file is truncated or not gzip-compressed JSON",
+            where=path,
+            got=f"{type(error).__name__}: {error}",
+            do=f"fetch it again, or {_AGAIN}",
+        ) from error
+    return from_json(text, path)
+
+
+def to_json(graph: Graph) -> str:
+    """The graph as JSON text, constants included."""
+    return json.dumps(_encode(graph), separators=(",", ":"), allow_nan=False)
+
+
+def from_json(text: str | bytes, where: object) -> Graph:
+    """The graph of `to_json`'s text, checked as `load_graph` says; `where` is for errors."""
+    if len(text) > _LIMIT:
+        raise FormatError(
+            "the graph file unpacks to more than any graph needs",
+            where=where,
+            expected=f"at most {_LIMIT} bytes",
+            do="do not use it: it was made to fill the memory",
+        )
+    data = _parsed(text, where)
+    if not isinstance(data, dict) or data.get("format") != FORMAT or data["format"] is True:
         found = data.get("format") if isinstance(data, dict) else type(data).__name__
         raise FormatError(
             "not a graph file of a version this release reads",
-            where=path,
+            where=where,
             expected=f"format {FORMAT}",
             got=found,
-            do="capture the model again with `zoo capture`",
+            do=_AGAIN,
         )
-    constants: dict[str, np.ndarray] = {}
-    if constants_path(path).exists():
-        from converters import open_checkpoint
-
-        checkpoint = open_checkpoint(constants_path(path))
-        constants = {name: checkpoint.read(name) for name in checkpoint.infos}
     try:
-        graph = _decode(data, constants)
+        graph = _decode(data)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        if isinstance(error, GraphError):
-            raise
         raise FormatError(
             "the graph file's fields are not what the format says",
-            where=path,
+            where=where,
             got=f"{type(error).__name__}: {error}",
-            do="capture the model again with `zoo capture`",
+            do=_AGAIN,
         ) from error
-    expected = data.get("constants", [])
-    if sorted(expected) != sorted(constants):
-        raise FormatError(
-            "the constants file does not belong to this graph",
-            where=constants_path(path),
-            expected=sorted(expected),
-            got=sorted(constants),
-        )
-    graph.validate()
-    _check_ops(graph)
+    try:
+        graph.validate()
+        _check_ops(graph)
+    except GraphError as error:
+        raise type(error)(
+            error.what,
+            where=f"{error.where} of {where}",
+            expected=error.expected,
+            got=error.got,
+            do=error.do or _AGAIN,
+        ) from None
     return graph
 
 
-def constants_path(path: Path) -> Path:
-    """Where the constants of the graph at `path` are kept."""
-    return path.with_name(path.name.removesuffix(".gz").removesuffix(".json") + ".safetensors")
-
-
-def _read_json(path: Path) -> Any:
+def _parsed(text: str | bytes, where: object) -> Any:
     def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
             raise ValueError("an object has a key twice")
         return found
 
+    def no_constants(name: str) -> Any:
+        raise ValueError(f"{name} is not JSON")
+
     try:
-        with gzip.open(path, "rb") as stream:
-            text = stream.read(_LIMIT + 1)
-        if len(text) > _LIMIT:
-            raise FormatError("the graph file unpacks to more than any graph needs", where=path, expected=_LIMIT)
-        return json.loads(text, object_pairs_hook=no_duplicates)
-    except FileNotFoundError:
-        raise FormatError("no graph file", where=path, do="check the path, or capture with `zoo capture`") from None
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError, ValueError, RecursionError) as error:
-        if isinstance(error, FormatError):
-            raise
+        return json.loads(text, object_pairs_hook=no_duplicates, parse_constant=no_constants)
+    except (UnicodeDecodeError, ValueError, RecursionError) as error:
         raise FormatError(
-            "the graph file is truncated or not gzip-compressed JSON", where=path, got=f"{type(error).__name__}: {error}"
+            "the graph file is truncated or not gzip-compressed JSON",
+            where=where,
+            got=f"{type(error).__name__}: {error}",
+            do=f"fetch it again, or {_AGAIN}",
         ) from error
 
 
@@ -133,7 +145,7 @@ def _encode(graph: Graph) -> dict[str, Any]:
         "symbols": {name: list(bounds) for name, bounds in graph.symbols.items()},
         "inputs": [[i.name, i.dtype, list(i.shape), i.default] for i in graph.inputs],
         "params": [[p.name, p.dtype, list(p.shape), p.trainable, list(p.aliases)] for p in graph.params.values()],
-        "constants": sorted(graph.constants),
+        "constants": {name: _encode_array(array) for name, array in sorted(graph.constants.items())},
         "nodes": [
             [
                 node.op,
@@ -147,18 +159,20 @@ def _encode(graph: Graph) -> dict[str, Any]:
     }
 
 
-def _decode(data: Mapping[str, Any], constants: dict[str, np.ndarray]) -> Graph:
+def _decode(data: Mapping[str, Any]) -> Graph:
+    params = [
+        Param(_text(name), _text(dtype), tuple(map(_count, shape)), bool(trainable), tuple(map(_text, aliases)))
+        for name, dtype, shape, trainable, aliases in data["params"]
+    ]
+    if len({param.name for param in params}) != len(params):
+        raise ValueError("two parameters have one name")
     return Graph(
         inputs=tuple(
-            Input(_text(name), _text(dtype), _shape(shape), default) for name, dtype, shape, default in data["inputs"]
+            Input(_text(name), _text(dtype), _shape(shape), _number(default))
+            for name, dtype, shape, default in data["inputs"]
         ),
-        params={
-            _text(name): Param(
-                name, _text(dtype), tuple(_count(d) for d in shape), bool(trainable), tuple(map(_text, aliases))
-            )
-            for name, dtype, shape, trainable, aliases in data["params"]
-        },
-        constants=constants,
+        params={param.name: param for param in params},
+        constants={_text(name): _decode_array(*packed) for name, packed in data["constants"].items()},
         nodes=[
             Node(
                 _text(op),
@@ -170,9 +184,23 @@ def _decode(data: Mapping[str, Any], constants: dict[str, np.ndarray]) -> Graph:
             for op, args, kwargs, results in data["nodes"]
         ],
         outputs={name: Ref(_text(value)) for name, value in data["outputs"].items()},
-        symbols={name: (_count(low), None if high is None else _count(high)) for name, (low, high) in data["symbols"].items()},
+        symbols={
+            name: (_count(low), None if high is None else _count(high)) for name, (low, high) in data["symbols"].items()
+        },
         meta=dict(data["meta"]),
     )
+
+
+def _encode_array(array: np.ndarray) -> list[Any]:
+    return [str(array.dtype), list(array.shape), base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()]
+
+
+def _decode_array(dtype: str, shape: Any, packed: str) -> np.ndarray:
+    """Read-only; the bytes must be exactly as many as the shape needs."""
+    if dtype not in DTYPES:
+        raise ValueError(f"expected a dtype, got {dtype!r}")
+    kind = np.dtype(getattr(ml_dtypes, dtype, None) or dtype)
+    return np.frombuffer(base64.b64decode(packed, validate=True), kind).reshape([_count(d) for d in shape])
 
 
 def _encode_arg(arg: Any) -> Any:
@@ -191,7 +219,7 @@ def _encode_arg(arg: Any) -> Any:
     raise GraphError("an argument of this kind cannot be stored in a graph", got=f"{type(arg).__name__}: {arg!r}")
 
 
-def _decode_arg(arg: Any) -> Any:
+def _decode_arg(arg: Any, depth: int = _DEPTH) -> Any:
     if isinstance(arg, str):
         kind, text = arg[:1], arg[1:]
         if kind == "%":
@@ -202,7 +230,9 @@ def _decode_arg(arg: Any) -> Any:
             return text
         raise ValueError(f"the argument {arg!r} has no kind")
     if isinstance(arg, list):
-        return tuple(_decode_arg(item) for item in arg)
+        if not depth:
+            raise ValueError(f"the lists of an argument are more than {_DEPTH} deep")
+        return tuple(_decode_arg(item, depth - 1) for item in arg)
     if isinstance(arg, dict):
         if arg.keys() != {"f"} or arg["f"] not in ("inf", "-inf", "nan"):
             raise ValueError(f"the argument {arg!r} is no number")
@@ -241,8 +271,14 @@ def _text(value: Any) -> str:
 
 
 def _count(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
         raise ValueError(f"expected a size, got {value!r}")
+    return value
+
+
+def _number(value: Any) -> int | float | None:
+    if value is not None and not isinstance(value, (int, float)):
+        raise TypeError(f"expected a number, got {value!r}")
     return value
 
 

@@ -171,6 +171,9 @@ class Graph:
                 raise GraphError("a value is defined twice", where=where, got=name)
             defined.add(name)
 
+        for symbol, (low, high) in self.symbols.items():
+            if high is not None and high < low:
+                raise GraphError("a symbol has no size left", where=f"symbol {symbol!r}", got=f"{low} to {high}")
         for item in self.inputs:
             define(item.name, f"input {item.name!r}")
             _known_dtype(item.dtype, f"input {item.name!r}")
@@ -193,6 +196,10 @@ class Graph:
             for ref in refs((node.args, node.kwargs)):
                 if ref.name not in defined:
                     raise GraphError("a node uses a value that nothing defines before it", where=where, got=ref.name)
+            for name in _dtypes((node.args, node.kwargs)):
+                _known_dtype(name, where)
+            if not node.outputs:
+                raise GraphError("a node has no result", where=where)
             if len(node.outputs) != len(node.infos):
                 raise GraphError(
                     "a node has not one info per result",
@@ -226,6 +233,16 @@ def refs(tree: Any) -> Iterator[Ref]:
     elif isinstance(tree, Mapping):
         for item in tree.values():
             yield from refs(item)
+
+
+def _dtypes(tree: Any) -> Iterator[str]:
+    if isinstance(tree, DType):
+        yield tree.name
+    elif isinstance(tree, (tuple, list)):
+        for item in tree:
+            yield from _dtypes(item)
+    elif isinstance(tree, Mapping):
+        yield from _dtypes(tuple(tree.values()))
 
 
 def map_refs(function: Any, tree: Any) -> Any:

@@ -36,6 +36,12 @@ _IGNORED = re.compile(
     re.VERBOSE,
 )
 
+_NULL_IS_UNSET = ("out_features", "out_indices")
+"""Fields where transformers takes null as "left out" (BackboneConfigMixin: the last stage)."""
+
+_SCALES_IF_TIED = ("t5", "longt5", "pop2piano")
+"""Model types whose config class derives scale_decoder_outputs from tie_word_embeddings, then sets that to true."""
+
 
 def shaping(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a config that shape the evaluated network, nested configs included; labels by their number."""
@@ -62,11 +68,17 @@ def differences(config: Mapping[str, Any], record: Mapping[str, Any]) -> list[st
     return list(_compare(shaping(config), record["fields"], record["defaults"], record.get("aliases", {}), ""))
 
 
-def _compare(found: Mapping[str, Any], fields: Mapping[str, Any], defaults: Mapping[str, Any], aliases: Any, at: str) -> Any:
+def _compare(
+    found: Mapping[str, Any], fields: Mapping[str, Any], defaults: Mapping[str, Any], aliases: Any, at: str
+) -> Any:
     named = {aliases.get(key, key): value for key, value in found.items()}
     named.update((key, value) for key, value in found.items() if key in fields)
     for key, expected in fields.items():
+        if not at and key not in named and key not in defaults:
+            continue  # the class has no default for it: it was in the captured config without meaning anything
         got = named.get(key, defaults.get(key))
+        if got is None and key in _NULL_IS_UNSET:
+            got = defaults.get(key)
         if isinstance(expected, Mapping) and isinstance(got, Mapping):
             nested = defaults.get(key)
             yield from _compare(got, expected, nested if isinstance(nested, Mapping) else {}, {}, f"{at}{key}.")
@@ -87,8 +99,17 @@ def _is_config(value: Any) -> bool:
 
 
 def _current(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Rotary settings as transformers 5 spells them: one `rope_parameters` instead of rope_theta and rope_scaling."""
+    """Old spellings as transformers 5 spells them.
+
+    One `rope_parameters` instead of rope_theta, rope_scaling and partial_rotary_factor; as many key-value heads as
+    heads where their number is null; and T5 1.1's untied embeddings, which its config class takes for "does not scale
+    the decoder's outputs".
+    """
     config = dict(config)
+    if "num_key_value_heads" in config and config["num_key_value_heads"] is None:
+        config["num_key_value_heads"] = config.get("num_attention_heads")
+    if config.get("model_type") in _SCALES_IF_TIED and config.get("tie_word_embeddings") is False:
+        config |= {"tie_word_embeddings": True, "scale_decoder_outputs": False}
     theta, scaling = config.pop("rope_theta", None), config.pop("rope_scaling", None)
     if "rope_parameters" not in config and (theta is not None or scaling):
         scaling = dict(scaling or {})
@@ -102,5 +123,7 @@ def _current(config: Mapping[str, Any]) -> dict[str, Any]:
         # 10000 is the field's common base and what transformers fills in where a config names none
         if "rope_type" in rope or "rope_theta" in rope:
             rope = {"rope_type": "default", "rope_theta": 10000.0, **rope}
+            if (part := config.pop("partial_rotary_factor", None)) is not None:
+                rope.setdefault("partial_rotary_factor", part)
         config["rope_parameters"] = rope
     return config

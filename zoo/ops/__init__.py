@@ -6,6 +6,7 @@ that kernel is tested against.
 """
 
 from zoo.ops.table import OPS, Op
+
 from zoo.ops import convolution, create, elementwise, index, linear, norm, pool, random, reduce, resize, shape, size  # noqa: F401  isort: skip
 
 __all__ = ["OPS", "Op"]

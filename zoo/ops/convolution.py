@@ -7,9 +7,7 @@ from typing import Any
 from zoo.ops.table import op
 
 
-@op(
-    "conv1d", "conv2d", "conv3d", "conv1d.padding", "conv2d.padding", "conv3d.padding"
-)
+@op("conv1d", "conv2d", "conv3d", "conv1d.padding", "conv2d.padding", "conv3d.padding")
 def conv(
     xp: Any,
     x: Any,
@@ -98,7 +96,8 @@ def _spread(xp: Any, x: Any, stride: tuple[int, ...]) -> Any:
             continue
         shape = xp.shape(x)
         size = shape[axis]
-        x = xp.pad(xp.expand_dims(x, axis + 1), [(0, step - 1 if a == axis + 1 else 0) for a in range(len(shape) + 1)], 0)
+        widths = [(0, step - 1 if a == axis + 1 else 0) for a in range(len(shape) + 1)]
+        x = xp.pad(xp.expand_dims(x, axis + 1), widths, 0)
         x = xp.reshape(x, (*shape[:axis], size * step, *shape[axis + 1 :]))
         x = xp.slice(x, axis, 0, size * step - (step - 1))
     return x

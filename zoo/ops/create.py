@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from zoo.graph.ir import DType
-from zoo.ops.dtypes import FLOAT
+from zoo.ops.dtypes import FLOAT, is_float
 from zoo.ops.table import op
 
 
@@ -35,10 +35,19 @@ def _constant(name: str, value: int) -> None:
     op(f"new_{name}")(lambda xp, x, size, *, dtype=None: xp.full(size, value, dtype.name if dtype else xp.dtype(x)))
 
 
-# what "empty" holds is not said: zeros are one right answer, and always the same one
 _constant("zeros", 0)
 _constant("ones", 1)
 
+
+# what "empty" holds is not said: zeros are one right answer, and always the same one
+@op("empty_like")
+def empty_like(xp: Any, x: Any, *, dtype: DType | None = None) -> Any:
+    return full_like(xp, x, 0, dtype=dtype)
+
+
+@op("new_empty")
+def new_empty(xp: Any, x: Any, size: Any, *, dtype: DType | None = None) -> Any:
+    return new_full(xp, x, size, 0, dtype=dtype)
 
 
 @op("empty.memory_format", "empty_permuted")
@@ -74,9 +83,10 @@ def arange(xp: Any, end: Any, *, dtype: DType | None = None) -> Any:
 
 @op("linspace")
 def linspace(xp: Any, start: Any, end: Any, steps: Any, *, dtype: DType | None = None) -> Any:
-    count = xp.arange(0, steps, 1, FLOAT)
-    gap = xp.asarray((end - start) / max(steps - 1, 1), FLOAT)
-    return xp.cast(xp.add(xp.asarray(start, FLOAT), xp.multiply(count, gap)), dtype.name if dtype else FLOAT)
+    name = dtype.name if dtype else FLOAT
+    wide = name if is_float(name) else FLOAT
+    gap = xp.asarray((end - start) / max(steps - 1, 1), wide)
+    return xp.cast(xp.add(xp.asarray(start, wide), xp.multiply(xp.arange(0, steps, 1, wide), gap)), name)
 
 
 @op("eye", "eye.m")

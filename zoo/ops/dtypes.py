@@ -8,7 +8,17 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["FLOAT", "is_complex", "is_float", "is_integer", "promote", "promote_types", "result_type", "to_float"]
+__all__ = [
+    "FLOAT",
+    "is_complex",
+    "is_float",
+    "is_integer",
+    "promote",
+    "promote_types",
+    "result_type",
+    "to_float",
+    "to_wide",
+]
 
 FLOAT = "float32"
 """The dtype that an integer becomes when an operation needs floats (torch's default dtype)."""
@@ -62,12 +72,11 @@ def result_type(xp: Any, *args: Any) -> str:
         known = by_priority[level]
         by_priority[level] = dtype if known is None else promote_types(known, dtype)
     result: str | None = None
-    for dtype in by_priority:
-        if dtype is None:
-            continue
-        if result is None or _category(dtype) > _category(result):
-            # a lower level matters only when its category is higher; a float number next to integers is the default
-            result = dtype
+    for lower in by_priority:
+        if lower is None or (result is not None and _category(lower) <= _category(result)):
+            continue  # a lower level matters only when its category is higher
+        # floats that become complex keep their width; a float number next to integers is the default
+        result = _COMPLEX[result == "float64"] if result is not None and is_float(result) else lower
     assert result is not None
     return result
 
@@ -81,6 +90,11 @@ def promote(xp: Any, *args: Any) -> tuple[Any, ...]:
 def to_float(xp: Any, x: Any) -> Any:
     """`x`, or `x` in the default float dtype if it holds integers."""
     return xp.cast(x, FLOAT) if is_integer(xp.dtype(x)) else x
+
+
+def to_wide(xp: Any, x: Any) -> Any:
+    """`x`, or `x` in float32 if it is of half precision: what torch's kernels sum and exponentiate in."""
+    return xp.cast(x, "float32") if xp.dtype(x) in ("float16", "bfloat16") else x
 
 
 def _category(dtype: str) -> int:

@@ -20,7 +20,7 @@ def _unary_float(name: str, torch_name: str | None = None) -> None:
     op(torch_name or name)(lambda xp, x: getattr(xp, name)(to_float(xp, x)))
 
 
-for _name in ("abs", "sign", "logical_not"):
+for _name in ("abs", "logical_not"):
     _unary(_name)
 _unary("negative", "neg")
 for _name in (
@@ -63,9 +63,17 @@ def reciprocal(xp: Any, x: Any) -> Any:
     return xp.divide(xp.asarray(1, xp.dtype(x)), x)
 
 
+@op("sign")
+def sign(xp: Any, x: Any) -> Any:
+    """NaN has the sign 0."""
+    if xp.dtype(x) == "bool":
+        return x
+    return xp.where(xp.not_equal(x, x), xp.asarray(0, xp.dtype(x)), xp.sign(x))
+
+
 @op("square")
 def square(xp: Any, x: Any) -> Any:
-    return xp.multiply(x, x)
+    return pow_(xp, x, 2)
 
 
 @op("isnan")
@@ -198,9 +206,14 @@ def minimum(xp: Any, x: Any, y: Any) -> Any:
 def clamp(xp: Any, x: Any, min: Any = None, max: Any = None) -> Any:
     dtype = result_type(xp, *(v for v in (x, min, max) if v is not None))
     x = xp.asarray(x, dtype)
+    # not maximum and minimum: at a limit torch's gradient is wholly that of x, and NaN stays
     if min is not None:
-        x = xp.maximum(x, xp.asarray(min, dtype))
-    return x if max is None else xp.minimum(x, xp.asarray(max, dtype))
+        low = xp.asarray(min, dtype)
+        x = xp.where(xp.less(x, low), low, x)
+    if max is not None:
+        high = xp.asarray(max, dtype)
+        x = xp.where(xp.greater(x, high), high, x)
+    return x
 
 
 @op("clamp_min", "clamp_min.Tensor")
@@ -334,12 +347,14 @@ def polar(xp: Any, x: Any, angle: Any) -> Any:
 
 @op("relu")
 def relu(xp: Any, x: Any) -> Any:
-    return xp.maximum(x, xp.asarray(0, xp.dtype(x)))
+    """At 0 the gradient is 0, and NaN stays."""
+    zero = xp.asarray(0, xp.dtype(x))
+    return xp.where(xp.less_equal(x, zero), zero, x)
 
 
 @op("relu6")
 def relu6(xp: Any, x: Any) -> Any:
-    return clamp(xp, x, 0, 6)
+    return hardtanh(xp, x, 0, 6)
 
 
 @op("gelu")
@@ -410,7 +425,10 @@ def prelu(xp: Any, x: Any, weight: Any) -> Any:
 
 @op("hardtanh")
 def hardtanh(xp: Any, x: Any, min_val: float = -1, max_val: float = 1) -> Any:
-    return xp.minimum(xp.maximum(x, xp.asarray(min_val, xp.dtype(x))), xp.asarray(max_val, xp.dtype(x)))
+    """At a limit the gradient is 0, and NaN stays."""
+    low, high = xp.asarray(min_val, xp.dtype(x)), xp.asarray(max_val, xp.dtype(x))
+    x = xp.where(xp.less_equal(x, low), low, x)
+    return xp.where(xp.greater_equal(x, high), high, x)
 
 
 @op("hardsigmoid")

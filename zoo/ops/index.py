@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from zoo.ops.dtypes import is_float, promote
+from zoo.ops.reduce import on_scalars
 from zoo.ops.shape import broadcast_tensors
 from zoo.ops.table import op
 
@@ -32,7 +33,8 @@ def embedding(
 def index_select(xp: Any, x: Any, dim: int, index: Any) -> Any:
     if not xp.ndim(x):
         return x
-    return xp.take(x, _wrapped(xp, index, xp.shape(x)[dim]), dim % xp.ndim(x))
+    index = xp.reshape(_wrapped(xp, index, xp.shape(x)[dim]), (-1,))  # one number is a list of one
+    return xp.take(x, index, dim % xp.ndim(x))
 
 
 @op("gather")
@@ -45,6 +47,15 @@ def gather(xp: Any, x: Any, dim: int, index: Any, *, sparse_grad: bool = False) 
         if axis != dim and not _same_size(xp.shape(x)[axis], xp.shape(index)[axis]):
             x = xp.slice(x, axis, 0, xp.shape(index)[axis])
     return xp.take_along_axis(x, index, dim)
+
+
+@op("take_along_dim")
+def take_along_dim(xp: Any, x: Any, indices: Any, dim: int | None = None) -> Any:
+    """As gather, but the other dims of the two broadcast."""
+    if dim is None:
+        x, indices, dim = xp.reshape(x, (-1,)), xp.reshape(indices, (-1,)), 0
+    dim %= xp.ndim(x)
+    return xp.take_along_axis(x, _wrapped(xp, indices, xp.shape(x)[dim]), dim)
 
 
 @op("index.Tensor", "_unsafe_index.Tensor")
@@ -130,7 +141,7 @@ def masked_scatter(xp: Any, x: Any, mask: Any, source: Any) -> Any:
 @op("slice_scatter")
 def slice_scatter(xp: Any, x: Any, src: Any, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Any:
     dim %= xp.ndim(x)
-    positions = xp.slice(xp.arange(0, xp.shape(x)[dim], 1, "int64"), 0, start or 0, _end(end), step)
+    positions = xp.slice(xp.arange(0, xp.shape(x)[dim], 1, "int64"), 0, 0 if start is None else start, _end(end), step)
     return xp.index_put(x, [None] * dim + [positions], xp.cast(src, xp.dtype(x)), False)
 
 
@@ -146,25 +157,28 @@ def select_scatter(xp: Any, x: Any, src: Any, dim: int, index: Any) -> Any:
 
 
 @op("sort", "sort.stable")
+@on_scalars
 def sort(xp: Any, x: Any, *args: Any, dim: int = -1, descending: bool = False, stable: bool = True) -> Any:
     """(values, indices). sort takes (dim, descending), sort.stable (stable=, dim=, descending=)."""
     if args and isinstance(args[0], int) and not isinstance(args[0], bool):
         dim, *args = args  # type: ignore[assignment]
     if args:
         descending = args[0]
-    dim %= max(xp.ndim(x), 1)
+    dim %= xp.ndim(x)
     order = xp.argsort(x, dim, descending)
     return xp.take_along_axis(x, order, dim), order
 
 
 @op("argsort", "argsort.stable")
+@on_scalars
 def argsort(xp: Any, x: Any, dim: int = -1, descending: bool = False, *, stable: bool = True) -> Any:
-    return xp.argsort(x, dim % max(xp.ndim(x), 1), descending)
+    return xp.argsort(x, dim % xp.ndim(x), descending)
 
 
 @op("topk")
+@on_scalars
 def topk(xp: Any, x: Any, k: Any, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
-    dim %= max(xp.ndim(x), 1)
+    dim %= xp.ndim(x)
     order = xp.slice(xp.argsort(x, dim, largest), dim, 0, k)
     return xp.take_along_axis(x, order, dim), order
 
@@ -185,9 +199,11 @@ def one_hot(xp: Any, x: Any, num_classes: int) -> Any:
 @op("bucketize.Tensor", "bucketize.Scalar")
 def bucketize(xp: Any, x: Any, boundaries: Any, *, out_int32: bool = False, right: bool = False) -> Any:
     boundaries, x = promote(xp, boundaries, x)
-    # "not above" rather than "below": NaN comes after every boundary
+    dtype = "int32" if out_int32 else "int64"
+    # those not above rather than those below: NaN comes after every boundary
     above = (xp.greater if right else xp.greater_equal)(boundaries, xp.expand_dims(x, xp.ndim(x)))
-    return xp.sum(xp.cast(xp.logical_not(above), "int32" if out_int32 else "int64"), (xp.ndim(x),), False)
+    count = xp.sum(xp.cast(above, dtype), (xp.ndim(x),), False)
+    return xp.subtract(xp.asarray(xp.shape(boundaries)[-1], dtype), count)
 
 
 @op("searchsorted.Tensor")
@@ -248,4 +264,3 @@ def _same_size(a: Any, b: Any) -> bool:
 
 def _end(end: Any) -> Any:
     return None if isinstance(end, int) and end >= 2**63 - 1 else end
-

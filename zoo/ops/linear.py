@@ -9,6 +9,7 @@ import math
 from typing import Any
 
 from zoo.ops.dtypes import promote
+from zoo.ops.reduce import safe_softmax, softmax
 from zoo.ops.table import op
 
 
@@ -31,6 +32,7 @@ def mv(xp: Any, x: Any, y: Any) -> Any:
 
 @op("outer")
 def outer(xp: Any, x: Any, y: Any) -> Any:
+    x, y = promote(xp, x, y)
     return xp.multiply(xp.expand_dims(x, 1), xp.expand_dims(y, 0))
 
 
@@ -87,19 +89,12 @@ def scaled_dot_product_attention(
         rows = xp.reshape(xp.arange(0, xp.shape(query)[-2], 1, "int64"), (-1, 1))
         attn_mask = xp.less_equal(xp.arange(0, xp.shape(key)[-2], 1, "int64"), rows)
     if attn_mask is None:
-        return xp.matmul(xp.softmax(scores, xp.ndim(scores) - 1), value)
+        return xp.matmul(softmax(xp, scores, -1), value)
     if xp.dtype(attn_mask) == "bool":
         scores = xp.where(attn_mask, scores, xp.asarray(-math.inf, dtype))
     else:
         scores = xp.add(scores, xp.cast(attn_mask, dtype))
-    last = xp.ndim(scores) - 1
-    nothing = xp.asarray(-math.inf, dtype)
-    top = xp.max(scores, (last,), True)
-    # a row of -inf alone would be 0/0, and its gradient NaN even where the result is replaced: keep it finite
-    blind = xp.equal(top, nothing)
-    scores = xp.where(blind, xp.asarray(0, dtype), scores)
-    weights = xp.where(blind, xp.asarray(0, dtype), xp.softmax(scores, last))
-    return xp.matmul(weights, value)
+    return xp.matmul(safe_softmax(xp, scores, -1), value)
 
 
 def _add_product(xp: Any, x: Any, product: Any, beta: Any, alpha: Any) -> Any:

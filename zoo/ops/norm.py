@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from zoo.ops.dtypes import to_wide
 from zoo.ops.table import op
 
 
@@ -24,9 +25,10 @@ def native_layer_norm(xp: Any, x: Any, normalized_shape: Any, weight: Any, bias:
 @op("rms_norm")
 def rms_norm(xp: Any, x: Any, normalized_shape: Any, weight: Any = None, eps: float | None = None) -> Any:
     """https://arxiv.org/abs/1910.07467."""
-    dtype, wide = xp.dtype(x), _wide(xp, x)
+    dtype, wide = xp.dtype(x), to_wide(xp, x)
     axes = tuple(range(xp.ndim(x) - len(normalized_shape), xp.ndim(x)))
-    eps = {"float16": 2**-10, "bfloat16": 2**-7, "float64": 2**-52}.get(dtype, 2**-23) if eps is None else eps
+    if eps is None:
+        eps = 2**-52 if dtype == "float64" else 2**-23  # of the dtype that torch computes in
     square = xp.mean(xp.multiply(wide, wide), axes, True)
     result = xp.multiply(wide, xp.rsqrt(xp.add(square, xp.asarray(eps, xp.dtype(wide)))))
     result = xp.cast(result, dtype)
@@ -45,9 +47,7 @@ def group_norm(
 
 
 @op("native_group_norm")
-def native_group_norm(
-    xp: Any, x: Any, weight: Any, bias: Any, N: Any, C: Any, HxW: Any, group: int, eps: float
-) -> Any:
+def native_group_norm(xp: Any, x: Any, weight: Any, bias: Any, N: Any, C: Any, HxW: Any, group: int, eps: float) -> Any:
     shape = xp.shape(x)
     grouped = xp.reshape(x, (shape[0], group, shape[1] // group * math.prod(shape[2:])))
     result, mean, rstd = _normed(xp, grouped, 1, None, None, eps)
@@ -87,7 +87,7 @@ def batch_norm(
     cudnn_enabled: bool = True,
 ) -> Any:
     """https://arxiv.org/abs/1502.03167 over [N, C, *]; running statistics are read, never written."""
-    wide = _wide(xp, x)
+    wide = to_wide(xp, x)
     if training or running_mean is None:
         axes = (0, *range(2, xp.ndim(x)))
         mean = xp.mean(wide, axes, False)
@@ -109,9 +109,9 @@ def batch_norm_no_training(
     return result, empty, empty
 
 
-def _normed(xp: Any, x: Any, dims: int, weight: Any, bias: Any, eps: float) -> tuple[Any, Any, Any]:
+def _normed(xp: Any, x: Any, dims: int, weight: Any, bias: Any, eps: float) -> tuple[Any, ...]:
     """(result, mean, 1/std) over the last `dims` dims."""
-    wide = _wide(xp, x)
+    wide = to_wide(xp, x)
     axes = tuple(range(xp.ndim(x) - dims, xp.ndim(x)))
     mean = xp.mean(wide, axes, True)
     centred = xp.subtract(wide, mean)
@@ -122,11 +122,7 @@ def _normed(xp: Any, x: Any, dims: int, weight: Any, bias: Any, eps: float) -> t
         result = xp.multiply(result, xp.cast(weight, xp.dtype(wide)))
     if bias is not None:
         result = xp.add(result, xp.cast(bias, xp.dtype(wide)))
-    return xp.cast(result, xp.dtype(x)), mean, rstd
-
-
-def _wide(xp: Any, x: Any) -> Any:
-    return xp.cast(x, "float32") if xp.dtype(x) in ("float16", "bfloat16") else x
+    return tuple(xp.cast(v, xp.dtype(x)) for v in (result, mean, rstd))
 
 
 def _channel(xp: Any, x: Any, ndim: int) -> Any:

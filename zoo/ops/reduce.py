@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 from zoo.graph.ir import DType
-from zoo.ops.dtypes import is_integer, to_float
+from zoo.ops.dtypes import is_integer, to_float, to_wide
 from zoo.ops.table import op
 
 
@@ -68,27 +70,33 @@ def argmin(xp: Any, x: Any, dim: int | None = None, keepdim: bool = False) -> An
 
 @op("any", "any.dim", "any.dims")
 def any_(xp: Any, x: Any, dim: Any = None, keepdim: bool = False) -> Any:
-    return xp.any(xp.cast(x, "bool"), _axes(xp, x, dim), keepdim)
+    """Unlike other reductions, over no dims at all if `dim` is empty."""
+    x = xp.cast(x, "bool")
+    return x if dim == () else xp.any(x, _axes(xp, x, dim), keepdim)
 
 
 @op("all", "all.dim", "all.dims")
 def all_(xp: Any, x: Any, dim: Any = None, keepdim: bool = False) -> Any:
-    return xp.all(xp.cast(x, "bool"), _axes(xp, x, dim), keepdim)
+    """Unlike other reductions, over no dims at all if `dim` is empty."""
+    x = xp.cast(x, "bool")
+    return x if dim == () else xp.all(x, _axes(xp, x, dim), keepdim)
 
 
 @op("var.correction", "var.dim")
 def var(xp: Any, x: Any, dim: Any = None, correction: Any = None, keepdim: bool = False) -> Any:
+    """`correction` is also var.dim's flag `unbiased`: 1 or 0."""
     correction = 1 if correction is None else float(correction)
+    dtype, x = xp.dtype(x), to_wide(xp, x)
     axes = _axes(xp, x, dim)
     centred = xp.subtract(x, xp.mean(x, axes, True))
     total = xp.sum(xp.multiply(centred, centred), axes, keepdim)
     count = xp.cast(xp.asarray(math.prod(xp.shape(x)[a] for a in axes), "int64"), xp.dtype(x))
-    return xp.divide(total, xp.subtract(count, xp.asarray(correction, xp.dtype(x))))
+    return xp.cast(xp.divide(total, xp.subtract(count, xp.asarray(correction, xp.dtype(x)))), dtype)
 
 
 @op("std.correction", "std.dim")
 def std(xp: Any, x: Any, dim: Any = None, correction: Any = None, keepdim: bool = False) -> Any:
-    return xp.sqrt(var(xp, x, dim, correction, keepdim))
+    return _root(xp, var(xp, x, dim, correction, keepdim))
 
 
 @op("var_mean.correction")
@@ -100,64 +108,101 @@ def var_mean(xp: Any, x: Any, dim: Any = None, correction: Any = None, keepdim: 
 def vector_norm(
     xp: Any, x: Any, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: DType | None = None
 ) -> Any:
-    x = xp.abs(xp.cast(x, dtype.name) if dtype else x)
-    axes = _axes(xp, x, dim)
-    ord = 2 if ord is None else ord
-    if ord == math.inf:
+    name = dtype.name if dtype else xp.dtype(x)
+    size, axes = xp.abs(to_wide(xp, xp.cast(x, name))), _axes(xp, x, dim)
+    return xp.cast(_norm(xp, size, 2 if ord is None else ord, axes, keepdim), name)
+
+
+def _norm(xp: Any, x: Any, order: float, axes: tuple[int, ...], keepdim: bool) -> Any:
+    if order == math.inf:
         return xp.max(x, axes, keepdim)
-    if ord == -math.inf:
+    if order == -math.inf:
         return xp.min(x, axes, keepdim)
-    if ord == 0:
+    if order == 0:
         return xp.sum(xp.cast(xp.not_equal(x, xp.asarray(0, xp.dtype(x))), xp.dtype(x)), axes, keepdim)
-    if ord == 1:
+    if order == 1:
         return xp.sum(x, axes, keepdim)
-    if ord == 2:
-        return xp.sqrt(xp.sum(xp.multiply(x, x), axes, keepdim))
-    power = xp.asarray(ord, xp.dtype(x))
-    return xp.power(xp.sum(xp.power(x, power), axes, keepdim), xp.asarray(1 / ord, xp.dtype(x)))
+    if order == 2:
+        return _root(xp, xp.sum(xp.multiply(x, x), axes, keepdim))
+    power = xp.asarray(order, xp.dtype(x))
+    return xp.power(xp.sum(xp.power(x, power), axes, keepdim), xp.asarray(1 / order, xp.dtype(x)))
+
+
+def _root(xp: Any, x: Any) -> Any:
+    """The square root with gradient 0 at 0, where that of a plain one is infinite: as torch has it for norms."""
+    zero = xp.asarray(0, xp.dtype(x))
+    nothing = xp.equal(x, zero)
+    return xp.where(nothing, zero, xp.sqrt(xp.where(nothing, xp.asarray(1, xp.dtype(x)), x)))
 
 
 @op("logsumexp")
 def logsumexp(xp: Any, x: Any, dim: Any, keepdim: bool = False) -> Any:
-    axes = _axes(xp, x, dim)
-    top = xp.max(x, axes, True)
-    finite = xp.less(xp.abs(top), xp.asarray(math.inf, xp.dtype(x)))
-    top = xp.where(finite, top, xp.asarray(0, xp.dtype(x)))
-    result = xp.add(xp.log(xp.sum(xp.exp(xp.subtract(x, top)), axes, True)), top)
+    x, axes = to_float(xp, x), _axes(xp, x, dim)
+    top, log = _log_sum(xp, to_wide(xp, x), axes)
+    result = xp.cast(xp.add(log, top), xp.dtype(x))
     return result if keepdim else xp.squeeze(result, axes)
 
 
+def on_scalars(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Have `function(xp, x, …)`, which works along a dim, take a zero-dim `x` as an array of one element."""
+
+    @functools.wraps(function)
+    def wrapped(xp: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+        if xp.ndim(x):
+            return function(xp, x, *args, **kwargs)
+        result = function(xp, xp.expand_dims(x, 0), *args, **kwargs)
+        return tuple(xp.squeeze(r, (0,)) for r in result) if isinstance(result, tuple) else xp.squeeze(result, (0,))
+
+    return wrapped
+
+
 @op("softmax.int", "_softmax")
+@on_scalars
 def softmax(xp: Any, x: Any, dim: int, dtype: Any = None) -> Any:
     """`dtype` is softmax.int's; _softmax passes its flag for half to float there, which is False on a CPU."""
-    x = xp.cast(x, dtype.name) if isinstance(dtype, DType) else x
-    return xp.softmax(to_float(xp, x), dim % max(xp.ndim(x), 1))
+    x = to_float(xp, xp.cast(x, dtype.name) if isinstance(dtype, DType) else x)
+    return xp.cast(xp.softmax(to_wide(xp, x), dim % xp.ndim(x)), xp.dtype(x))
 
 
 @op("_safe_softmax")
+@on_scalars
 def safe_softmax(xp: Any, x: Any, dim: int, dtype: DType | None = None) -> Any:
     """Zeros where a whole row is -inf."""
-    result = softmax(xp, x, dim, dtype)
-    masked = xp.all(xp.equal(x, xp.asarray(-math.inf, xp.dtype(x))), (dim % xp.ndim(x),), True)
-    return xp.where(masked, xp.asarray(0, xp.dtype(result)), result)
+    nothing, zero = xp.asarray(-math.inf, xp.dtype(x)), xp.asarray(0, xp.dtype(x))
+    blind = xp.equal(xp.max(x, (dim % xp.ndim(x),), True), nothing)
+    # the softmax of such a row would be 0/0, and its gradient NaN even where the result is replaced: keep it finite
+    result = softmax(xp, xp.where(blind, zero, x), dim, dtype)
+    return xp.where(blind, xp.asarray(0, xp.dtype(result)), result)
 
 
 @op("log_softmax.int", "_log_softmax")
+@on_scalars
 def log_softmax(xp: Any, x: Any, dim: int, dtype: Any = None) -> Any:
-    x = xp.cast(x, dtype.name) if isinstance(dtype, DType) else x
-    return xp.subtract(x, logsumexp(xp, x, (dim,), True))
+    x = to_float(xp, xp.cast(x, dtype.name) if isinstance(dtype, DType) else x)
+    wide = to_wide(xp, x)
+    top, log = _log_sum(xp, wide, _axes(xp, x, dim))
+    # the largest is taken away first: what is left is small, and keeps the digits of the logarithm
+    return xp.cast(xp.subtract(xp.subtract(wide, top), log), xp.dtype(x))
 
 
 @op("cumsum")
+@on_scalars
 def cumsum(xp: Any, x: Any, dim: int, *, dtype: DType | None = None) -> Any:
-    x = _accumulated(xp, x, dtype)
-    return xp.cumsum(x, dim % xp.ndim(x)) if xp.ndim(x) else x
+    return xp.cumsum(_accumulated(xp, x, dtype), dim % xp.ndim(x))
 
 
 @op("cumprod")
+@on_scalars
 def cumprod(xp: Any, x: Any, dim: int, *, dtype: DType | None = None) -> Any:
-    x = _accumulated(xp, x, dtype)
-    return xp.cumprod(x, dim % xp.ndim(x)) if xp.ndim(x) else x
+    return xp.cumprod(_accumulated(xp, x, dtype), dim % xp.ndim(x))
+
+
+def _log_sum(xp: Any, x: Any, axes: tuple[int, ...]) -> tuple[Any, Any]:
+    """The largest element, 0 if that is infinite, and log(sum(exp(x - largest))), with the axes kept."""
+    top = xp.max(x, axes, True)
+    finite = xp.less(xp.abs(top), xp.asarray(math.inf, xp.dtype(x)))
+    top = xp.where(finite, top, xp.asarray(0, xp.dtype(x)))
+    return top, xp.log(xp.sum(xp.exp(xp.subtract(x, top)), axes, True))
 
 
 def _axes(xp: Any, x: Any, dim: Any) -> tuple[int, ...]:
@@ -185,5 +230,3 @@ def _arg(xp: Any, function: Any, x: Any, dim: int | None, keepdim: bool) -> Any:
         return xp.full((), 0, "int64")
     result = function(x, dim % xp.ndim(x))
     return xp.expand_dims(result, dim % xp.ndim(x)) if keepdim else result
-
-

@@ -23,7 +23,7 @@ def _register(dims: str, mode: str, *names: str) -> None:
     def vec(xp: Any, x: Any, output_size: Any, *args: Any) -> Any:
         """(output_size or None, [align_corners], scale_factors or None)"""
         align = bool(args[0]) if mode != "nearest" and args else False
-        factors = args[-1] if len(args) > (mode != "nearest") else None
+        factors: Any = args[-1] if len(args) > (mode != "nearest") else None
         if output_size is None:
             sizes = xp.shape(x)[-count:]
             output_size = [xp.size_int(size_ops.mul(xp, s, f)) for s, f in zip(sizes, factors, strict=True)]
@@ -50,6 +50,8 @@ def grid_sampler_2d(
     xp: Any, x: Any, grid: Any, interpolation_mode: int = 0, padding_mode: int = 0, align_corners: bool = False
 ) -> Any:
     """[N, C, H, W] sampled at grid [N, h, w, 2] of (x, y) in [-1, 1]; 0 bilinear, 1 nearest; 0 zeros, 1 border."""
+    if interpolation_mode not in (0, 1):
+        raise NotImplementedError("sampling a grid by cubic interpolation")
     n, c, height, width = xp.shape(x)
     _, rows, columns, _ = xp.shape(grid)
     dtype = xp.dtype(x)
@@ -130,7 +132,8 @@ def _weights(xp: Any, dtype: str, size: Any, target: Any, mode: str, align: bool
         stretch = xp.maximum(ratio, one)
         centre = xp.subtract(xp.multiply(xp.add(out, half), ratio), half)
         distance = xp.abs(xp.divide(xp.subtract(source, centre), stretch))
-        kernel = _cubic(xp, distance, wide, -0.5) if mode == "cubic_aa" else xp.maximum(xp.subtract(one, distance), zero)
+        cubic = mode == "cubic_aa"
+        kernel = _cubic(xp, distance, wide, -0.5) if cubic else xp.maximum(xp.subtract(one, distance), zero)
         return xp.cast(xp.divide(kernel, xp.sum(kernel, (1,), True)), dtype)
     if align:
         position = xp.multiply(out, ratio)
@@ -186,5 +189,3 @@ def _reflected(xp: Any, position: Any, size: Any, align: bool) -> Any:
     even = xp.equal(xp.remainder(flips, xp.asarray(2, dtype)), xp.asarray(0, dtype))
     position = xp.where(even, xp.add(extra, low), xp.add(xp.subtract(span, extra), low))
     return xp.minimum(xp.maximum(position, xp.asarray(0, dtype)), xp.subtract(size, one))
-
-

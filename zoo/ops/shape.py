@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -128,8 +129,7 @@ def broadcast_tensors(xp: Any, tensors: Any) -> Any:
     target: list[Any] = [1] * ndim
     for x in tensors:
         for axis, size in enumerate(xp.shape(x), ndim - xp.ndim(x)):
-            if not (isinstance(size, int) and size == 1):
-                target[axis] = size
+            target[axis] = size_ops.ite(xp, size_ops.eq(xp, target[axis], 1), size, target[axis])
     return tuple(xp.broadcast_to(x, tuple(target)) for x in tensors)
 
 
@@ -297,6 +297,25 @@ def unfold(xp: Any, x: Any, dimension: int, size: int, step: int) -> Any:
     count = (xp.shape(x)[axis] - size) // step + 1
     columns = [xp.slice(x, axis, i, i + (count - 1) * step + 1, step) for i in range(size)]
     return xp.concat([xp.expand_dims(column, xp.ndim(x)) for column in columns], xp.ndim(x))
+
+
+@op("im2col")
+def im2col(xp: Any, x: Any, kernel_size: Any, dilation: Any, padding: Any, stride: Any) -> Any:
+    """[N, C, H, W] -> [N, C * kh * kw, L], or both without N: torch.nn.Unfold."""
+    *lead, c, _, _ = xp.shape(x)
+    axes = (len(lead) + 1, len(lead) + 2)
+    x = xp.pad(x, [(0, 0)] * axes[0] + [(p, p) for p in padding], 0)
+    counts = [
+        (xp.shape(x)[axis] - d * (k - 1) - 1) // s + 1
+        for axis, k, d, s in zip(axes, kernel_size, dilation, stride, strict=True)
+    ]
+    patches = []
+    for tap in itertools.product(*map(range, kernel_size)):
+        part = x
+        for axis, i, d, s, count in zip(axes, tap, dilation, stride, counts, strict=True):
+            part = xp.slice(part, axis, i * d, i * d + (count - 1) * s + 1, s)
+        patches.append(xp.reshape(part, (*lead, c, 1, counts[0] * counts[1])))
+    return xp.reshape(xp.concat(patches, axes[0]), (*lead, c * math.prod(kernel_size), counts[0] * counts[1]))
 
 
 @op("pixel_shuffle")

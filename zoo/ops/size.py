@@ -123,7 +123,7 @@ def not_(xp: Any, a: Any) -> Any:
 def ite(xp: Any, condition: Any, a: Any, b: Any) -> Any:
     if isinstance(condition, bool):
         return a if condition else b
-    return xp.size_where(condition, *_alike(xp, a, b))
+    return xp.size_where(condition, a, b)
 
 
 @op("sym.max")

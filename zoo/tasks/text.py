@@ -5,6 +5,7 @@ Dims: B texts, T tokens, D width.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ def load_tokenizer(model: Model) -> Any:
     if (folder / "tokenizer.json").is_file():
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     elif (folder / "vocab.txt").is_file():
-        from tokenizers.implementations import BertWordPieceTokenizer
+        from tokenizers import BertWordPieceTokenizer
 
         lowercase = bool(settings.get("do_lower_case", True))
         tokenizer = BertWordPieceTokenizer(str(folder / "vocab.txt"), lowercase=lowercase)._tokenizer
@@ -76,6 +77,8 @@ def embed(model: Model, texts: list[str], batch_size: int = 32) -> np.ndarray:
             do='load it with task="feature-extraction"',
         )
     pooling, normalise = _pooling(model)
+    if not texts:
+        return embed(model, [""])[:0]
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
     result: np.ndarray | None = None
     for start in range(0, len(order), batch_size):
@@ -88,7 +91,8 @@ def embed(model: Model, texts: list[str], batch_size: int = 32) -> np.ndarray:
         if result is None:
             result = np.empty((len(texts), vectors_BD.shape[1]), np.float32)
         result[rows] = vectors_BD
-    return np.empty((0, 0), np.float32) if result is None else result
+    assert result is not None
+    return result
 
 
 def _mean(hidden_BTD: np.ndarray, mask_BT: np.ndarray) -> np.ndarray:
@@ -117,20 +121,40 @@ _POOLINGS = {
 }
 
 
+_MODULES = ("Transformer", "Pooling", "Normalize")
+
+
+def _modules(path: Path) -> list[str]:
+    """The kinds of sentence-transformers' modules, in order: the last part of each one's type."""
+    if not path.is_file():
+        return []
+    try:
+        return [str(module["type"]).rpartition(".")[2] for module in json.loads(path.read_text("utf-8"))]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ConfigError("not a list of modules", where=path, got=error) from error
+
+
 def _pooling(model: Model) -> tuple[Any, bool]:
     folder = model.folder or Path("/nonexistent")
     settings = _optional(folder / "1_Pooling" / "config.json")
     modes = [key for key, on in settings.items() if key.startswith("pooling_mode_") and on is True]
     unknown = [mode for mode in modes if mode not in _POOLINGS]
-    if unknown or len(modes) > 1:
+    if unknown or len(modes) > 1 or (settings and not modes):
         raise ConfigError(
             "this way of pooling is not known",
             where=folder / "1_Pooling" / "config.json",
             expected=f"one of {', '.join(_POOLINGS)}",
-            got=", ".join(modes),
+            got=", ".join(modes) or settings,
         )
-    modules = folder / "modules.json"
-    normalise = modules.is_file() and "Normalize" in modules.read_text(encoding="utf-8")
+    kinds = _modules(folder / "modules.json")
+    if unknown := [kind for kind in kinds if kind not in _MODULES]:
+        raise ConfigError(
+            "the vectors pass through a module that is not known here",
+            where=folder / "modules.json",
+            expected=f"only {', '.join(_MODULES)}",
+            got=", ".join(unknown),
+        )
+    normalise = "Normalize" in kinds
     return (_POOLINGS[modes[0]] if modes else _mean), normalise
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,10 @@ from zoo.graph.ir import Graph, Node, Ref, map_refs, refs
 __all__ = ["simplify"]
 
 # Ops whose result depends on more than their arguments, so that two of them are not one.
-_RANDOM = ("rand", "bernoulli", "dropout", "normal", "multinomial")
+_RANDOM = (
+    *("rand", "bernoulli", "dropout", "native_dropout", "alpha_dropout", "feature_dropout", "rrelu"),
+    *("normal", "uniform", "exponential", "poisson", "multinomial"),
+)
 
 
 def simplify(graph: Graph) -> Graph:
@@ -48,8 +52,10 @@ def _merge_repeats(graph: Graph) -> Graph:
 
 
 def _is_identity(node: Node, dtypes: dict[str, str]) -> bool:
+    if node.kwargs:
+        return False
     if node.op == "slice.Tensor":
-        _, _, start, end, step = (*node.args, *(0, None, None, 1)[len(node.args) - 1 :])
+        start, end, step = (dict(enumerate(node.args)).get(i, default) for i, default in ((2, None), (3, None), (4, 1)))
         return start in (0, None) and end in (None, 2**63 - 1) and step == 1
     if node.op in ("add.Tensor", "sub.Tensor"):
         # the int 0 keeps an integer's value and dtype; a bool would become an int, and -0.0 + 0 is 0.0
@@ -79,6 +85,8 @@ def _drop_unused(graph: Graph) -> Graph:
 
 def _renumber(graph: Graph) -> Graph:
     renamed: dict[str, str] = {}
+    taken = {item.name for item in graph.inputs}  # a forward may have an argument "v0"
+    free = (name for name in map("v{}".format, itertools.count()) if name not in taken)
 
     def current(ref: Ref) -> Ref:
         return Ref(renamed.get(ref.name, ref.name))
@@ -87,6 +95,6 @@ def _renumber(graph: Graph) -> Graph:
     for node in graph.nodes:
         args, kwargs = map_refs(current, node.args), map_refs(current, node.kwargs)
         for name in node.outputs:
-            renamed[name] = f"v{len(renamed)}"
+            renamed[name] = next(free)
         nodes.append(replace(node, args=args, kwargs=kwargs, outputs=tuple(renamed[n] for n in node.outputs)))
     return replace(graph, nodes=nodes, outputs={name: current(ref) for name, ref in graph.outputs.items()})

@@ -1,0 +1,578 @@
+"""zoo.capture of modules that nobody has seen before: what they compute, how they are kept, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tolerances import TOLERANCES
+from torch import nn
+
+import zoo
+from zoo.errors import CaptureError, ConfigError, FormatError, InputError, UnsupportedOp, ZooError
+from zoo.graph import Graph
+from zoo.model import GRAPH_FILE, Package, to_numpy
+
+BACKENDS = ("numpy", "torch", "jax", "tensorflow", "keras")
+
+Arrays = dict[str, np.ndarray]
+
+
+class InPlace(nn.Module):
+    """An MLP that writes into what it has computed, and into a copy of what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 9), nn.Linear(9, 3)
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.clone()
+        x[:, 0] = 0.5
+        x[:, 1:3] *= 2
+        hidden = self.act(self.up(x))
+        hidden += hidden.mean(-1, keepdim=True)
+        hidden.mul_(0.5).clamp_(max=2.0)
+        hidden[:, -1].add_(1)
+        return self.down(hidden).tanh_()
+
+
+class Convolutions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        self.pool = nn.MaxPool2d(3, 2, 1)
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.mean = nn.AvgPool2d(2, ceil_mode=True)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.pool(self.stem(x))
+        x = self.mean(x + torch.sigmoid(self.depthwise(x)))
+        return self.head(nn.functional.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+class Recurrent(nn.Module):
+    """Unrolled when it is captured: its length is fixed, its batch is not."""
+
+    def __init__(self, kind: type[nn.RNNBase], **options: Any) -> None:
+        super().__init__()
+        self.cells = kind(4, 5, batch_first=True, **options)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        return self.cells(x)
+
+
+class Mapping(nn.Module):
+    """Returns a dict whose values are a tensor, a tuple, a list, a dict and None."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor, scale: torch.Tensor) -> dict[str, Any]:
+        y = self.proj(x) * scale
+        return {"logits": y, "layers": (x, y), "extra": {"list": [y.sum(-1)], "none": None}, "absent": None}
+
+
+class Pair(nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        return x.softmax(-1), {"largest": x.amax(-1), "where": x.argmax(-1)}
+
+
+class Nested(nn.Module):
+    """Takes a list and a dict."""
+
+    def forward(self, pair: list[torch.Tensor], named: dict[str, torch.Tensor]) -> torch.Tensor:
+        return torch.cat([*pair, named["third"]], -1) * 2
+
+
+class Buffers(nn.Module):
+    """What a checkpoint holds, what it does not, a count, and a constant that is no buffer at all."""
+
+    kept: torch.Tensor
+    made: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(-1, 1, 12).reshape(3, 4))
+        self.register_buffer("kept", torch.linspace(0, 1, 4))
+        self.register_buffer("made", torch.arange(4.0).sin(), persistent=False)
+        self.register_buffer("steps", torch.tensor(7))
+        self.table = torch.tensor([[1.0, -1.0, 0.5, 2.0]])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear((x + self.kept) * self.made + self.table, self.weight) / self.steps
+
+
+class Shared(nn.Module):
+    """One array under three names, two of them used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(11, 6)
+        self.middle = nn.Linear(6, 6)
+        self.again = self.middle
+        self.head = nn.Linear(6, 11, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.again(torch.relu(self.middle(self.embedding(ids)))))
+
+
+class Branching(nn.Module):
+    """Another branch for long inputs, sizes in the arithmetic, and a loop over a list of layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[1] > 5:
+            x = x[:, -5:]
+        for layer in self.layers:
+            x = x + layer(x) / x.shape[1]
+        batch, length, _ = x.shape
+        x = x.reshape(batch * length, 4) + torch.arange(batch * length)[:, None]
+        return x.view(batch, length, 4).transpose(1, 2).flatten(1)[:, : 2 * length]
+
+
+class Names(nn.Module):
+    """Arguments called what the graph calls its own values."""
+
+    def forward(self, v0: torch.Tensor, v1: torch.Tensor, add: torch.Tensor) -> torch.Tensor:
+        return (v0 - v1) * 2 + add.abs() - v0.exp()
+
+
+def floats(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng([seed, *shape]).normal(size=shape).astype(np.float32)
+
+
+def ids(*shape: int) -> np.ndarray:
+    return np.random.default_rng(shape).integers(0, 11, shape)
+
+
+# How to make a module, the example it is captured with, and other inputs it must take.
+CASES: dict[str, tuple[Callable[[], nn.Module], Arrays, list[Arrays]]] = {
+    "in place": (InPlace, {"x": floats(2, 4)}, [{"x": floats(5, 4)}, {"x": floats(1, 4)}]),
+    "convolutions": (
+        Convolutions,
+        {"x": floats(2, 3, 32, 40)},
+        [{"x": floats(3, 3, 47, 33)}, {"x": floats(1, 3, 64, 64)}],
+    ),
+    "lstm": (
+        lambda: Recurrent(nn.LSTM, num_layers=2, bidirectional=True),
+        {"x": floats(2, 3, 4)},
+        [{"x": floats(5, 3, 4)}, {"x": floats(1, 3, 4)}],
+    ),
+    "gru": (lambda: Recurrent(nn.GRU), {"x": floats(2, 6, 4)}, [{"x": floats(7, 6, 4)}]),
+    "mapping": (
+        Mapping,
+        {"x": floats(2, 3, 4), "scale": floats(4)},
+        [{"x": floats(5, 7, 4), "scale": floats(4, seed=1)}],
+    ),
+    "pair": (Pair, {"x": floats(2, 3)}, [{"x": floats(4, 9)}]),
+    "buffers": (Buffers, {"x": floats(2, 4)}, [{"x": floats(3, 4)}, {"x": floats(1, 4)}]),
+    "shared": (Shared, {"ids": ids(2, 3)}, [{"ids": ids(4, 7)}, {"ids": ids(1, 1)}]),
+    "long": (Branching, {"x": floats(2, 8, 4)}, [{"x": floats(3, 11, 4)}, {"x": floats(1, 6, 4)}]),
+    "short": (Branching, {"x": floats(2, 3, 4)}, [{"x": floats(3, 5, 4)}, {"x": floats(1, 1, 4)}]),
+    "names": (
+        Names,
+        dict.fromkeys(("v0", "v1", "add"), floats(2, 3)),
+        [dict.fromkeys(("v0", "v1", "add"), floats(3, 5))],
+    ),
+}
+
+by_case = pytest.mark.parametrize("case", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in CASES])
+
+
+@pytest.fixture(scope="module")
+def made() -> Callable[[str], tuple[nn.Module, Package]]:
+    """A case's module and its package, captured once."""
+    kept: dict[str, tuple[nn.Module, Package]] = {}
+
+    def make(case: str) -> tuple[nn.Module, Package]:
+        if case not in kept:
+            build, example, _ = CASES[case]
+            module = seeded(build)
+            kept[case] = module, zoo.capture(module, **example)
+        return kept[case]
+
+    return make
+
+
+def seeded(build: Callable[[], nn.Module]) -> nn.Module:
+    """The module with all its numbers drawn: batch norms that have seen something, and no zeros."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = build()
+        with torch.no_grad():
+            for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+                if "running" in name or name.endswith("bias"):
+                    tensor.uniform_(0.5, 1.5)
+    return module.eval()
+
+
+def expected(module: nn.Module, inputs: Arrays) -> Arrays:
+    """What the module itself gives in float64, by the names that a graph has for its outputs."""
+    exact = copy.deepcopy(module).double()
+    if isinstance(exact, Buffers):
+        exact.table = exact.table.double()
+    given = {name: torch.from_numpy(array) for name, array in inputs.items()}
+    with torch.no_grad():
+        result = exact(**{name: x.double() if x.is_floating_point() else x for name, x in given.items()})
+    return flat(result, "" if isinstance(result, dict) else "output")
+
+
+def flat(tree: Any, path: str) -> Arrays:
+    if tree is None:
+        return {}
+    if isinstance(tree, torch.Tensor):
+        return {path: tree.numpy()}
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    return {k: v for key, item in items for k, v in flat(item, f"{path}.{key}" if path else str(key)).items()}
+
+
+def assert_outputs(backend: str, got: dict[str, Any], module: nn.Module, inputs: Arrays) -> None:
+    reference = expected(module, inputs)
+    assert got.keys() == reference.keys()
+    for name, array in reference.items():
+        found = to_numpy(got[name])
+        assert found.shape == array.shape, name
+        if array.dtype.kind == "f":
+            off = np.abs(found.astype(np.float64) - array).max()
+            assert off <= TOLERANCES[backend, "float32"] * np.abs(array).max(), f"{name} is off by {off:.2g}"
+        else:
+            assert np.array_equal(found, array), name
+
+
+@by_case
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_outputs_are_those_of_the_module(made: Callable[..., Any], case: str, backend: str) -> None:
+    """At the size of the example and at others, one model for all."""
+    module, package = made(case)
+    model = package.load(backend)
+    for inputs in (CASES[case][1], *CASES[case][2]):
+        assert_outputs(backend, model(**inputs), module, inputs)
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [
+        pytest.param(b, marks=[pytest.mark.xfail(reason="jax.jit sorts a dict by its keys")] if b == "jax" else [])
+        for b in BACKENDS
+    ],
+)
+def test_outputs_come_in_the_modules_order(made: Callable[..., Any], backend: str) -> None:
+    module, package = made("mapping")
+    inputs = CASES["mapping"][1]
+    assert list(package.load(backend)(**inputs)) == list(expected(module, inputs))
+    assert list(expected(module, inputs)) != sorted(expected(module, inputs))
+
+
+@by_case
+def test_a_saved_package_is_the_same_model(made: Callable[..., Any], case: str, tmp_path: Path) -> None:
+    module, package = made(case)
+    folder = package.save(tmp_path / "package")
+    for backend in BACKENDS:
+        model = zoo.load(folder, backend=backend)
+        for inputs in (CASES[case][1], *CASES[case][2][:1]):
+            assert_outputs(backend, model(**inputs), module, inputs)
+    again = zoo.load(folder, backend="numpy").save(tmp_path / "again")
+    assert {f.name: f.read_bytes() for f in again.iterdir()} == {f.name: f.read_bytes() for f in folder.iterdir()}
+
+
+@by_case
+def test_the_module_is_left_as_it_was(made: Callable[..., Any], case: str) -> None:
+    """Captured in evaluation, whatever mode it is in; the mode, the weights and the example stay."""
+    build, example, _ = CASES[case]
+    for training in (True, False):
+        module = seeded(build).train(training)
+        state = copy.deepcopy(module.state_dict())
+        given = {name: torch.from_numpy(array.copy()) for name, array in example.items()}
+        package = zoo.capture(module, **given)
+        assert module.training is training
+        assert all(child.training is training for child in module.modules())
+        assert all(torch.equal(tensor, state[name]) for name, tensor in module.state_dict().items())
+        assert all(np.array_equal(given[name].numpy(), array) for name, array in example.items())
+        assert package.graph.nodes == made(case)[1].graph.nodes, "two captures of one module are one graph"
+        assert package.graph.outputs == made(case)[1].graph.outputs
+
+
+@pytest.mark.xfail(reason="zoo.loading.capture puts all submodules in the mode of the whole")
+def test_a_submodule_in_a_mode_of_its_own_stays_in_it() -> None:
+    """As batch norms do that are frozen while the rest is trained."""
+    module = seeded(Convolutions).train()
+    module.stem.eval()
+    zoo.capture(module, x=floats(2, 3, 32, 40))
+    assert module.training and not any(child.training for child in module.stem.modules())
+
+
+def test_inputs_in_lists_and_dicts() -> None:
+    """Each array has a name of its own: that of the argument and its place in it."""
+    from zoo.capture.torch_export import capture_module
+
+    pair, third = [torch.from_numpy(floats(2, 3)), torch.from_numpy(floats(2, 4))], torch.from_numpy(floats(2, 5))
+    graph = capture_module(Nested().eval(), {"pair": pair, "named": {"third": third}})
+    assert [item.name for item in graph.inputs] == ["pair.0", "pair.1", "named.third"]
+    inputs = {"pair.0": floats(4, 3), "pair.1": floats(4, 4), "named.third": floats(4, 5)}
+    for backend in BACKENDS:
+        outputs = Package(graph, {}).load(backend)(**inputs)
+        assert np.array_equal(to_numpy(outputs["output"]), 2 * np.concatenate(list(inputs.values()), -1))
+
+
+def test_what_becomes_a_parameter(made: Callable[..., Any]) -> None:
+    """The checkpoint's names, all of them and no others; what no checkpoint holds is a constant with its values."""
+    module, package = made("buffers")
+    graph: Graph = package.graph
+    assert set(graph.params) == set(module.state_dict()) == {"weight", "kept", "steps"}
+    assert {name for name, param in graph.params.items() if param.trainable} == {"weight"}
+    constants = [array.ravel().tolist() for array in graph.constants.values()]
+    assert sorted(constants) == sorted([module.made.tolist(), module.table[0].tolist()])
+    assert graph.parameter_count() == 12
+
+
+def test_shared_parameters_are_one(made: Callable[..., Any]) -> None:
+    module, package = made("shared")
+    graph: Graph = package.graph
+    assert set(graph.params) == {"embedding.weight", "middle.weight", "middle.bias"}
+    assert graph.params["embedding.weight"].aliases == ("head.weight",)
+    assert graph.params["middle.weight"].aliases == ("again.weight",)
+    assert graph.parameter_count() == sum(p.numel() for p in module.parameters())
+    assert sorted(node.op for node, _ in graph.uses("embedding.weight")) == ["embedding", "linear"]
+    assert set(package.arrays) == set(graph.params)
+
+
+def test_a_shared_parameters_gradient_is_of_both_uses(made: Callable[..., Any]) -> None:
+    import jax
+
+    module, package = made("shared")
+    model = package.load("jax")
+    given = ids(4, 7)
+    gradient = jax.grad(lambda params: (model.apply(params, ids=given)["output"] ** 2).mean())(model.params)
+    exact = copy.deepcopy(module).double()
+    (exact(torch.from_numpy(given)) ** 2).mean().backward()
+    for name, parameter in exact.named_parameters():
+        reference = parameter.grad.numpy()
+        assert np.abs(gradient[name] - reference).max() <= TOLERANCES["jax", "float32"] * np.abs(reference).max()
+
+
+def test_a_branch_on_a_size_bounds_that_size(made: Callable[..., Any]) -> None:
+    """The branch that the example took is the graph; a size of the other branch is refused, not computed wrongly."""
+    assert made("long")[1].graph.symbols["x_1"] == (6, None)
+    assert made("short")[1].graph.symbols["x_1"] == (1, 5)
+    for case, length in (("long", 5), ("short", 6)):
+        for backend in BACKENDS:
+            with pytest.raises(InputError, match="'x_1'"):
+                made(case)[1].load(backend)(x=floats(2, length, 4))
+
+
+def test_a_length_that_was_unrolled_is_fixed(made: Callable[..., Any]) -> None:
+    with pytest.raises(InputError, match=r"dim 1(.|\n)*\[batch, 3, 4\](.|\n)*\[2, 5, 4\]"):
+        made("lstm")[1].load("numpy")(x=floats(2, 5, 4))
+
+
+def test_sizes_of_1_are_fixed_and_said_to_be() -> None:
+    package = zoo.capture(Pair().eval(), x=floats(1, 3))
+    assert package.graph.inputs[0].shape[0] == 1
+    with pytest.raises(InputError, match="dim 0"):
+        package.load("numpy")(x=floats(2, 3))
+
+
+# Exported programs
+
+
+def exported(module: nn.Module, inputs: Arrays) -> torch.export.ExportedProgram:
+    batch = torch.export.Dim("batch", min=1, max=64)
+    return torch.export.export(
+        module,
+        (),
+        {name: torch.from_numpy(array) for name, array in inputs.items()},
+        dynamic_shapes={name: {0: batch} for name in inputs},
+    )
+
+
+@pytest.mark.parametrize("case", ["in place", "convolutions", "buffers"])
+@pytest.mark.parametrize("stored", [False, True])
+def test_exported_programs(made: Callable[..., Any], case: str, stored: bool, tmp_path: Path) -> None:
+    """As torch made it, and as torch reads it from a .pt2 file."""
+    module, (_, example, _) = made(case)[0], CASES[case]
+    program = exported(module, example)
+    if stored:
+        torch.export.save(program, tmp_path / "model.pt2")
+        program = torch.export.load(tmp_path / "model.pt2")
+    package = zoo.capture(program)
+    assert set(package.graph.params) == set(module.state_dict())
+    assert package.graph.symbols["batch"] == (1, 64)
+    other = {name: np.concatenate([array, array[:1] * 2]) for name, array in example.items()}
+    for backend in BACKENDS:
+        model = package.load(backend)
+        for inputs in (example, other):
+            assert_outputs(backend, model(**inputs), module, inputs)
+
+
+def test_an_exported_programs_bounds_are_kept() -> None:
+    package = zoo.capture(exported(Pair(), {"x": floats(2, 3)}))
+    with pytest.raises(InputError, match=r"'batch'(.|\n)*1 to 64(.|\n)*65"):
+        package.load("numpy")(x=floats(65, 3))
+
+
+# What is refused
+
+
+class OnValue(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.sum() > 0:
+            return x
+        return -x
+
+
+class LoopOnValue(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        while x.abs().max() > 1:
+            x = x / 2
+        return x
+
+
+class SizeOfValue(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(int(x.abs().max().item())) + x.sum()
+
+
+class Item(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * x.mean().item()
+
+
+class Raises(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        raise KeyError("no such thing")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        (OnValue(), "if x.sum() > 0:"),
+        (LoopOnValue(), "while x.abs().max() > 1:"),
+        (SizeOfValue(), "torch.zeros(int(x.abs().max().item()))"),
+        (Item(), "x.mean().item()"),
+        (Raises(), 'raise KeyError("no such thing")'),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_depends_on_values_is_refused_by_its_line(module: nn.Module, line: str) -> None:
+    with pytest.raises(CaptureError) as caught:
+        zoo.capture(module.train(), x=floats(3, 4))
+    assert line in str(caught.value) and caught.value.do
+    assert module.training, "the mode comes back after a failure, too"
+
+
+def test_a_module_without_inputs_says_what_is_needed() -> None:
+    with pytest.raises(CaptureError, match="example inputs"):
+        zoo.capture(Pair())
+    with pytest.raises(CaptureError, match=r"Pair(.|\n)*argument: 'x'"):
+        zoo.capture(Pair(), y=floats(2, 3))
+
+
+class Nonzero(nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.nonzero(x > 0), x[x > 0]
+
+
+class Unique(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.unique(x)
+
+
+@pytest.fixture(scope="module")
+def nonzero() -> Package:
+    return zoo.capture(Nonzero(), x=floats(3, 4))
+
+
+@pytest.mark.xdist_group("nonzero")
+@pytest.mark.parametrize("backend", ["numpy", "torch", "tensorflow"])
+def test_results_whose_size_depends_on_values(nonzero: Package, backend: str) -> None:
+    model = nonzero.load(backend)
+    for inputs in ({"x": floats(3, 4)}, {"x": floats(5, 7)}, {"x": -np.ones((2, 2), np.float32)}):
+        where, values = (to_numpy(x) for x in model(**inputs).values())
+        assert np.array_equal(where, np.argwhere(inputs["x"] > 0))
+        assert np.array_equal(values, inputs["x"][inputs["x"] > 0])
+
+
+@pytest.mark.xdist_group("nonzero")
+@pytest.mark.xfail(raises=Exception, reason="JAX's own error, though with a note that names the node")
+def test_jax_says_that_it_has_no_such_sizes(nonzero: Package) -> None:
+    with pytest.raises(ZooError, match="nonzero"):
+        nonzero.load("jax")(x=floats(3, 4))
+
+
+def test_an_operation_that_no_table_has() -> None:
+    package = zoo.capture(Unique(), x=floats(3, 4))
+    with pytest.raises(UnsupportedOp, match=r"node 'v0'(.|\n)*_unique2"):
+        package.load("numpy")(x=floats(3, 4))
+
+
+# Packages
+
+
+def test_a_package_of_a_config_has_no_weights(made: Callable[..., Any], tmp_path: Path) -> None:
+    package = Package(made("pair")[1].graph)
+    for action in (lambda: package.save(tmp_path / "p"), lambda: package.load("numpy")):
+        with pytest.raises(ConfigError, match="no weights"):
+            action()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_package_is_refused(made: Callable[..., Any], tmp_path: Path) -> None:
+    folder = made("buffers")[1].save(tmp_path / "package")
+    whole = (folder / GRAPH_FILE).read_bytes()
+    (folder / GRAPH_FILE).write_bytes(whole[:-20])
+    with pytest.raises(FormatError, match=GRAPH_FILE):
+        zoo.load(folder, backend="numpy")
+    (folder / GRAPH_FILE).write_bytes(whole)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ZooError, match="package"):
+        zoo.load(folder, backend="numpy")
+
+
+@pytest.mark.parametrize("backend", ["numpy", "jax", "tensorflow"])
+def test_a_package_needs_no_torch(made: Callable[..., Any], backend: str, tmp_path: Path) -> None:
+    """Nor transformers, nor any other framework than the backend's own: importing one is an error there."""
+    module, package = made("convolutions")
+    package.save(tmp_path / "package")
+    inputs = CASES["convolutions"][2][0]
+    np.savez(tmp_path / "inputs.npz", **inputs)
+    absent = {"torch", "transformers", "jax", "tensorflow", "keras"} - {backend}
+    absent -= {"keras"} if backend == "tensorflow" else set()  # tensorflow imports it
+    script = f"""
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {absent!r}:
+            raise ModuleNotFoundError(f"{{name}} is not here", name=name)
+
+sys.meta_path.insert(0, Refuse())
+import numpy as np
+import zoo
+
+model = zoo.load("package", backend={backend!r})
+outputs = model(**np.load("inputs.npz"))
+np.savez("outputs.npz", **{{name: np.asarray(value) for name, value in outputs.items()}})
+assert not {absent!r} & set(sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=dict(os.environ), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    with np.load(tmp_path / "outputs.npz") as outputs:
+        assert_outputs(backend, dict(outputs), module, inputs)
