@@ -84,6 +84,7 @@ def load(captured: Callable[..., Any]) -> Callable[[str, str], Model]:
     return lambda model_type, backend: Package(*captured(model_type)).load(backend)
 
 
+@pytest.mark.slow
 @by_type
 def test_jax(load: Callable[[str, str], Model], model_type: str) -> None:
     """jax.grad, also of a jitted function and of one whose inputs have one axis more, mapped over."""

@@ -17,7 +17,7 @@ TOLERANCES: dict[tuple[str, str], float] = {
 """(backend, dtype) -> relative tolerance."""
 
 FLOOR = 1e-6
-"""The relative error that a tiny model may always have, where torch happens to be nearly exact: eight float32 roundings.
+"""The relative error that a tiny model may always have, where torch is nearly exact: eight float32 roundings.
 
 Over 36 kinds of model no backend has more than 2.2e-6, nor more than 3.1 times what torch itself has in float32."""
 
@@ -25,7 +25,11 @@ SMALLEST_STD = 0.05
 """An output whose values vary less agrees with almost anything. The tiny models' lie between 0.1 and 3."""
 
 GRADIENT = 2e-5
-"""Largest error of a parameter's gradient over that gradient's largest entry, float32 against torch autograd."""
+"""Largest error of a parameter's gradient over that gradient's largest entry, float32 against torch's in float64.
+
+Seen: 3.1e-6."""
 
 GRADIENT_FLOOR = 1e-6
-"""The same over the model's largest gradient: what is left of gradients that are zero in theory, as of keys' biases."""
+"""The same over the model's largest gradient: what is left of gradients that are zero in theory, as of keys' biases.
+
+Seen: 1.7e-7."""

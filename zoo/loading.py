@@ -110,11 +110,12 @@ def capture(module: Any, /, *, task: str | None = None, dtype: str = "float32", 
                 do="call zoo.capture(module, name=tensor, …) with the names of its forward",
             )
         tensors = {name: torch.as_tensor(value) if _is_array(value) else value for name, value in inputs.items()}
-        training = module.training
+        modes = {part: part.training for part in module.modules()}
         try:
             graph = capture_module(module.eval(), tensors)
         finally:
-            module.train(training)
+            for part, training in modes.items():
+                part.training = training
         state = module.state_dict()
     arrays = {name: to_numpy(state[name]) for name in graph.params}
     return Package(graph, arrays)

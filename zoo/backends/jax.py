@@ -14,6 +14,7 @@ from jax import lax
 from zoo.backends.execute import Program, resolve_over
 from zoo.backends.namespace import BINARY, UNARY, Namespace
 from zoo.backends.numpy import _clipped
+from zoo.errors import UnsupportedOp
 from zoo.graph.ir import Graph
 
 __all__ = ["JaxNamespace", "compile_graph", "module_of", "namespace", "params_from"]
@@ -30,8 +31,12 @@ def compile_graph(graph: Graph) -> Any:
     constants = dict(graph.constants)
 
     @jax.jit
-    def apply(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    def run(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
         return program(params, inputs, {name: jnp.asarray(array) for name, array in constants.items()})
+
+    def apply(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+        results = run(params, inputs)  # a pytree: JAX hands dicts back sorted
+        return {name: results[name] for name in graph.outputs}
 
     return apply
 
@@ -113,10 +118,12 @@ class JaxNamespace(Namespace):
         return x[tuple(slice(None) if i is None else i for i in indices)]
 
     def index_mask(self, x: Any, indices: Sequence[Any]) -> Any:
+        for mask in indices:
+            _known(mask, "indexing with a mask")
         return self.index(x, indices)
 
     def nonzero(self, x: Any) -> Any:
-        return jnp.argwhere(x)
+        return jnp.argwhere(_known(x, "nonzero"))
 
     def index_put(self, x: Any, indices: Sequence[Any], values: Any, accumulate: bool) -> Any:
         at = x.at[tuple(slice(None) if i is None else i for i in indices)]
@@ -247,6 +254,17 @@ def _topk(x: Any, k: int, dim: int = -1, largest: bool = True, sorted: bool = Tr
 
 
 _OVERRIDES: dict[str, Callable[..., Any]] = {"topk": _topk}
+
+
+def _known(x: Any, what: str) -> Any:
+    """`x`, unless JAX is tracing and the result's size would depend on its values."""
+    if isinstance(x, jax.core.Tracer):
+        raise UnsupportedOp(
+            f"{what} gives an array whose size depends on the data, which JAX cannot compile",
+            expected="sizes that follow from the inputs' dims",
+            do="use another backend for this model",
+        )
+    return x
 
 
 def namespace() -> Namespace:

@@ -158,7 +158,15 @@ def capture_program(program: torch.export.ExportedProgram, ties: Mapping[str, st
                 "the exported program cannot be decomposed",
                 got=f"{type(error).__name__}: {_first_lines(error)}",
             ) from error
-    return simplify(_Translation(program, dict(ties or {})).graph())
+    graph = simplify(_Translation(program, dict(ties or {})).graph())
+    unknown = [name for name in graph.op_counts() if name not in OPS]
+    if unknown:
+        raise CaptureError(
+            "the model uses operations whose meaning is not in the table",
+            got=", ".join(unknown),
+            do="report them, or write the model without them",
+        )
+    return graph
 
 
 class _Translation:
