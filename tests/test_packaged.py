@@ -39,7 +39,6 @@ _CUT = "published cut off, not rounded"
 PUBLISHED_OTHERWISE: dict[str, tuple[int, str]] = {
     "bart-large": (4096, _POSITIONS),
     "bart-large-cnn": (3072, f"{_POSITIONS}, and with a table of one row more"),
-    "bart-large-mnli": (-1052677, "published with the head, which looks for the end of a text: it cannot be captured"),
     "camembert-base": (-590592, "published with a pooler that the file holds"),
     "deit-base-distilled": (1538000, _HEAD),
     "electra-base": (-590592, _DENSE),
