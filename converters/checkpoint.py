@@ -1,12 +1,17 @@
 """What every checkpoint format shares: `Checkpoint`, `TensorInfo`, dtypes, mapping files, strict JSON.
 
-A format is one file of this package. It holds three things and nothing else public is needed:
+A format is one file of this package. It holds these names, and nothing else public is needed:
 
     SUFFIXES: tuple[str, ...]                   file names that claim this format
     def recognises(head: bytes) -> bool         whether a file beginning with `head` (512 bytes) is of it
     def open_file(path: Path) -> Checkpoint     validate the file's directory of tensors; read no tensor
+    def write(path: Path, checkpoint: Checkpoint, metadata: Mapping[str, str] = {}) -> None
+                                                where the format can be written: to a path that does not exist yet
 
-and a subclass of `Checkpoint` whose `_read` returns one tensor.
+and a subclass of `Checkpoint` whose `_read` returns one tensor. A writer takes each tensor from
+`checkpoint.blocks`, one after the other, so that memory stays bounded; `converters.atomic.replacing` gives it the
+path and renames what it wrote. What a checkpoint holds under other names or in another layout is itself a
+checkpoint (`converters.dialects`), so a conversion is `write(path, view of what open_file gave)`.
 """
 
 from __future__ import annotations
@@ -31,12 +36,16 @@ from zoo.errors import FormatError, SourceError, WeightsError
 
 __all__ = [
     "AGAIN",
+    "BLOCK",
     "DTYPES",
+    "NO_METADATA",
     "Checkpoint",
+    "MemoryCheckpoint",
     "TensorInfo",
     "array_view",
     "is_size",
     "is_sizes",
+    "little_endian",
     "map_file",
     "read_head",
     "refuse_impostor",
@@ -44,6 +53,9 @@ __all__ = [
     "strict_json",
     "tensor_info",
 ]
+
+BLOCK = 1 << 24
+"""How many bytes of a tensor a writer takes at a time."""
 
 AGAIN = "the file is damaged or was written by a faulty program: download or write it again"
 
@@ -58,6 +70,9 @@ DTYPES: Mapping[str, np.dtype] = MappingProxyType(
     }
 )
 """Every dtype a checkpoint may hold, by the name that torch, NumPy and ml_dtypes share."""
+
+
+NO_METADATA: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +140,23 @@ class Checkpoint(ABC):
         array.flags.writeable = False
         return array
 
+    def blocks(self, name: str, size: int = BLOCK) -> Iterator[np.ndarray]:
+        """The tensor in pieces along its first axis, for writers: each contiguous, about `size` bytes, in order.
+
+        Joined along the first axis they are the tensor; one without axes is one piece, an empty one is one empty
+        piece. What a piece was mapped from is let go once the next is asked for.
+        """
+        array = self.read(name)
+        if array.nbytes <= size or not array.ndim:
+            yield np.ascontiguousarray(array).reshape(array.shape)
+            release(array)
+            return
+        rows = max(1, size * len(array) // array.nbytes)
+        for start in range(0, len(array), rows):
+            piece = array[start : start + rows]
+            yield np.ascontiguousarray(piece)
+            release(piece)
+
     def items(self) -> Iterator[tuple[str, np.ndarray]]:
         """Every (name, tensor), one at a time, in the file's order; tied tensors under each name."""
         for name in self.infos:
@@ -150,6 +182,28 @@ class Checkpoint(ABC):
     def __repr__(self) -> str:
         size = sum(info.nbytes for name, info in self.infos.items() if name not in self.aliases)
         return f"<{self.format} {str(self.path)!r}: {len(self.infos)} tensors, {size / 1e6:.1f} MB>"
+
+
+class MemoryCheckpoint(Checkpoint):
+    """Arrays as a checkpoint, so that they can be written like any other.
+
+    Args:
+        arrays: name -> array, of a dtype in `DTYPES`.
+        path: stands in errors.
+    """
+
+    format = "memory"
+
+    def __init__(self, arrays: Mapping[str, np.ndarray], path: Path = Path("memory")) -> None:
+        infos = {n: tensor_info(n, list(array.shape), array.dtype.name, path) for n, array in arrays.items()}
+        super().__init__(path, infos)
+        self._arrays = arrays
+
+    def _read(self, info: TensorInfo) -> np.ndarray:
+        return self._arrays[info.name].view()
+
+    def _close(self) -> None:
+        self._arrays = {}
 
 
 def map_file(path: Path) -> memoryview:
@@ -179,9 +233,10 @@ def release(array: np.ndarray) -> None:
     mapping = base.obj if isinstance(base, memoryview) else base
     if not isinstance(mapping, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED") or not array.nbytes:
         return
-    start = array.ctypes.data - np.frombuffer(mapping, np.uint8).ctypes.data
-    first = start - start % mmap.PAGESIZE
-    mapping.madvise(mmap.MADV_DONTNEED, first, start + array.nbytes - first)
+    origin = np.frombuffer(mapping, np.uint8).ctypes.data
+    low, high = np.lib.array_utils.byte_bounds(array)
+    first = (low - origin) - (low - origin) % mmap.PAGESIZE
+    mapping.madvise(mmap.MADV_DONTNEED, first, high - origin - first)
 
 
 def array_view(
@@ -224,6 +279,12 @@ def array_view(
     unit = np.dtype(f"u{size // 2 if dtype.kind == 'c' else size}")
     packed = np.array(array, order="C", ndmin=1)
     return packed.view(unit).byteswap(inplace=True).view(dtype).reshape(info.shape)
+
+
+def little_endian(array: np.ndarray) -> memoryview:
+    """The values of a contiguous array as bytes to write, little-endian."""
+    swapped = array.dtype.byteorder == ">" or (sys.byteorder == "big" and array.dtype.itemsize > 1)
+    return (array.byteswap() if swapped else array).reshape(-1).view(np.uint8).data
 
 
 def tensor_info(name: str, shape: object, dtype: object, file: Path) -> TensorInfo:

@@ -7,21 +7,22 @@ NumPy reader copies every tensor; its rules (and its writer's layout, byte for b
 from __future__ import annotations
 
 import json
-import os
-import secrets
-import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
+from converters.atomic import replacing
 from converters.checkpoint import (
     AGAIN,
+    NO_METADATA,
     Checkpoint,
+    MemoryCheckpoint,
     TensorInfo,
     array_view,
     is_sizes,
+    little_endian,
     map_file,
     refuse_impostor,
     strict_json,
@@ -29,7 +30,7 @@ from converters.checkpoint import (
 )
 from zoo.errors import FormatError
 
-__all__ = ["SUFFIXES", "SafetensorsCheckpoint", "open_file", "recognises", "save_safetensors"]
+__all__ = ["SUFFIXES", "SafetensorsCheckpoint", "open_file", "recognises", "save_safetensors", "write"]
 
 SUFFIXES = (".safetensors",)
 MAX_HEADER = 100_000_000  # the library's own limit
@@ -93,44 +94,36 @@ class SafetensorsCheckpoint(Checkpoint):
         self._body = memoryview(b"")
 
 
-def save_safetensors(
-    path: str | Path,
-    tensors: Mapping[str, np.ndarray] | Iterable[tuple[str, np.ndarray]],
-    metadata: Mapping[str, str] | None = None,
-) -> None:
-    """Writes a safetensors file whole or not at all, holding one tensor at a time in memory.
+def write(path: Path, checkpoint: Checkpoint, metadata: Mapping[str, str] = NO_METADATA) -> None:
+    """Writes a safetensors file, holding one block of one tensor at a time in memory.
 
-    The library's writer wants every tensor contiguous and alive at once; a conversion makes them one by one.
-    A mapping is asked twice for each tensor (first for its shape); an iterable is walked once, its values
-    spooled to an unnamed file in the same folder. The bytes are those that the library would write.
+    The library's writer wants every tensor contiguous and alive at once. The bytes are those that it would write.
 
     Args:
-        path: replaced by a rename once everything is on disk.
-        tensors: name -> array of any layout, of a dtype in `DTYPES` except complex128.
+        path: a new file.
+        checkpoint: its tensors, of dtypes in `DTYPES` except complex128.
         metadata: text to text.
 
     Raises:
-        FormatError: a duplicate or reserved name, a dtype that the format lacks, metadata that is not text.
+        FormatError: a reserved name, a dtype that the format lacks, metadata that is not text.
     """
-    path = Path(path)
-    metadata = dict(metadata or {})
     if not all(isinstance(text, str) for pair in metadata.items() for text in pair):
-        raise FormatError("metadata must map text to text", where=path, got=metadata)
-    with tempfile.TemporaryFile(dir=path.parent) as spool:
-        entries = _plan(path, tensors, spool)
-        header = _header(path, entries, metadata)
-        temporary = path.with_name(f".{path.name[:64]}.{secrets.token_hex(8)}.tmp")
-        try:
-            with temporary.open("xb") as out:
-                out.write(len(header).to_bytes(8, "little") + header)
-                for *_, write in entries:
-                    write(out)
-                out.flush()
-                os.fsync(out.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+        raise FormatError("metadata must map text to text", where=path, got=dict(metadata))
+    infos = _in_order(path, checkpoint)
+    header = _header(path, infos, metadata)
+    with path.open("xb") as out:
+        out.write(len(header).to_bytes(8, "little") + header)
+        for info in infos:
+            for block in checkpoint.blocks(info.name):
+                out.write(little_endian(block))
+
+
+def save_safetensors(
+    path: str | Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] = NO_METADATA
+) -> None:
+    """Writes arrays as a safetensors file, whole or not at all; see `write`."""
+    with replacing(Path(path)) as fresh:
+        write(fresh, MemoryCheckpoint(arrays, Path(path)), metadata)
 
 
 # Format name -> our name, in the order of the library's enum: its writer puts the last ones first, which
@@ -158,8 +151,6 @@ _NAMES = {
 }
 _CODES = {name: code for code, name in _NAMES.items()}
 _RANK = {code: rank for rank, code in enumerate(_NAMES)}
-
-_Entry = tuple[str, str, tuple[int, ...], int, Callable[[BinaryIO], None]]  # name, code, shape, nbytes, write
 
 
 def _check_entries(path: Path, header: Mapping[str, Any], size: int) -> tuple[dict[str, TensorInfo], dict[str, int]]:
@@ -207,80 +198,31 @@ def _check_entry(path: Path, name: str, entry: object) -> tuple[TensorInfo, int]
     return info, offsets[0]
 
 
-def _plan(
-    path: Path, tensors: Mapping[str, np.ndarray] | Iterable[tuple[str, np.ndarray]], spool: BinaryIO
-) -> list[_Entry]:
-    entries: dict[str, _Entry] = {}
-    lazy = isinstance(tensors, Mapping)
-    for name, array in tensors.items() if isinstance(tensors, Mapping) else tensors:
-        dtype = array.dtype.name
-        if name in entries or name == "__metadata__" or not isinstance(name, str):
-            raise FormatError(f"duplicate or reserved tensor name {name!r}", where=path)
-        if dtype not in _CODES:
+def _in_order(path: Path, checkpoint: Checkpoint) -> list[TensorInfo]:
+    for info in checkpoint.infos.values():
+        if info.name == "__metadata__":
+            raise FormatError(f"{info.name!r} is a reserved name", where=path, do="rename the tensor")
+        if info.dtype not in _CODES:
             raise FormatError(
-                f"safetensors has no dtype {dtype}",
-                where=f"{path}, tensor {name!r}",
+                f"safetensors has no dtype {info.dtype}",
+                where=f"{path}, tensor {info.name!r}",
                 expected=", ".join(_CODES),
             )
-        if lazy:
-            write = _writer(tensors, name, array.shape, dtype)  # type: ignore[arg-type]
-        else:
-            write = _copier(spool, spool.tell(), array.nbytes)
-            _write_array(spool, array)
-        entries[name] = (name, _CODES[dtype], array.shape, array.nbytes, write)
-    return sorted(entries.values(), key=lambda entry: (-_RANK[entry[1]], entry[0]))
+    return sorted(checkpoint.infos.values(), key=lambda info: (-_RANK[_CODES[info.dtype]], info.name))
 
 
-def _writer(
-    tensors: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...], dtype: str
-) -> Callable[[BinaryIO], None]:
-    def write(out: BinaryIO) -> None:
-        array = tensors[name]
-        if array.shape != shape or array.dtype.name != dtype:
-            raise FormatError(f"tensor {name!r} changed while it was written")
-        _write_array(out, array)
-
-    return write
-
-
-def _copier(spool: BinaryIO, start: int, size: int) -> Callable[[BinaryIO], None]:
-    def write(out: BinaryIO) -> None:
-        spool.seek(start)
-        left = size
-        while left and (chunk := spool.read(min(left, 1 << 24))):
-            out.write(chunk)
-            left -= len(chunk)
-
-    return write
-
-
-def _write_array(out: BinaryIO, array: np.ndarray) -> None:
-    little = array.astype(array.dtype.newbyteorder("<")) if array.dtype.byteorder == ">" else array
-    out.write(np.ascontiguousarray(little).reshape(-1).view(np.uint8).data)
-
-
-def _header(path: Path, entries: list[_Entry], metadata: Mapping[str, str]) -> bytes:
-    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+def _header(path: Path, infos: list[TensorInfo], metadata: Mapping[str, str]) -> bytes:
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     position = 0
-    for name, code, shape, nbytes, _ in entries:
-        header[name] = {
-            "dtype": code,
-            "shape": list(shape),
-            "data_offsets": [position, position + nbytes],
+    for info in infos:
+        header[info.name] = {
+            "dtype": _CODES[info.dtype],
+            "shape": list(info.shape),
+            "data_offsets": [position, position + info.nbytes],
         }
-        position += nbytes
+        position += info.nbytes
     raw = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)  # so that the first tensor is aligned
     if len(raw) > MAX_HEADER:
         raise FormatError("the header is too long", where=path, expected=f"{MAX_HEADER} bytes", got=len(raw))
     return raw
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes the rename itself durable, where a folder can be opened (not on Windows)."""
-    if os.name == "posix":
-        fd = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)

@@ -76,6 +76,7 @@ class Package:
             ConfigError: the package has no weights, or the folder exists and is not a package.
         """
         from converters import save_safetensors
+        from converters.atomic import replacing
 
         target = Path(folder)
         if self.arrays is None:
@@ -87,19 +88,14 @@ class Package:
         if target.exists() and any(target.iterdir()) and not (target / GRAPH_FILE).exists():
             raise ConfigError("the folder holds something else", where=target, do="choose an empty or a new folder")
         target.parent.mkdir(parents=True, exist_ok=True)
-        work = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir()
-        try:
+        with replacing(target) as work:
+            work.mkdir()
             save_graph(self.graph, work / GRAPH_FILE)
             save_safetensors(work / "model.safetensors", self.arrays, {"format": "pt"})
             for name in _TRAVELS:
                 if self.folder is not None and (self.folder / name).is_file():
                     (work / name).parent.mkdir(exist_ok=True)
                     shutil.copyfile(self.folder / name, work / name)
-            _swap(work, target)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
         return target
 
     def load(self, backend: str = "torch") -> Model:
@@ -278,21 +274,6 @@ def fill_defaults(declared: Sequence[Input], given: Mapping[str, Any]) -> dict[s
             raise InputError("an input is missing", where=item.name, expected=f"{item.dtype} {list(item.shape)}")
         filled[item.name] = np.full(shape, item.default, item.dtype)
     return {item.name: filled[item.name] for item in declared}
-
-
-def _swap(fresh: Path, target: Path) -> None:
-    """Put a finished folder in another's place; the old one comes back where that fails."""
-    if not target.exists():
-        os.replace(fresh, target)
-        return
-    old = fresh.with_name(f"{fresh.name}.old")
-    os.replace(target, old)
-    try:
-        os.replace(fresh, target)
-    except BaseException:
-        os.replace(old, target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def to_numpy(value: Any) -> np.ndarray:
