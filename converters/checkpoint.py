@@ -29,9 +29,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Self, TypeGuard
 
-import ml_dtypes
 import numpy as np
 
+from zoo.arrays import numpy_dtype
 from zoo.errors import FormatError, SourceError, WeightsError
 
 __all__ = [
@@ -61,7 +61,7 @@ AGAIN = "the file is damaged or was written by a faulty program: download or wri
 
 DTYPES: Mapping[str, np.dtype] = MappingProxyType(
     {
-        name: np.dtype(getattr(ml_dtypes, name, name))
+        name: numpy_dtype(name)
         for name in (
             *("bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"),
             *("float16", "bfloat16", "float32", "float64", "complex64", "complex128"),

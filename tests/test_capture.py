@@ -17,9 +17,10 @@ from tolerances import TOLERANCES
 from torch import nn
 
 import zoo
+from zoo.arrays import to_numpy
 from zoo.errors import CaptureError, ConfigError, FormatError, InputError, ZooError
 from zoo.graph import Graph
-from zoo.model import GRAPH_FILE, Package, to_numpy
+from zoo.model import GRAPH_FILE, Package
 
 BACKENDS = ("numpy", "torch", "jax", "tensorflow", "keras")
 

@@ -12,8 +12,9 @@ import tiny
 import torch
 from tolerances import GRADIENT, GRADIENT_FLOOR
 
+from zoo.arrays import to_numpy
 from zoo.backends.torch import GraphModule
-from zoo.model import Model, Package, to_numpy
+from zoo.model import Model, Package
 
 Arrays = dict[str, np.ndarray]
 

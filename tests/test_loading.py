@@ -22,8 +22,9 @@ from tolerances import TOLERANCES
 
 import zoo
 from zoo import registry
+from zoo.arrays import to_numpy
 from zoo.errors import ChecksumError, ConfigError, InputError, SourceError, WeightsError
-from zoo.model import Model, to_numpy
+from zoo.model import Model
 from zoo.tolerances import VACUOUS, gradient_tolerance
 
 import jax  # isort: skip

@@ -17,8 +17,9 @@ import tiny
 import torch
 from tolerances import FLOOR, SMALLEST_STD
 
+from zoo.arrays import to_numpy
 from zoo.backends.execute import Program
-from zoo.model import Package, to_numpy
+from zoo.model import Package
 from zoo.tolerances import FACTORS
 
 BACKENDS = ("numpy", "torch", "jax", "tensorflow", "keras")

@@ -238,7 +238,7 @@ def _not_text(name: str, got: str) -> InputError:
 def _answers(model: Model, texts: list[str], top_k: int) -> dict[str, Any]:
     import numpy as np
 
-    from zoo.model import to_numpy
+    from zoo.arrays import to_numpy
     from zoo.tasks.text import tokenize
 
     if "last_hidden_state" in model.graph.outputs:

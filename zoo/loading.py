@@ -96,8 +96,8 @@ def capture(module: Any, /, *, task: str | None = None, dtype: str = "float32", 
         return _capture_reference(module, task, dtype)
     import torch
 
+    from zoo.arrays import to_numpy
     from zoo.capture.torch_export import capture_module, capture_program
-    from zoo.model import to_numpy
 
     if isinstance(module, torch.export.ExportedProgram):
         graph = capture_program(module)

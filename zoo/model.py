@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from zoo.arrays import numpy_dtype, to_numpy
 from zoo.errors import ConfigError, InputError
 from zoo.graph.io import save_graph
 from zoo.graph.ir import Graph, Input, Ref, param_ref
@@ -276,20 +277,6 @@ def fill_defaults(declared: Sequence[Input], given: Mapping[str, Any]) -> dict[s
     return {item.name: filled[item.name] for item in declared}
 
 
-def to_numpy(value: Any) -> np.ndarray:
-    """A framework's array as NumPy's, bfloat16 included."""
-    if hasattr(value, "detach"):  # torch
-        value = value.detach().cpu()
-        if str(value.dtype) == "torch.bfloat16":
-            import ml_dtypes
-            import torch
-
-            return value.contiguous().view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
-    if hasattr(value, "numpy"):
-        return np.asarray(value.numpy())
-    return np.asarray(value)
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file.
 
@@ -362,7 +349,7 @@ def _checked(
                 got=got,
             )
     if isinstance(array, np.ndarray) and dtype != item.dtype:
-        return array.astype(_numpy_dtype(item.dtype))
+        return array.astype(numpy_dtype(item.dtype))
     return _cast(array, item.dtype) if dtype != item.dtype else array
 
 
@@ -387,18 +374,12 @@ def _cast(array: Any, dtype: str) -> Any:
         return tf.cast(array, dtype)
     if kind.startswith("jax"):
         return array  # int64 does not exist there; the kinds agree, and that is what counts
-    return np.asarray(array).astype(_numpy_dtype(dtype))
+    return np.asarray(array).astype(numpy_dtype(dtype))
 
 
 def _dtype_name(array: Any) -> str:
     dtype = array.dtype
     return getattr(dtype, "name", None) or str(dtype).removeprefix("torch.")
-
-
-def _numpy_dtype(name: str) -> Any:
-    import ml_dtypes
-
-    return np.dtype(getattr(ml_dtypes, name, None) or name)
 
 
 def _kind(dtype: str) -> str:

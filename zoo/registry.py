@@ -38,7 +38,8 @@ class Entry:
         files: file name -> sha256, for the files whose hash was read from a source.
         license: SPDX id as the source states it.
         config_sources: where the config was read.
-        published_parameters: the number of parameters that its authors state.
+        published_parameters: the number of parameters published for the checkpoint: by its authors, or counted by
+            somebody else in its files.
         parameters_source: where that number was read.
     """
 

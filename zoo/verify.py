@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from zoo.arrays import to_numpy
 from zoo.backends import BACKENDS, backend_name, get_backend, installed
 from zoo.errors import VerifyError, ZooError
 from zoo.graph.ir import Graph, Ref
-from zoo.model import Model, Package, prepare_inputs, to_numpy
+from zoo.model import Model, Package, prepare_inputs
 from zoo.samples import is_mask, sample_inputs
 from zoo.tolerances import FLOORS, VACUOUS, gradient_tolerance, tolerance
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from zoo.arrays import numpy_dtype
 from zoo.errors import WeightsError
 from zoo.graph.ir import Graph, param_ref, refs
 
@@ -229,7 +230,5 @@ def _equal(checkpoint: Any, a: str, b: str) -> bool:
 
 def as_dtype(array: np.ndarray, dtype: str) -> Any:
     """The array itself if it has the dtype, else a converted copy."""
-    import ml_dtypes
-
-    target = np.dtype(getattr(ml_dtypes, dtype, None) or dtype)
+    target = numpy_dtype(dtype)
     return array if array.dtype == target else array.astype(target)

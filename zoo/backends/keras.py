@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
+from zoo.arrays import numpy_dtype
 from zoo.backends import get_backend
 from zoo.errors import GraphError, InputError, MissingFramework, UnknownBackend, WeightsError
 from zoo.graph.io import from_json, to_json
@@ -384,4 +384,4 @@ def _float_dtype(graph: Graph) -> str:
 def _numpy(dtype: str) -> Any:
     if dtype not in DTYPES:
         raise GraphError("unknown dtype", expected=f"one of {', '.join(DTYPES)}", got=dtype)
-    return np.dtype(ml_dtypes.bfloat16) if dtype == "bfloat16" else np.dtype(dtype)
+    return numpy_dtype(dtype)

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
+from zoo.arrays import numpy_dtype
 from zoo.backends.execute import Program, resolve_over
 from zoo.backends.namespace import BINARY, UNARY, Namespace
 from zoo.graph.ir import Graph
@@ -55,7 +55,7 @@ class NumpyNamespace(Namespace):
     def _np(self, dtype: str) -> Any:
         if self.widen:
             dtype = _WIDE.get(dtype, dtype)
-        return ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
+        return numpy_dtype(dtype)
 
     def asarray(self, x: Any, dtype: str | None = None) -> Any:
         if dtype is None:

@@ -23,6 +23,7 @@ import torch
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
+from zoo.arrays import to_numpy
 from zoo.errors import CaptureError
 from zoo.graph.ir import DType, Graph, Input, Node, Param, Ref, ValueInfo, param_ref
 from zoo.graph.passes import simplify
@@ -286,9 +287,7 @@ class _Translation:
                 got=type(tensor).__name__,
                 do="capture from a module that is not on the meta device",
             )
-        array = tensor.detach().cpu().contiguous()
-        array = array.float().numpy() if array.dtype == torch.bfloat16 else array.numpy()
-        array = array.astype(_numpy_bfloat16()) if tensor.dtype == torch.bfloat16 else array.copy()
+        array = to_numpy(tensor).copy()
         for known, other in self.constants.items():
             if other.dtype == array.dtype and other.shape == array.shape and other.tobytes() == array.tobytes():
                 return known
@@ -542,12 +541,6 @@ def _all_auto(value: Any) -> Any:
 
 def _dtype(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _numpy_bfloat16() -> Any:
-    import ml_dtypes
-
-    return ml_dtypes.bfloat16
 
 
 def _first_lines(error: BaseException, count: int = 3) -> str:

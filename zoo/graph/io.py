@@ -21,9 +21,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
+from zoo.arrays import numpy_dtype
 from zoo.errors import FormatError, GraphError, UnsupportedOp
 from zoo.graph.ir import DTYPES, DType, Graph, Input, Node, Param, Ref, ValueInfo
 
@@ -199,7 +199,7 @@ def _decode_array(dtype: str, shape: Any, packed: str) -> np.ndarray:
     """Read-only; the bytes must be exactly as many as the shape needs."""
     if dtype not in DTYPES:
         raise ValueError(f"expected a dtype, got {dtype!r}")
-    kind = np.dtype(getattr(ml_dtypes, dtype, None) or dtype)
+    kind = numpy_dtype(dtype)
     return np.frombuffer(base64.b64decode(packed, validate=True), kind).reshape([_count(d) for d in shape])
 
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from zoo.arrays import to_numpy
 from zoo.errors import ConfigError
-from zoo.model import Model, read_json, to_numpy
+from zoo.model import Model, read_json
 
 __all__ = ["embed", "load_tokenizer", "tokenize"]
 

@@ -1,0 +1,32 @@
+"""Arrays as NumPy has them, and dtypes by the names that torch, NumPy and ml_dtypes share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+__all__ = ["numpy_dtype", "to_numpy"]
+
+
+def numpy_dtype(name: str) -> np.dtype:
+    """The NumPy dtype of a name: "float32", "bfloat16", "float8_e4m3fn" …
+
+    Raises:
+        TypeError: no such dtype.
+    """
+    return np.dtype(getattr(ml_dtypes, name, None) or name)
+
+
+def to_numpy(value: Any) -> np.ndarray:
+    """A framework's array as NumPy's, bfloat16 included."""
+    if hasattr(value, "detach"):  # torch
+        value = value.detach().cpu()
+        if str(value.dtype) == "torch.bfloat16":
+            import torch
+
+            return value.contiguous().view(torch.uint16).numpy().view(numpy_dtype("bfloat16"))
+    if hasattr(value, "numpy"):
+        return np.asarray(value.numpy())
+    return np.asarray(value)
