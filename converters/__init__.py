@@ -5,32 +5,53 @@ from __future__ import annotations
 from pathlib import Path
 from types import ModuleType
 
-from converters import safetensors, torch_pickle
+from converters import (
+    gguf,
+    h5,
+    llama2c,
+    msgpack,
+    npz,
+    onnx,
+    orbax,
+    safetensors,
+    saved_model,
+    tensor_bundle,
+    tfjs,
+    torch_pickle,
+)
 from converters.checkpoint import DTYPES, Checkpoint, TensorInfo, read_head, refuse_impostor
+from converters.folder import USUAL, weights_in
 from converters.safetensors import save_safetensors
 from converters.sharded import open_index
 from zoo.errors import FormatError, SourceError
 
 __all__ = ["DTYPES", "Checkpoint", "TensorInfo", "open_checkpoint", "save_safetensors"]
 
-FORMATS: tuple[ModuleType, ...] = (safetensors, torch_pickle)
+FORMATS: tuple[ModuleType, ...] = (
+    safetensors,
+    npz,
+    torch_pickle,
+    h5,
+    msgpack,
+    gguf,
+    tensor_bundle,
+    saved_model,
+    onnx,
+    tfjs,
+    llama2c,
+)
 """Every format, each with SUFFIXES, recognises(head) and open_file(path); see `converters.checkpoint`."""
 
-IN_A_FOLDER = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
-"""What is looked for in a folder, in this order; then a single *.safetensors."""
+FOLDERS: tuple[ModuleType, ...] = (saved_model, orbax)
+"""Those whose checkpoints are folders, each with recognises_folder(folder)."""
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """Opens a checkpoint: reads and checks its directory of tensors, no tensor itself.
 
     Args:
-        path: a file of any format in `FORMATS`, an index (*.index.json) of shards, or a folder holding one of
-            `IN_A_FOLDER` or a single *.safetensors.
+        path: a file of any format in `FORMATS`, an index (*.index.json) of shards, the prefix of a TensorFlow
+            checkpoint, or a folder that is a checkpoint (`FOLDERS`) or holds one (see `converters.folder`).
 
     Returns:
         A `Checkpoint`, to be used in a `with` block.
@@ -42,7 +63,12 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     if path.is_dir():
+        for format_ in FOLDERS:
+            if format_.recognises_folder(path):
+                return format_.open_file(path)
         path = _in_folder(path)
+    elif not path.is_file() and (prefix := tensor_bundle.prefix_of(path)) is not None:
+        return tensor_bundle.open_file(prefix)
     if path.name.endswith(".index.json"):
         return open_index(path, _open_file)
     return _open_file(path)
@@ -51,14 +77,14 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 def _open_file(path: Path) -> Checkpoint:
     head = read_head(path)
     refuse_impostor(path, head)
-    # A name that promises safetensors is held to it; other names are shared by formats, so contents decide.
-    if path.suffix not in safetensors.SUFFIXES:
-        for format_ in FORMATS:
-            if format_.recognises(head):
-                return format_.open_file(path)
-    for format_ in FORMATS:
-        if path.suffix in format_.SUFFIXES:
-            return format_.open_file(path)
+    claiming = [format_ for format_ in FORMATS if path.suffix in format_.SUFFIXES]
+    telling = [format_ for format_ in FORMATS if format_.recognises(head)]
+    # A name that promises safetensors is held to it; other names are shared by formats, so contents decide, and
+    # where several formats begin alike (zip archives) the name decides between them.
+    if path.suffix in safetensors.SUFFIXES:
+        return safetensors.open_file(path)
+    for format_ in (*(one for one in telling if one in claiming), *telling, *claiming):
+        return format_.open_file(path)
     raise FormatError(
         "the file is of no format that is known here",
         where=path,
@@ -68,16 +94,13 @@ def _open_file(path: Path) -> Checkpoint:
 
 
 def _in_folder(folder: Path) -> Path:
-    for name in IN_A_FOLDER:
-        if (folder / name).exists():
-            return folder / name
-    single = sorted(folder.glob("*.safetensors"))
-    if len(single) == 1:
-        return single[0]
-    raise SourceError(
-        "the folder holds several checkpoints" if single else "the folder holds no checkpoint",
-        where=folder,
-        expected=f"{', '.join(IN_A_FOLDER)}, or one *.safetensors",
-        got=", ".join(p.name for p in single) or None,
-        do="give the path of the file itself",
-    )
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    found = weights_in(sorted(names), folder)
+    if found is None:
+        raise SourceError(
+            "the folder holds no checkpoint",
+            where=folder,
+            expected=f"{', '.join(USUAL)}, or one file of another format",
+            do="give the path of the file itself",
+        )
+    return folder / found

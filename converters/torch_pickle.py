@@ -16,14 +16,11 @@ its whole path.
 from __future__ import annotations
 
 import json
-import struct
 import subprocess
 import sys
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -40,9 +37,11 @@ from converters.checkpoint import (
     refuse_impostor,
     tensor_info,
 )
+from converters.torch_write import write
+from converters.zips import MAGIC, Member, open_zip
 from zoo.errors import FormatError, SourceError, UnsafeFile
 
-__all__ = ["SUFFIXES", "TorchCheckpoint", "open_file", "recognises"]
+__all__ = ["SUFFIXES", "TorchCheckpoint", "open_file", "recognises", "write"]
 
 SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
@@ -51,13 +50,11 @@ CPU_SECONDS = 5
 WALL_SECONDS = 30
 MEMORY = 1 << 30
 MAX_PICKLE = 1 << 26
-MAX_INFLATION = 16
-"""How much larger than the file its compressed entries may claim to be (weights hardly compress)."""
 
 
 def recognises(head: bytes) -> bool:
     """Whether a file that begins so is one of torch's: a zip archive, or the legacy magic number."""
-    return head.startswith((_ZIP, _LEGACY)) or (head[:1] == b"\x80" and head[2:14] == _LEGACY[2:])
+    return head.startswith((MAGIC, _LEGACY)) or (head[:1] == b"\x80" and head[2:14] == _LEGACY[2:])
 
 
 def open_file(path: Path) -> TorchCheckpoint:
@@ -71,7 +68,7 @@ def open_file(path: Path) -> TorchCheckpoint:
     data = map_file(path)
     head = bytes(data[:512])
     refuse_impostor(path, head)
-    if head.startswith(_ZIP):
+    if head.startswith(MAGIC):
         listing, storages, byteorder = _open_zip(path, data)
     elif recognises(head):
         listing, storages, byteorder = _open_legacy(path, data)
@@ -101,7 +98,7 @@ class TorchCheckpoint(Checkpoint):
         path: Path,
         infos: Mapping[str, TensorInfo],
         places: Mapping[str, _Place],
-        storages: Mapping[str, _Storage],
+        storages: Mapping[str, Member],
         byteorder: str,
         *,
         wrapper: str,
@@ -116,7 +113,7 @@ class TorchCheckpoint(Checkpoint):
 
     def _read(self, info: TensorInfo) -> np.ndarray:
         place = self._places[info.name]
-        data = self._storages[place.key].bytes(info.file)
+        data = self._storages[place.key].read(info.file)
         start = place.offset * DTYPES[info.dtype].itemsize
         return array_view(data, info, start, place.strides, self._byteorder)
 
@@ -124,10 +121,8 @@ class TorchCheckpoint(Checkpoint):
         self._storages.clear()
 
 
-_ZIP = b"PK\x03\x04"
 _LEGACY = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # the magic number, pickled
 _RESAVE = "if you trust its author, load it with torch and save its tensors as safetensors; else leave it alone"
-_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError)
 _SIZES = {
     name: dtype.itemsize for name, dtype in DTYPES.items()
 } | {  # not readable as tensors, but a legacy file must be walked past them
@@ -148,50 +143,15 @@ class _Place:
     strides: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Storage:
-    """The bytes of one storage: as stored, or deflated to `size` bytes of checksum `crc`."""
-
-    data: memoryview
-    size: int
-    crc: int | None = None
-
-    def bytes(self, path: Path) -> memoryview:
-        if self.crc is None:
-            return self.data
-        try:
-            raw = zlib.decompressobj(-15).decompress(self.data, self.size + 1)
-        except zlib.error as error:
-            raise FormatError("a compressed storage is corrupt", where=path, got=error, do=AGAIN) from error
-        if len(raw) != self.size or zlib.crc32(raw) != self.crc:
-            raise FormatError(
-                "a compressed storage is corrupt",
-                where=path,
-                expected=f"{self.size} bytes with the checksum of the archive's directory",
-                got=f"{len(raw)} bytes or more",
-                do=AGAIN,
-            )
-        return memoryview(raw)
-
-
-_Opened = tuple[dict[str, Any], dict[str, _Storage], str]  # listing, storages, byte order
+_Opened = tuple[dict[str, Any], dict[str, Member], str]  # listing, storages, byte order
 
 
 def _open_zip(path: Path, data: memoryview) -> _Opened:
-    try:
-        with path.open("rb") as f, zipfile.ZipFile(f) as archive:
-            members = _members(path, archive)
-            root = _root(path, members)
-            _check_ranges(path, data, members, archive.start_dir)
-            pickled = _small(archive, members[f"{root}/data.pkl"], MAX_PICKLE, path)
-            order = members.get(f"{root}/byteorder")
-            byteorder = _small(archive, order, 16, path).decode("ascii", "replace") if order else "little"
-    except OSError as error:
-        raise SourceError("the file cannot be read", where=path, got=error) from error
-    except FormatError:
-        raise
-    except (*_ZIP_ERRORS, ValueError) as error:
-        raise FormatError("the file is truncated or not a zip archive", where=path, got=error, do=AGAIN) from error
+    members = open_zip(path, data)
+    root = _root(path, members)
+    pickled = _small(members[f"{root}/data.pkl"], MAX_PICKLE, path)
+    order = members.get(f"{root}/byteorder")
+    byteorder = _small(order, 16, path).decode("ascii", "replace") if order else "little"
     if byteorder not in ("little", "big"):
         raise FormatError("unknown byte order", where=path, expected="little or big", got=repr(byteorder))
 
@@ -200,17 +160,15 @@ def _open_zip(path: Path, data: memoryview) -> _Opened:
     for key, (dtype, numel) in listing["storages"].items():
         member = members.get(f"{root}/data/{key}")
         need = numel * _SIZES.get(dtype, 1)
-        if member is None or member.file_size < need:
+        if member is None or member.size < need:
             raise FormatError(
                 f"storage {key!r} is missing or too short",
                 where=path,
                 expected=f"{need} bytes",
-                got=member and f"{member.file_size} bytes",
+                got=member and f"{member.size} bytes",
                 do=AGAIN,
             )
-        start, size = _payload(path, data, member), member.compress_size
-        crc = member.CRC if member.compress_type == zipfile.ZIP_DEFLATED else None
-        storages[key] = _Storage(data[start : start + size], member.file_size, crc)
+        storages[key] = member
     return listing, storages, byteorder
 
 
@@ -235,13 +193,13 @@ def _open_legacy(path: Path, data: memoryview) -> _Opened:
                 got=f"{stored} values, {max(0, len(data) - position - 8)} bytes left in the file",
                 do=AGAIN,
             )
-        storages[key] = _Storage(data[position + 8 : position + 8 + size], size)
+        storages[key] = Member(key, data[position + 8 : position + 8 + size], size)
         position += 8 + size
     return listing, storages, "little"
 
 
 def _checkpoint(
-    path: Path, listing: Mapping[str, Any], storages: Mapping[str, _Storage], byteorder: str
+    path: Path, listing: Mapping[str, Any], storages: Mapping[str, Member], byteorder: str
 ) -> TorchCheckpoint:
     if listing["unsupported"]:
         raise FormatError(
@@ -280,7 +238,7 @@ def _checkpoint(
 
 
 def _check_place(
-    info: TensorInfo, file_size: int, storage: _Storage | None, offset: object, strides: object
+    info: TensorInfo, file_size: int, storage: Member | None, offset: object, strides: object
 ) -> tuple[int, tuple[int, ...]]:
     """The offset and strides of a tensor, having checked that all its values lie in its storage."""
     size = storage.size if storage else 0
@@ -299,19 +257,7 @@ def _check_place(
     )
 
 
-def _members(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    members: dict[str, zipfile.ZipInfo] = {}
-    for member in archive.infolist():
-        name, windows = member.orig_filename, PureWindowsPath(member.orig_filename)
-        if windows.anchor or ".." in windows.parts or "\\" in name or "\0" in name:
-            raise UnsafeFile("an archive member's name leaves the archive", where=path, got=repr(name), do=_RESAVE)
-        if name in members:
-            raise FormatError(f"the archive holds {name!r} twice", where=path, do=AGAIN)
-        members[name] = member
-    return members
-
-
-def _root(path: Path, members: Mapping[str, zipfile.ZipInfo]) -> str:
+def _root(path: Path, members: Mapping[str, Member]) -> str:
     """The archive's one top folder, named after the file it was first saved to."""
     roots = [name.removesuffix("/data.pkl") for name in members if name.endswith("/data.pkl")]
     roots = [root for root in roots if root and "/" not in root]
@@ -332,50 +278,10 @@ def _root(path: Path, members: Mapping[str, zipfile.ZipInfo]) -> str:
     return roots[0]
 
 
-def _check_ranges(path: Path, data: memoryview, members: Mapping[str, zipfile.ZipInfo], directory: int) -> None:
-    """Every member is stored or deflated, inside the file, apart from the others, and not a bomb."""
-    position = claimed = 0
-    for name, member in sorted(members.items(), key=lambda item: item[1].header_offset):
-        stored = member.compress_type == zipfile.ZIP_STORED
-        if member.flag_bits & 1 or not (stored or member.compress_type == zipfile.ZIP_DEFLATED):
-            raise FormatError(f"{name!r} is encrypted or compressed in an unknown way", where=path)
-        start = _payload(path, data, member)
-        end = start + member.compress_size
-        if member.header_offset < position or end > directory or (stored and member.file_size != end - start):
-            raise FormatError(f"{name!r} overlaps another member or reaches outside the file", where=path, do=AGAIN)
-        position = end
-        claimed += 0 if stored else member.file_size
-    if claimed > MAX_INFLATION * len(data):
-        raise FormatError(
-            "the archive's members claim to be far larger than the file",
-            where=path,
-            expected=f"at most {MAX_INFLATION * len(data)} bytes",
-            got=f"{claimed} bytes",
-            do="if the file is yours, save it uncompressed, as torch.save does",
-        )
-
-
-def _payload(path: Path, data: memoryview, member: zipfile.ZipInfo) -> int:
-    """Where a member's bytes start: after its local header, the name again, and an extra field of its own."""
-    at = member.header_offset
-    header = bytes(data[at : at + 30])
-    if len(header) < 30 or header[:4] != _ZIP:
-        raise FormatError(f"{member.filename!r} has no local header", where=path, do=AGAIN)
-    name, extra = int.from_bytes(header[26:28], "little"), int.from_bytes(header[28:30], "little")
-    if bytes(data[at + 30 : at + 30 + name]) != member.orig_filename.encode(
-        "utf-8" if member.flag_bits & 0x800 else "cp437"
-    ):
-        raise FormatError(f"{member.filename!r} has another name in its local header", where=path, do=AGAIN)
-    return at + 30 + name + extra
-
-
-def _small(archive: zipfile.ZipFile, member: zipfile.ZipInfo, limit: int, path: Path) -> bytes:
-    if member.file_size > limit:
-        raise FormatError(
-            f"{member.filename!r} is too long", where=path, expected=f"{limit} bytes", got=member.file_size
-        )
-    with archive.open(member) as f:
-        return f.read(limit + 1)
+def _small(member: Member, limit: int, path: Path) -> bytes:
+    if member.size > limit:
+        raise FormatError(f"{member.name!r} is too long", where=path, expected=f"{limit} bytes", got=member.size)
+    return bytes(member.read(path, check=True))
 
 
 def _list_tensors(path: Path, kind: str, source: bytes | BinaryIO) -> dict[str, Any]:

@@ -13,8 +13,8 @@ stdout is one JSON object: `{"unsafe": global}`, `{"error": why}`, or
 A path is the list of dict keys and list positions that lead to the leaf.
 
 Three walls: `find_class` knows a fixed set of names, each standing for an inert, immutable record; the
-process may not open files, import, fork or write (resource limits, an audit hook); its CPU time and memory
-are bounded.
+process may not open files, import, fork or write (`converters.confined`); its CPU time and memory are
+bounded.
 Source of the format: torch/serialization.py (`_save`, `_legacy_save`) and torch/_utils.py (`_rebuild_*`).
 """
 
@@ -28,24 +28,15 @@ from collections import namedtuple
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None  # type: ignore[assignment]
+if __package__:
+    from converters.confined import Unsafe, confine
+else:  # run by path: -I leaves this folder out of the search path, so that nothing in it can pose as another module
+    sys.path.append(os.path.dirname(os.path.abspath(__file__)))
+    from confined import Unsafe, confine  # type: ignore[no-redef]
+
+    sys.path.pop()
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
-DENIED = (
-    "open",
-    "import",
-    "exec",
-    "compile",
-    "os.",
-    "subprocess.",
-    "socket.",
-    "ctypes.",
-    "pickle.",
-    "shutil.",
-)
 MAX_DEPTH, MAX_VISITS, MAX_OTHER, MAX_TEXT, MAX_CHARS = 64, 2_000_000, 10_000, 1000, 1 << 26
 
 
@@ -63,27 +54,6 @@ def main(kind: str, cpu: int, memory: int) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
     os._exit(0)  # skips the destructors: a deeply nested object can overflow the stack there
-
-
-def confine(cpu: int, memory: int) -> None:
-    """Bounds CPU seconds and bytes of memory; forbids new files, writes, imports and processes."""
-    if resource is not None:
-        limits = {"CPU": cpu, "AS": memory, "FSIZE": 0, "CORE": 0, "NOFILE": 3, "NPROC": 0}
-        for name, limit in limits.items():
-            try:
-                resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (limit, limit))
-            except (AttributeError, ValueError, OSError):
-                pass  # not on this system
-
-    def deny(event: str, args: tuple) -> None:
-        if event.startswith(DENIED):
-            raise Unsafe(event)
-
-    sys.addaudithook(deny)
-
-
-class Unsafe(Exception):
-    """The pickle asks for a global outside `GLOBALS`, or reached something that the audit hook forbids."""
 
 
 # Records are named tuples: BUILD can set attributes on whatever a pickle holds, and tuples have none to set.

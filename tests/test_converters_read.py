@@ -543,7 +543,7 @@ def test_what_a_folder_opens(tmp_path):
         open_checkpoint(tmp_path)
     with pytest.raises(SourceError, match="cannot be read"):
         open_checkpoint(tmp_path / "missing.safetensors")
-    steps = ["other.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin"]
+    steps = ["pytorch_model.bin.index.json", "pytorch_model.bin", "other.safetensors"]
     steps += ["model.safetensors.index.json", "model.safetensors"]
     for name in steps:
         if name.endswith("index.json"):

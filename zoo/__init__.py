@@ -17,16 +17,32 @@ from zoo.errors import ZooError
 
 if TYPE_CHECKING:
     from zoo.catalogue import available, info
+    from zoo.convert import Conversion, convert
     from zoo.loading import capture, load
     from zoo.model import Model, Output, Package
     from zoo.verify import Report, verify
 
-__all__ = ["Model", "Output", "Package", "Report", "ZooError", "available", "capture", "info", "load", "verify"]
+__all__ = [
+    "Conversion",
+    "Model",
+    "Output",
+    "Package",
+    "Report",
+    "ZooError",
+    "available",
+    "capture",
+    "convert",
+    "info",
+    "load",
+    "verify",
+]
 __version__ = "0.1.0.dev0"
 
 _LAZY = {
     "load": "zoo.loading",
     "capture": "zoo.loading",
+    "convert": "zoo.convert",
+    "Conversion": "zoo.convert",
     "Model": "zoo.model",
     "Output": "zoo.model",
     "Package": "zoo.model",
@@ -50,7 +66,7 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """`zoo.capture` and `zoo.verify` stay the functions when the modules of these names are imported."""
+    """`zoo.capture`, `zoo.convert` and `zoo.verify` stay the functions when the modules of these names are imported."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (name in _LAZY and isinstance(value, ModuleType)):

@@ -1,4 +1,4 @@
-"""The command `zoo`: list, info, run, verify, capture.
+"""The command `zoo`: list, info, run, verify, convert, inspect, capture.
 
 Exit codes: 0 all right, 1 a verification failed, 2 the command could not be carried out. Results go to stdout, all
 else to stderr. No framework is imported before a command needs one.
@@ -7,6 +7,7 @@ else to stderr. No framework is imported before a command needs one.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -208,6 +209,89 @@ def capture_model(
     from zoo.loading import capture
 
     console().print(f"wrote {_plain(str(capture(source, task=task, dtype=dtype).save(output)))}", soft_wrap=True)
+
+
+@app.command("convert")
+def convert_model(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="A name, hf://org/name, a folder or a file of weights.")],
+    output: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")],
+    to: Annotated[
+        str, typer.Option("--to", help="The form to write; `zoo convert --help` lists them.")
+    ] = "safetensors",
+    task: _Task = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; as it is by default.")] = None,
+    shard_size: Annotated[str | None, typer.Option(metavar="SIZE", help="Largest file, such as 5GB or 200MB.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print which tensor becomes which.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Read both ends and compare tensors and outputs.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="A tensor that holds NaN is an error.")] = False,
+    as_json: _Json = False,
+) -> None:
+    """Write a checkpoint in another framework's form: safetensors, torch, tf-h5, flax, npz, gguf and others."""
+    from zoo.convert import convert
+
+    with progress_bars() as progress:
+        done = convert(
+            source, output, to, task=task, dtype=dtype, shard_size=_bytes(shard_size), dry_run=dry_run, verify=verify,
+            strict=strict, progress=progress,
+        )  # fmt: skip
+    if as_json:
+        _write_json(done.to_json())
+        return
+    if dry_run:
+        width = max(map(len, done.names.values()), default=0)
+        for name, origin in done.names.items():
+            print(f"{origin:<{width}}  ->  {name}")
+    for name, why in done.dropped.items():
+        print(f"dropped {name}: {why}")
+    for name in done.nans:
+        console(stderr=True).print(f"[yellow]warning:[/] {_plain(name)} holds NaN")
+    what = f"{len(done.names)} tensors, {done.nbytes / 1e6:.1f} MB, {done.dialect} to {done.target}"
+    checked = ", every tensor and the outputs compared" if verify and not dry_run else ""
+    console().print(f"{'would write' if dry_run else 'wrote'} {_plain(str(output))}: {what}{checked}", soft_wrap=True)
+
+
+@app.command("inspect")
+def inspect_file(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="A file of weights, a folder, or a name.")],
+    as_json: _Json = False,
+) -> None:
+    """What is in a checkpoint: its tensors' names, shapes and dtypes, and how they are spelled. Loads no tensor."""
+    from converters import open_checkpoint
+    from converters.dialects import dialect_of
+    from zoo.loading import fetch_checkpoint
+    from zoo.registry import parse
+
+    place, _ = fetch_checkpoint(parse(source))
+    with open_checkpoint(place) as checkpoint:
+        dialect = dialect_of(checkpoint)
+        facts = {
+            "path": str(checkpoint.path),
+            "format": checkpoint.format,
+            "dialect": dialect.NAME if dialect else "hf-torch",
+            "tensors": {
+                name: {"dtype": info.dtype, "shape": list(info.shape)} for name, info in checkpoint.infos.items()
+            },
+            "tied": dict(checkpoint.aliases),
+        }
+        size = sum(info.nbytes for name, info in checkpoint.infos.items() if name not in checkpoint.aliases)
+    if as_json:
+        _write_json(facts)
+        return
+    rows = [(name, info.dtype, str(list(info.shape))) for name, info in checkpoint.infos.items()]
+    widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print(f"\n{facts['path']}: {facts['format']}, {facts['dialect']}, {len(rows)} tensors, {size / 1e6:.1f} MB")
+
+
+def _bytes(size: str | None) -> int | None:
+    """5GB, 200MB, 1000 … in bytes."""
+    if size is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKMG]?)i?B?", size.strip())
+    if found is None:
+        raise InputError("not a size", got=size, expected="a number with kB, MB or GB")
+    return int(float(found[1]) * {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9}[found[2]])
 
 
 def _load(name: str, backend: str, task: str | None) -> Model:

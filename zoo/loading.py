@@ -67,15 +67,15 @@ def load(
     wanted = _full_task(task)
     if dtype not in _DTYPES:
         raise ConfigError("no model is loaded in this dtype", expected=", ".join(_DTYPES), got=dtype)
-    folder, name = _fetch(found, offline, progress)
-    if (folder / GRAPH_FILE).is_file():
-        config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-        graph = load_graph(folder / GRAPH_FILE)
-        _check_package(graph, folder, wanted, dtype)
+    place, name = fetch_checkpoint(found, offline, progress)
+    if (place / GRAPH_FILE).is_file():
+        config = read_json(place / "config.json") if (place / "config.json").is_file() else {}
+        graph = load_graph(place / GRAPH_FILE)
+        _check_package(graph, place, wanted, dtype)
     else:
-        config = _config(folder, found)
+        config = config_of(place, found)
         graph = graph_for(config, task, dtype)
-    return _assemble(name, backend, graph, folder, config, strict)
+    return assemble(name, backend, graph, place, config, strict)
 
 
 def capture(module: Any, /, *, task: str | None = None, dtype: str = "float32", **inputs: Any) -> Package:
@@ -183,15 +183,16 @@ def model_from(package: Package, backend: str) -> Model:
     return Model(name, _canonical(module), package.graph, params, {}, package.folder, _backend=module)
 
 
-def _assemble(name: str, backend: str, graph: Graph, folder: Path, config: dict[str, Any], strict: bool) -> Model:
-    """Weights from the folder into the graph's parameters, as the backend's arrays."""
+def assemble(name: str, backend: str, graph: Graph, place: Path, config: dict[str, Any], strict: bool) -> Model:
+    """Weights from a folder or file into the graph's parameters, as the backend's arrays."""
     from converters import open_checkpoint
     from converters.checkpoint import release
+    from converters.dialects import canonical
     from zoo.backends import get_backend
-    from zoo.weights import as_dtype, fit, prune, untie
+    from zoo.weights import as_dtype, expected_shapes, fit, prune, untie
 
     module = get_backend(backend)
-    with open_checkpoint(folder) as checkpoint:
+    with canonical(open_checkpoint(place), config, expected_shapes(graph)) as checkpoint:
         shapes = {name: info.shape for name, info in checkpoint.infos.items()}
         graph = untie(graph, checkpoint)
         fitted = fit(graph, shapes, checkpoint.path, strict=strict)
@@ -205,16 +206,19 @@ def _assemble(name: str, backend: str, graph: Graph, folder: Path, config: dict[
                 release(stored)
     notes = [f"output {output!r} is left out: {why}" for output, why in dropped.items()]
     notes += [f"tensor {tensor!r} is not used: {why}" for tensor, why in fitted.unused.items()]
+    folder = place if place.is_dir() else place.parent
     return Model(name, _canonical(module), graph, params, config, folder, notes, _backend=module)
 
 
-def _fetch(found: Entry | SourceRef, offline: bool | None, progress: Progress | None) -> tuple[Path, str]:
+def fetch_checkpoint(
+    found: Entry | SourceRef, offline: bool | None = None, progress: Progress | None = None
+) -> tuple[Path, str]:
+    """The folder (or the file, if that is what was named) that holds a checkpoint, and what to call it."""
     from zoo.sources import fetch, fetch_first
 
     if isinstance(found, Entry):
         return fetch_first(found.sources, sha256=found.files, progress=progress, offline=offline), found.name
-    folder = fetch(found.uri, progress=progress, offline=offline)
-    return folder, found.location
+    return fetch(found.uri, progress=progress, offline=offline), found.location
 
 
 def _check_package(graph: Graph, folder: Path, task: str | None, dtype: str) -> None:
@@ -226,15 +230,28 @@ def _check_package(graph: Graph, folder: Path, task: str | None, dtype: str) -> 
         raise ConfigError("the package is of another dtype", where=folder, expected=own_dtype, got=dtype)
 
 
-def _config(folder: Path, found: Entry | SourceRef) -> dict[str, Any]:
-    path = folder / "config.json"
-    if path.is_file():
-        return read_json(path)
+def config_of(place: Path, found: Entry | SourceRef) -> dict[str, Any]:
+    """The config of a checkpoint: its config.json, the registry's, or one that follows from the file itself.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    path = (place if place.is_dir() else place.parent) / "config.json"
+    config = read_json(path) if path.is_file() else {}
+    if "model_type" in config:
+        return config
     if isinstance(found, Entry) and found.has_config:
         return found.config()
+    from converters import open_checkpoint
+    from converters.dialects import derived_config
+
+    with open_checkpoint(place) as checkpoint:
+        derived = derived_config(checkpoint)
+    if derived or config:
+        return derived or config
     raise ConfigError(
         "the checkpoint has no config.json",
-        where=folder,
+        where=place,
         do="add the config of the model, or capture the module with zoo.capture and load the package",
     )
 
@@ -245,10 +262,10 @@ def _capture_reference(reference: str | os.PathLike[str], task: str | None, dtyp
     found = parse(reference)
     if task is None and isinstance(found, Entry):
         task = found.head
-    folder, _ = _fetch(found, None, None)
-    graph = capture_config(config_from(_config(folder, found)), task, dtype)
-    model = _assemble(str(reference), "numpy", graph, folder, {}, True)
-    return Package(model.graph, model.params, folder)
+    place, _ = fetch_checkpoint(found)
+    config = config_of(place, found)
+    model = assemble(str(reference), "numpy", capture_config(config_from(config), task, dtype), place, config, True)
+    return Package(model.graph, model.params, model.folder)
 
 
 def _need_torch() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,10 @@ from zoo.arrays import numpy_dtype
 from zoo.errors import WeightsError
 from zoo.graph.ir import Graph, param_ref, refs
 
-__all__ = ["Fit", "as_dtype", "fit", "prune", "untie"]
+__all__ = ["COMPUTED", "Fit", "as_dtype", "expected_shapes", "fit", "prune", "untie"]
+
+COMPUTED = "the model computes it"
+"""Why a tensor is not needed although the model knows its name."""
 
 # Spellings of old checkpoints -> those of the module today. Both directions are tried.
 _RENAMED = (
@@ -21,6 +24,9 @@ _RENAMED = (
     ("LayerNorm.beta", "LayerNorm.bias"),
     (".weight_g", ".parametrizations.weight.original0"),
     (".weight_v", ".parametrizations.weight.original1"),
+    # one bias under two names, of which files hold one
+    ("predictions.bias", "predictions.decoder.bias"),
+    ("lm_head.bias", "lm_head.decoder.bias"),
 )
 
 # Tensors that some checkpoints hold although the model computes them: dropping one loses nothing.
@@ -50,7 +56,7 @@ def fit(graph: Graph, shapes: Mapping[str, tuple[int, ...]], where: object, *, s
 
     Args:
         graph: its meta may hold "prefix" (transformers' base_model_prefix) and "unexpected" (patterns of tensor names
-            that the class knows and does not use).
+            that the class knows and does not use), "legacy" (pattern, replacement: names that it had before).
         shapes: tensor name -> shape, all of the checkpoint.
         where: the checkpoint, for errors.
         strict: False takes unknown tensors as unused.
@@ -60,8 +66,7 @@ def fit(graph: Graph, shapes: Mapping[str, tuple[int, ...]], where: object, *, s
             tensors are named. Missing ones are returned, not raised: `prune` decides whether they matter.
     """
     prefix = graph.meta.get("prefix") or ""
-    index = {spelling: name for name in shapes for spelling in _spellings(name)}
-    index.update((name, name) for name in shapes)
+    index = _index(graph, shapes)
     names: dict[str, str] = {}
     missing, misshaped = [], []
     for param in graph.params.values():
@@ -83,6 +88,18 @@ def fit(graph: Graph, shapes: Mapping[str, tuple[int, ...]], where: object, *, s
     return Fit(names, tuple(missing), unused)
 
 
+def expected_shapes(graph: Graph) -> dict[str, tuple[int, ...]]:
+    """The shape of each parameter, under every name by which a checkpoint may hold it."""
+    prefix = graph.meta.get("prefix") or ""
+    return {
+        spelling: param.shape
+        for param in graph.params.values()
+        for own in (param.name, *param.aliases)
+        for candidate in _candidates(own, prefix)
+        for spelling in (candidate, *_spellings(candidate))
+    }
+
+
 def untie(graph: Graph, checkpoint: Any) -> Graph:
     """The graph with those aliases made parameters of their own for which the checkpoint holds another array.
 
@@ -90,8 +107,7 @@ def untie(graph: Graph, checkpoint: Any) -> Graph:
     """
     from dataclasses import replace
 
-    index = {spelling: name for name in checkpoint.infos for spelling in _spellings(name)}
-    index.update((name, name) for name in checkpoint.infos)
+    index = _index(graph, checkpoint.infos)
     prefix = graph.meta.get("prefix") or ""
     params = {}
     for param in graph.params.values():
@@ -151,7 +167,7 @@ def _leftovers(graph: Graph, names: list[str], prefix: str) -> tuple[dict[str, s
     unused, unexpected = {}, []
     for name in names:
         if _COMPUTED.fullmatch(name):
-            unused[name] = "the model computes it"
+            unused[name] = COMPUTED
         elif any(pattern.search(name) for pattern in patterns):
             unused[name] = "the class does not use it"
         elif _in_another_part(name, modules):
@@ -184,6 +200,21 @@ def _candidates(name: str, prefix: str) -> Iterator[str]:
     yield name
     if prefix:
         yield name.removeprefix(prefix + ".") if name.startswith(prefix + ".") else f"{prefix}.{name}"
+
+
+def _index(graph: Graph, names: Iterable[str]) -> dict[str, str]:
+    """By which names the graph may ask for a checkpoint's tensors -> those tensors; own names win."""
+    canonical = {own: name for name, own in graph.meta.get("renamed", {}).items()}
+    prefix = f"{graph.meta.get('prefix') or ''}."
+    index: dict[str, str] = {}
+    for name in names:
+        for pattern, replacement in graph.meta.get("legacy", ()):
+            now = re.sub(pattern, replacement, name.removeprefix(prefix))
+            if now != name.removeprefix(prefix):
+                index[canonical.get(now, now)] = name
+        index.update(dict.fromkeys(_spellings(name), name))
+    index.update((name, name) for name in names)
+    return index
 
 
 def _spellings(name: str) -> Iterator[str]:

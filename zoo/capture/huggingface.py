@@ -55,7 +55,7 @@ def model_class(config: transformers.PretrainedConfig, task: str | None) -> type
             found = getattr(transformers, name, None)
             if inspect.isclass(found) and issubclass(found, transformers.PreTrainedModel):
                 return found
-        task = "feature-extraction"
+        task = _task_of_class(next(iter(config.architectures or ()), "Model"))
     for auto in TASKS[task_name(task)]:
         mapping = getattr(transformers, auto)._model_mapping
         if type(config) in mapping:
@@ -67,6 +67,36 @@ def model_class(config: transformers.PretrainedConfig, task: str | None) -> type
     raise ConfigError(
         f"{config.model_type} has no class for the task {task!r}", expected=", ".join(served), do="pass one of these"
     )
+
+
+def _task_of_class(name: str) -> str:
+    """The task of a class that this transformers does not have, such as Flax's BertForCausalLM."""
+    for ending, task in _ENDINGS.items():
+        if name.endswith(ending):
+            return task
+    raise ConfigError(
+        "transformers has no such class of model",
+        where="config.json, architectures",
+        got=name,
+        do='say what to load it for: task="feature-extraction", for the model without a head',
+    )
+
+
+_ENDINGS = {
+    "ForMaskedLM": "fill-mask",
+    "ForCausalLM": "text-generation",
+    "LMHeadModel": "text-generation",
+    "ForConditionalGeneration": "text2text-generation",
+    "ForSequenceClassification": "text-classification",
+    "ForTokenClassification": "token-classification",
+    "ForQuestionAnswering": "question-answering",
+    "ForMultipleChoice": "multiple-choice",
+    "ForImageClassification": "image-classification",
+    "ForSemanticSegmentation": "semantic-segmentation",
+    "ForAudioClassification": "audio-classification",
+    "ForCTC": "automatic-speech-recognition",
+    "Model": "feature-extraction",
+}
 
 
 def build(
@@ -140,6 +170,12 @@ def example_inputs(module: transformers.PreTrainedModel, dtype: str = "float32")
             inputs["token_type_ids"] = torch.zeros(batch, length, dtype=torch.long)
         if "bbox" in accepted:
             inputs["bbox"] = torch.zeros(batch, length, 4, dtype=torch.long)
+        if type(module).__name__.endswith("ForMultipleChoice"):
+            choices = 3
+            inputs = {
+                name: tensor.unsqueeze(1).expand(batch, choices, *tensor.shape[1:]).clone()
+                for name, tensor in inputs.items()
+            }
     if "pixel_values" in accepted:
         height, width = _image_size(config)
         inputs["pixel_values"] = torch.zeros(batch, _channels(config), height, width, dtype=floats)
@@ -226,7 +262,19 @@ def _named(graph: Graph, module: Any, config: Any, task: str | None, dtype: str)
             "aliases": dict(config.attribute_map),
         },
     }
+    if legacy := _legacy_names(module):
+        meta["legacy"] = legacy
     return replace(graph, inputs=inputs, meta=meta)
+
+
+def _legacy_names(module: Any) -> list[list[str]]:
+    """(pattern, replacement) for the names that older checkpoints of this very class have."""
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+    changes = get_checkpoint_conversion_mapping(type(module).__name__) or ()
+    return [
+        [change.source_patterns[0], change.target_patterns[0]] for change in changes if len(change.source_patterns) == 1
+    ]
 
 
 def _rename_params(graph: Graph, params: dict[str, Any], canonical: Mapping[str, str]) -> Graph:

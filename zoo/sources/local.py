@@ -11,11 +11,12 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Literal
 
+from converters.folder import USUAL, weights_in
 from zoo.errors import ChecksumError, FormatError, SourceError, UnsafeFile
 from zoo.registry import parse_uri
 from zoo.sources import NO_HASHES, Progress, cache_root
 
-__all__ = ["digest", "fetch", "inside", "safe_name", "select", "shards", "write_text"]
+__all__ = ["companions", "digest", "fetch", "inside", "names_in", "safe_name", "select", "shards", "write_text"]
 
 
 def fetch(
@@ -39,7 +40,7 @@ def fetch(
         return root
     if not root.is_dir():
         raise SourceError("no such file or folder", where=root, do="check the path")
-    names = _names(root)
+    names = names_in(root)
     for name in names:
         inside(root, name)
     for name in names:
@@ -111,8 +112,8 @@ def select(names: Iterable[str], files: Sequence[str] | None = None, *, where: s
         where: the source, for messages.
 
     Returns:
-        Config, tokenizer and processor files, and one set of weights, of the first format of `_FORMATS` that
-        is there. Of a sharded set only the index: `shards` then names the rest.
+        Config, tokenizer and processor files, and one set of weights, of the first format that is there
+        (see `converters.folder`). Of a sharded set only the index: `shards` then names the rest.
 
     Raises:
         SourceError: a file of `files` is not there; no weights; or weights that cannot be told apart.
@@ -121,16 +122,27 @@ def select(names: Iterable[str], files: Sequence[str] | None = None, *, where: s
     listing = list(dict.fromkeys(names))
     if files is not None:
         return [_wanted(name, listing, where) for name in files]
-    taken = [name for name in listing if any(fnmatch(name, pattern) for pattern in _COMPANIONS) and "/" not in name]
-    for name in listing:
-        if match := _MODULE.fullmatch(name):
-            better = f"{match['folder']}/model.safetensors"
-            if not (name.endswith(".bin") and better in listing):
-                taken.append(name)
-    # An index is for its own format only: it comes back with the weights.
-    taken = [name for name in taken if not name.endswith(".index.json")]
+    taken = companions(listing)
     taken += _weights([name for name in listing if "/" not in name], where, optional="graph.json.gz" in taken)
     return [name for name in dict.fromkeys(taken) if not _is_code(name)]
+
+
+def companions(names: Sequence[str]) -> list[str]:
+    """The files that belong to a checkpoint beside its weights: config, tokenizer, processor, pooling modules."""
+    # An index is for its own format only: it comes with the weights.
+    taken = [
+        name
+        for name in names
+        if any(fnmatch(name, pattern) for pattern in _COMPANIONS)
+        and "/" not in name
+        and not name.endswith(".index.json")
+    ]
+    for name in names:
+        if match := _MODULE.fullmatch(name):
+            better = f"{match['folder']}/model.safetensors"
+            if not (name.endswith(".bin") and better in names):
+                taken.append(name)
+    return [name for name in taken if not _is_code(name)]
 
 
 def shards(index: Path, text: str | bytes | None = None) -> list[str]:
@@ -200,18 +212,6 @@ def write_text(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-# Best first: safetensors cannot run code and are mapped, not read.
-_FORMATS: tuple[tuple[str, ...], ...] = (
-    ("*.safetensors",),
-    ("*.bin", "*.pt", "*.pth", "*.ckpt"),
-    ("*.gguf",),
-    ("*.h5", "*.keras", "*.npz", "*.msgpack"),
-    ("*.onnx",),
-)
-_USUAL = ("model.safetensors", "pytorch_model.bin")
-_NO_WEIGHTS = (
-    "graph.safetensors", "training_args.bin", "optimizer.*", "scheduler.*", "rng_state*", "tokenizer*.bin",
-)  # fmt: skip
 _COMPANIONS = (
     "*config*.json", "*token*.json", "modules.json", "normalizer.json", "entity_vocab.json", "vocab*",
     "*.vocab", "merges.txt", "bpe.codes", "dict.txt", "*.model", "*.spm", "*.tiktoken", "*.jinja",
@@ -230,34 +230,16 @@ def _wanted(name: str, listing: list[str], where: str) -> str:
 
 
 def _weights(names: list[str], where: str, *, optional: bool) -> list[str]:
-    for patterns in _FORMATS:
-        found = [
-            name
-            for name in names
-            if any(fnmatch(name, pattern) for pattern in patterns)
-            and not any(fnmatch(name, pattern) for pattern in _NO_WEIGHTS)
-        ]
-        for usual in _USUAL:
-            if usual in found:
-                return [usual]
-            if fnmatch(usual, patterns[0]) and f"{usual}.index.json" in names:
-                return [f"{usual}.index.json"]
-        if len(found) == 1:
-            return found
-        if found:
-            raise SourceError(
-                "several files of weights, and no telling which to take",
-                where=where,
-                expected=f"{' or '.join(_USUAL)}, an index of shards, or one file",
-                got=_some(found),
-                do="name the ones you want: files=[...]",
-            )
+    found = weights_in(names, where)
+    if found is not None:
+        data = re.compile(re.escape(found.removesuffix(".index")) + r"\.data-\d+-of-\d+")
+        return [found, *(name for name in names if found.endswith(".index") and data.fullmatch(name))]
     if optional:
         return []
     raise SourceError(
         "no weights there",
         where=where,
-        expected="model.safetensors, pytorch_model.bin or another checkpoint format, or graph.json.gz",
+        expected=f"{', '.join(USUAL)} or another checkpoint format, or graph.json.gz",
         got=_some(names) or "nothing",
         do="if they are in a subfolder, name them: files=[...], or name that folder",
     )
@@ -275,7 +257,7 @@ def _check_hash(path: Path, name: str, sha256: Mapping[str, str]) -> None:
         )
 
 
-def _names(root: Path) -> list[str]:
+def names_in(root: Path) -> list[str]:
     """The files of a folder that `select` looks at: not those of deeper folders, which may be anything."""
     names = [path.name for path in root.iterdir() if path.is_file()]
     for folder in root.glob("[0-9]*_*/"):

@@ -1,0 +1,75 @@
+"""Dialects: how each framework or program spells and lays out the tensors of a model, and back to canonical names.
+
+Canonical names are those of the torch checkpoint. A dialect is one file of this package. It holds
+
+    NAME: str                                   what `zoo inspect` and `--to` call it
+    def recognises(checkpoint) -> bool          whether a checkpoint is spelled so, from its format and names
+    def canonical(checkpoint, config) -> dict[str, Recipe | Concatenate]
+                                                canonical name -> how it is made of the checkpoint's tensors
+    def foreign(checkpoint, config) -> dict[str, Recipe | Concatenate]
+                                                where it can be written: the other way, from canonical tensors
+    def config(checkpoint) -> dict | None       where it can tell: the config.json of a checkpoint that has none
+    DROPPED: tuple[tuple[str, str], ...]        patterns of its own names that are no weights, each with the reason
+
+`config` is the model's config.json. What a dialect does not know keeps its own name, for `zoo.weights.fit` to accept
+or refuse by name: nothing is lost silently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType, ModuleType
+from typing import Any
+
+from converters.checkpoint import Checkpoint
+from converters.dialects import hf_flax, hf_tf
+from converters.view import Recipe, Reshape, View
+
+__all__ = ["DIALECTS", "canonical", "derived_config", "dialect_of"]
+
+DIALECTS: tuple[ModuleType, ...] = (hf_tf, hf_flax)
+"""Every dialect but the canonical one, in the order in which they are tried."""
+
+NO_SHAPES: Mapping[str, tuple[int, ...]] = MappingProxyType({})
+
+
+def dialect_of(checkpoint: Checkpoint) -> ModuleType | None:
+    """The dialect that a checkpoint is spelled in; None for the canonical one."""
+    return next((dialect for dialect in DIALECTS if dialect.recognises(checkpoint)), None)
+
+
+def derived_config(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """The config.json that follows from a checkpoint's own metadata or tensors, where its dialect can tell."""
+    dialect = dialect_of(checkpoint)
+    derive = getattr(dialect, "config", None)
+    return None if derive is None else derive(checkpoint)
+
+
+def canonical(
+    checkpoint: Checkpoint, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]] = NO_SHAPES
+) -> Checkpoint:
+    """The checkpoint under canonical names, in torch's layouts; itself if that is what it is.
+
+    Args:
+        checkpoint: closed with what is returned.
+        config: the model's config.json.
+        shapes: what the model expects, by every spelling of a name; tensors that differ in axes of size 1 alone get
+            these (a scalar that TensorFlow keeps as a vector of one, say).
+
+    Raises:
+        FormatError: two tensors that must be one (a tied weight stored twice) differ.
+    """
+    dialect = dialect_of(checkpoint)
+    if dialect is None:
+        return checkpoint
+    recipes = dialect.canonical(checkpoint, config)
+    for name, recipe in recipes.items():
+        if isinstance(recipe, Recipe) and name in shapes:
+            found = recipe.shape(checkpoint.infos[recipe.source].shape)
+            if found != shapes[name] and _without_ones(found) == _without_ones(shapes[name]):
+                recipes[name] = Recipe(recipe.source, (*recipe.steps, Reshape(shapes[name])))
+    return View(checkpoint, recipes)
+
+
+def _without_ones(shape: tuple[int, ...]) -> list[int]:
+    return [size for size in shape if size != 1]

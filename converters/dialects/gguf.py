@@ -1,0 +1,176 @@
+"""llama.cpp's names (GGUF): token_embd.weight, blk.0.attn_q.weight, output_norm.weight.
+
+Layouts are torch's, but for GPT-2's layers, which are [out, in] here and [in, out] in Hugging Face's Conv1D. The
+architecture "llama" has the rows of queries and keys in pairs, as Meta has; the others keep Hugging Face's order.
+Gemma's norms are stored with 1 added: reading them subtracts it, in float32, which gives back bit for bit what any
+float32 norm within 2**-24 of a multiple of 2**-23 was, and rounds others; so does writing.
+Sources: names from gguf-py's constants.py (TENSOR_NAMES) and tensor_mapping.py, the rest from convert_hf_to_gguf.py,
+both in https://github.com/ggml-org/llama.cpp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from converters.checkpoint import Checkpoint
+from converters.dialects.gguf_config import architecture_of, config, metadata
+from converters.dialects.tabled import Dropped, read, write
+from converters.dialects.tables import Row, Table
+from converters.view import Concatenate, Layout, Recipe, RotaryRows, Shift
+from zoo.errors import ConfigError, WeightsError
+
+__all__ = ["DROPPED", "NAME", "canonical", "config", "foreign", "metadata", "recognises"]
+
+NAME = "gguf"
+
+DROPPED: Dropped = (
+    (r"rope_freqs\.weight|rope_factors_(long|short)\.weight", "the config's rope_scaling says the same"),
+    (r"blk\.\d+\.attn_rot_embd\.weight|(.*\.)?rotary_emb\.inv_freq", "the model computes it from the config"),
+    (r"(.*\.)?position_ids|(transformer\.)?h\.\d+\.attn\.(masked_)?bias", "the model computes it"),
+    (r"(bert\.)?pooler\.dense\.(weight|bias)", "llama.cpp's BERT has no pooler"),
+)
+
+
+def recognises(checkpoint: Checkpoint) -> bool:
+    """Whether the token embedding has llama.cpp's name."""
+    return "token_embd.weight" in checkpoint.infos
+
+
+def canonical(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Recipe | Concatenate]:
+    """Canonical name -> recipe; head counts come from the file's metadata, or else from the config.
+
+    Raises:
+        ConfigError: an architecture that is not known here, or no number of heads.
+    """
+    architecture = checkpoint.metadata.get("general.architecture")
+    if architecture is None:
+        architecture = architecture_of(config)
+    return read(_table(architecture, config, checkpoint.metadata), checkpoint, config, DROPPED)
+
+
+def foreign(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Recipe | Concatenate]:
+    """llama.cpp's name -> recipe.
+
+    Raises:
+        ConfigError: a model type that is not known here, or no number of heads.
+        WeightsError: tensors that llama.cpp has no name for, or Gemma's norms in less than float32.
+    """
+    architecture = architecture_of(config)
+    table = _table(architecture, config, {})
+    ties = (("lm_head.weight", "model.embed_tokens.weight"), ("lm_head.weight", "transformer.wte.weight"))
+    if architecture in _GEMMA:
+        _need_float32(checkpoint)
+    return write(table, checkpoint, ties, DROPPED)
+
+
+_GEMMA = ("gemma", "gemma2", "gemma3")
+
+_SHARED = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "model.layers.{}.self_attn.o_proj": "blk.{}.attn_output",
+    "model.layers.{}.mlp.down_proj": "blk.{}.ffn_down",
+    "model.layers.{}.input_layernorm": "blk.{}.attn_norm",
+    "model.layers.{}.post_attention_layernorm": "blk.{}.ffn_norm",
+}
+_DECODER = _SHARED | {
+    "model.layers.{}.self_attn.q_proj": "blk.{}.attn_q",
+    "model.layers.{}.self_attn.k_proj": "blk.{}.attn_k",
+    "model.layers.{}.self_attn.v_proj": "blk.{}.attn_v",
+    "model.layers.{}.mlp.gate_proj": "blk.{}.ffn_gate",
+    "model.layers.{}.mlp.up_proj": "blk.{}.ffn_up",
+}
+_PHI3 = _SHARED | {
+    "model.layers.{}.self_attn.qkv_proj": "blk.{}.attn_qkv",
+    "model.layers.{}.mlp.gate_up_proj": "blk.{}.ffn_up",
+}
+_HEAD_NORMS = {
+    "model.layers.{}.self_attn.q_norm": "blk.{}.attn_q_norm",
+    "model.layers.{}.self_attn.k_norm": "blk.{}.attn_k_norm",
+}
+_FOUR_NORMS = {
+    "model.layers.{}.post_attention_layernorm": "blk.{}.post_attention_norm",
+    "model.layers.{}.pre_feedforward_layernorm": "blk.{}.ffn_norm",
+    "model.layers.{}.post_feedforward_layernorm": "blk.{}.post_ffw_norm",
+}
+_GPT2 = {
+    "transformer.wte": "token_embd",
+    "transformer.wpe": "position_embd",
+    "transformer.ln_f": "output_norm",
+    "lm_head": "output",
+    "transformer.h.{}.ln_1": "blk.{}.attn_norm",
+    "transformer.h.{}.attn.c_attn": "blk.{}.attn_qkv",
+    "transformer.h.{}.attn.c_proj": "blk.{}.attn_output",
+    "transformer.h.{}.ln_2": "blk.{}.ffn_norm",
+    "transformer.h.{}.mlp.c_fc": "blk.{}.ffn_up",
+    "transformer.h.{}.mlp.c_proj": "blk.{}.ffn_down",
+}
+_BERT = {
+    "bert.embeddings.word_embeddings": "token_embd",
+    "bert.embeddings.position_embeddings": "position_embd",
+    "bert.embeddings.token_type_embeddings": "token_types",
+    "bert.embeddings.LayerNorm": "token_embd_norm",
+    "bert.encoder.layer.{}.attention.self.query": "blk.{}.attn_q",
+    "bert.encoder.layer.{}.attention.self.key": "blk.{}.attn_k",
+    "bert.encoder.layer.{}.attention.self.value": "blk.{}.attn_v",
+    "bert.encoder.layer.{}.attention.output.dense": "blk.{}.attn_output",
+    "bert.encoder.layer.{}.attention.output.LayerNorm": "blk.{}.attn_output_norm",
+    "bert.encoder.layer.{}.intermediate.dense": "blk.{}.ffn_up",
+    "bert.encoder.layer.{}.output.dense": "blk.{}.ffn_down",
+    "bert.encoder.layer.{}.output.LayerNorm": "blk.{}.layer_output_norm",
+}
+_NAMES: Mapping[str, Mapping[str, str]] = {
+    "llama": _DECODER,
+    "qwen2": _DECODER,
+    "qwen3": _DECODER | _HEAD_NORMS,
+    "gemma": _DECODER,
+    "gemma2": _DECODER | _FOUR_NORMS,
+    "gemma3": _DECODER | _FOUR_NORMS | _HEAD_NORMS,
+    "phi3": _PHI3,
+    "gpt2": _GPT2,
+    "bert": _BERT,
+}
+_PREFIXES = {"gpt2": "transformer.", "bert": "bert."}
+
+
+def _table(architecture: str, config: Mapping[str, Any], metadata: Mapping[str, Any]) -> Table:
+    if architecture not in _NAMES:
+        raise ConfigError("no names are known for this architecture", expected=", ".join(_NAMES), got=architecture)
+    rows = []
+    for own, name in _NAMES[architecture].items():
+        after: tuple[Layout, ...] = ()
+        if architecture == "llama" and own.endswith(("q_proj", "k_proj")):
+            after = (RotaryRows(_heads(config, metadata, own.endswith("k_proj"))),)
+        transposed = architecture == "gpt2" and ".c_" in own
+        norm: tuple[Layout, ...] = (Shift(-1.0),) if architecture in _GEMMA and own.endswith("norm") else after
+        rows.append(Row(f"{own}.weight", f"{name}.weight", "dense" if transposed else "same", after=norm))
+        rows.append(Row(f"{own}.bias", f"{name}.bias", after=after))
+    return Table(rows, prefix=_PREFIXES.get(architecture, "model."))
+
+
+def _heads(config: Mapping[str, Any], metadata: Mapping[str, Any], keys: bool) -> int:
+    """How many heads the queries have, or the keys and values."""
+    found = metadata.get("llama.attention.head_count", config.get("num_attention_heads"))
+    if keys:
+        own = metadata.get("llama.attention.head_count_kv", config.get("num_key_value_heads"))
+        found = found if own is None else own
+    if type(found) is not int or found < 1:
+        raise ConfigError(
+            "the rows of queries and keys cannot be put in order without the number of heads",
+            expected="llama.attention.head_count in the file, or num_attention_heads in the config: one number",
+            got=found,
+        )
+    return found
+
+
+def _need_float32(checkpoint: Checkpoint) -> None:
+    wrong = [name for name, info in checkpoint.infos.items() if "norm" in name and info.dtype != "float32"]
+    if wrong:
+        raise WeightsError(
+            "Gemma's norms are stored with 1 added, which less than float32 cannot hold",
+            where=checkpoint.path,
+            got=f"{checkpoint.infos[wrong[0]].dtype} in {', '.join(wrong[:4])}",
+            do="convert to float32 first: --dtype float32",
+        )

@@ -1,0 +1,305 @@
+"""Between GGUF's metadata and a model's config.json, both ways, from one table.
+
+Sources: the keys from https://github.com/ggml-org/ggml/blob/master/docs/gguf.md and gguf-py's constants.py; what
+llama.cpp takes for granted (Gemma's scales and windows, Llama 3's frequencies) from its sources, src/llama-model.cpp
+and convert_hf_to_gguf.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from converters.checkpoint import Checkpoint
+from zoo.errors import ConfigError
+
+__all__ = ["ARCHITECTURES", "Architecture", "architecture_of", "config", "metadata"]
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """A general.architecture of GGUF.
+
+    Args:
+        model_type: Hugging Face's.
+        cls: the class whose checkpoint it is.
+        fields: the key after the architecture's name -> field of the config.
+        sliding: the model type where every layer has a sliding window, if that is another one.
+        fixed: fields that the architecture implies.
+    """
+
+    model_type: str
+    cls: str
+    fields: Mapping[str, str]
+    sliding: str | None = None
+    fixed: Mapping[str, Any] | None = None
+
+
+_SIZES = {
+    "context_length": "max_position_embeddings",
+    "block_count": "num_hidden_layers",
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+}
+_DECODER = _SIZES | {
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "rope.freq_base": "rope_theta",
+}
+_WINDOW = {"attention.sliding_window": "sliding_window"}
+_CAPS = {"attn_logit_softcapping": "attn_logit_softcapping", "final_logit_softcapping": "final_logit_softcapping"}
+_GPT2 = {
+    "context_length": "n_positions",
+    "block_count": "n_layer",
+    "embedding_length": "n_embd",
+    "feed_forward_length": "n_inner",
+    "attention.head_count": "n_head",
+    "attention.layer_norm_epsilon": "layer_norm_epsilon",
+}
+_GEMMA3 = {"sliding_window_pattern": 6, "rope_local_base_freq": 10000.0}
+_TANH = {"hidden_activation": "gelu_pytorch_tanh"}
+
+ARCHITECTURES: Mapping[str, Architecture] = {
+    "llama": Architecture("llama", "LlamaForCausalLM", _DECODER | _WINDOW, sliding="mistral"),
+    "qwen2": Architecture("qwen2", "Qwen2ForCausalLM", _DECODER),
+    "qwen3": Architecture("qwen3", "Qwen3ForCausalLM", _DECODER),
+    "gemma": Architecture("gemma", "GemmaForCausalLM", _DECODER, fixed=_TANH),
+    "gemma2": Architecture("gemma2", "Gemma2ForCausalLM", _DECODER | _WINDOW | _CAPS, fixed=_TANH),
+    "gemma3": Architecture("gemma3_text", "Gemma3ForCausalLM", _DECODER | _WINDOW, fixed=_TANH | _GEMMA3),
+    "phi3": Architecture("phi3", "Phi3ForCausalLM", _DECODER | _WINDOW),
+    "gpt2": Architecture("gpt2", "GPT2LMHeadModel", _GPT2),
+    "bert": Architecture("bert", "BertModel", _SIZES | {"attention.layer_norm_epsilon": "layer_norm_eps"}),
+}
+
+_NEEDED = ("block_count", "embedding_length", "feed_forward_length", "attention.head_count")
+_TOKENS = {"tokenizer.ggml.bos_token_id": "bos_token_id", "tokenizer.ggml.eos_token_id": "eos_token_id"}
+
+
+def config(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """The config.json that follows from a GGUF file; None where it does not say what it is.
+
+    Raises:
+        ConfigError: an architecture that is not known here, sizes that are missing, experts, or a scaling of the
+            rotary embedding that is none of linear, yarn, longrope and Llama 3's.
+    """
+    name = checkpoint.metadata.get("general.architecture")
+    if name is None:
+        return None
+    architecture = ARCHITECTURES.get(name)
+    if architecture is None or checkpoint.metadata.get(f"{name}.expert_count"):
+        raise ConfigError(
+            "no config can be derived for this architecture",
+            where=checkpoint.path,
+            expected=f"{', '.join(ARCHITECTURES)}, without experts",
+            got=name,
+            do="add the model's config.json",
+        )
+    values = {
+        key.removeprefix(f"{name}."): _plain(value)
+        for key, value in checkpoint.metadata.items()
+        if key.startswith(f"{name}.")
+    }
+    lacking = [f"{name}.{key}" for key in _NEEDED if type(values.get(key)) is not int or values[key] < 1]
+    if lacking:
+        raise ConfigError("sizes are missing in the metadata", where=checkpoint.path, expected=", ".join(lacking))
+    found: dict[str, Any] = {"architectures": [architecture.cls], "model_type": architecture.model_type}
+    found |= {field: values[key] for key, field in architecture.fields.items() if values.get(key) is not None}
+    found |= {field: checkpoint.metadata[key] for key, field in _TOKENS.items() if key in checkpoint.metadata}
+    found["vocab_size"] = _rows(checkpoint, "token_embd.weight")
+    found |= architecture.fixed or {}
+    if name == "bert":
+        found["type_vocab_size"] = _rows(checkpoint, "token_types.weight")
+    elif name == "gpt2":
+        if found["n_inner"] == 4 * found["n_embd"]:
+            del found["n_inner"]  # as published: the class multiplies
+    else:
+        _complete_decoder(found, name, values, checkpoint)
+    return found
+
+
+def metadata(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The key/values that describe a model, without its tokenizer, for writing a GGUF file.
+
+    Raises:
+        ConfigError: a model type or a scaling that llama.cpp does not have, or keeps in tensors of its own.
+    """
+    name = architecture_of(config)
+    architecture = ARCHITECTURES[name]
+    fields = _flat(config)
+    fields.setdefault("num_key_value_heads", fields.get("num_attention_heads"))
+    if name == "gpt2" and fields.get("n_inner") is None:
+        fields["n_inner"] = 4 * fields["n_embd"]
+    if name in ("gemma2", "gemma3"):
+        _check_scale(name, fields)
+    found: dict[str, Any] = {"general.architecture": name}
+    found |= {f"{name}.{k}": fields[field] for k, field in architecture.fields.items() if fields.get(field) is not None}
+    found |= {f"{name}.{key}": value for key, value in _scaling_keys(fields)}
+    if "rope.freq_base" in architecture.fields:
+        size = fields.get("head_dim") or fields["hidden_size"] // fields["num_attention_heads"]
+        found[f"{name}.rope.dimension_count"] = int(size * fields.get("partial_rotary_factor", 1))
+        found[f"{name}.rope.freq_base"] = float(fields.get("rope_theta") or 10000.0)
+        if f"{name}.attention.key_length" in found:
+            found[f"{name}.attention.value_length"] = found[f"{name}.attention.key_length"]
+    if name == "bert":
+        found["bert.attention.causal"] = False
+    return found | {key: fields[field] for key, field in _TOKENS.items() if type(fields.get(field)) is int}
+
+
+def architecture_of(config: Mapping[str, Any]) -> str:
+    """llama.cpp's name of a model type.
+
+    Raises:
+        ConfigError: it has none that is known here.
+    """
+    model_type = config.get("model_type")
+    for name, architecture in ARCHITECTURES.items():
+        if model_type in (architecture.model_type, architecture.sliding):
+            return name
+    known = ", ".join(architecture.model_type for architecture in ARCHITECTURES.values())
+    raise ConfigError("no architecture of llama.cpp is known for this model type", expected=known, got=model_type)
+
+
+def _complete_decoder(found: dict[str, Any], name: str, values: Mapping[str, Any], checkpoint: Checkpoint) -> None:
+    """What a decoder's config has besides sizes, and what llama.cpp takes for granted where a key is missing."""
+    found.setdefault("num_key_value_heads", found["num_attention_heads"])
+    found.setdefault("rope_theta", 10000.0)
+    found["tie_word_embeddings"] = "output.weight" not in checkpoint.infos
+    equal = found["hidden_size"] // found["num_attention_heads"]
+    rotated = values.get("rope.dimension_count")
+    if name == "phi3":
+        if rotated is not None and rotated != found.get("head_dim", equal):
+            found["partial_rotary_factor"] = rotated / found.get("head_dim", equal)
+    elif rotated is not None:
+        found.setdefault("head_dim", rotated)
+    if name in ("llama", "qwen2", "phi3") and found.get("head_dim") == equal:
+        del found["head_dim"]
+    if name in ("llama", "qwen3") and "blk.0.attn_q.bias" in checkpoint.infos:
+        found["attention_bias"] = True
+    if name == "llama" and "blk.0.ffn_down.bias" in checkpoint.infos:
+        found["mlp_bias"] = True
+    if name == "llama" and "sliding_window" in found:
+        found |= {"model_type": "mistral", "architectures": ["MistralForCausalLM"]}
+    if name in ("gemma2", "gemma3"):
+        found["query_pre_attn_scalar"] = _query_scale(name, found)
+    scaling = _scaling(name, values, checkpoint)
+    if scaling:
+        found["rope_scaling"] = scaling
+    if "long_factor" in scaling and "rope.scaling.original_context_length" in values:
+        found["original_max_position_embeddings"] = values["rope.scaling.original_context_length"]
+
+
+def _query_scale(name: str, fields: Mapping[str, Any]) -> int:
+    """What Gemma's scores are divided by the root of: llama.cpp knows the 27B models by their number of layers."""
+    if fields["num_hidden_layers"] == {"gemma2": 46, "gemma3": 62}[name]:
+        return fields["hidden_size"] // fields["num_attention_heads"]
+    return fields.get("head_dim", 256)
+
+
+def _check_scale(name: str, fields: Mapping[str, Any]) -> None:
+    expected, got = _query_scale(name, fields), fields.get("query_pre_attn_scalar", 256)
+    if expected != got:
+        raise ConfigError("llama.cpp would scale the attention otherwise", where=name, expected=expected, got=got)
+
+
+def _scaling(name: str, values: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:
+    kind = values.get("rope.scaling.type", "none")
+    factor = values.get("rope.scaling.factor", values.get("rope.scale_linear"))
+    if "rope_factors_long.weight" in checkpoint.infos:
+        short, long = (
+            [float(str(value)) for value in checkpoint.read(f"rope_factors_{which}.weight").reshape(-1)]
+            for which in ("short", "long")
+        )
+        return {"type": "longrope", "short_factor": short, "long_factor": long}
+    if "rope_freqs.weight" in checkpoint.infos:
+        return _llama3(checkpoint, name, values)
+    if kind == "none" and factor in (None, 1.0, 0.0):
+        return {}
+    if kind in ("linear", "none") and factor:
+        return {"rope_type": "linear", "factor": factor}
+    if kind == "yarn" and factor:
+        original = values.get("rope.scaling.original_context_length")
+        return {"rope_type": "yarn", "factor": factor} | (
+            {} if original is None else {"original_max_position_embeddings": original}
+        )
+    raise ConfigError(
+        "the rotary embedding is scaled in a way that is not known here",
+        where=checkpoint.path,
+        expected="linear, yarn, longrope or Llama 3's",
+        got=kind,
+        do="add the model's config.json",
+    )
+
+
+def _llama3(checkpoint: Checkpoint, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Llama 3's scaling from its divisors of the frequencies: only the factor differs between published models."""
+    stored = checkpoint.read("rope_freqs.weight").reshape(-1)
+    if np.all(stored == 1):
+        return {}
+    scaling = {"rope_type": "llama3", "factor": float(stored.max()), "low_freq_factor": 1.0}
+    scaling |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    theta = values.get("rope.freq_base", 10000.0)
+    half = len(stored)
+    lengths = 2 * math.pi * theta ** (np.arange(half) / half)
+    smooth = np.clip((8192 / lengths - 1) / 3, 0, 1)
+    expected = 1 / ((1 - smooth) / scaling["factor"] + smooth)
+    if not np.allclose(stored, expected, rtol=1e-4):  # the file has float32, from single precision
+        raise ConfigError(
+            "rope_freqs.weight is no scaling of Llama 3's",
+            where=checkpoint.path,
+            expected=f"low_freq_factor 1, high_freq_factor 4, 8192 positions, rope.freq_base {theta}",
+            got=str(stored[:8]),
+            do="add the model's config.json",
+        )
+    return scaling
+
+
+def _scaling_keys(fields: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    scaling = fields.get("rope_scaling") or {}
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind in ("linear", "yarn"):
+        yield "rope.scaling.type", kind
+        yield "rope.scaling.factor", float(scaling["factor"])
+        if kind == "yarn" and "original_max_position_embeddings" in scaling:
+            yield "rope.scaling.original_context_length", scaling["original_max_position_embeddings"]
+    elif kind != "default":
+        raise ConfigError(
+            f"the rotary embedding's scaling {kind!r} is a tensor of its own in llama.cpp, which is not written yet",
+            expected="no scaling, linear or yarn",
+            got=kind,
+            do="convert with convert_hf_to_gguf.py of llama.cpp",
+        )
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with rope_theta and rope_scaling, as published ones have them, where it has rope_parameters."""
+    fields = dict(config)
+    rope = fields.pop("rope_parameters", None) or {}
+    if "full_attention" in rope:  # Gemma 3: one for each kind of layer
+        rope = rope["full_attention"]
+    if "rope_theta" in rope:
+        fields["rope_theta"] = rope["rope_theta"]
+    if rope.get("rope_type", "default") != "default":
+        fields["rope_scaling"] = rope
+    if "partial_rotary_factor" in rope:
+        fields["partial_rotary_factor"] = rope["partial_rotary_factor"]
+    if fields.get("use_sliding_window") is False:
+        fields["sliding_window"] = None
+    return fields
+
+
+def _plain(value: Any) -> Any:
+    """A float as the shortest decimal that is the same float32: 1e-05, not 9.99999974e-06."""
+    return float(str(np.float32(value))) if isinstance(value, float) else value
+
+
+def _rows(checkpoint: Checkpoint, name: str) -> int:
+    info = checkpoint.infos.get(name)
+    if info is None or not info.shape:
+        raise ConfigError(f"no tensor named {name!r}, which the config would be derived from", where=checkpoint.path)
+    return info.shape[0]

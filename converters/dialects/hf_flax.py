@@ -1,0 +1,63 @@
+"""The Flax models of transformers 4 (flax_model.msgpack): path/to/kernel.
+
+Models with batch normalisation keep two trees, "params" and "batch_stats".
+Source: the files themselves; https://flax-linen.readthedocs.io for the layouts of its layers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from converters.checkpoint import Checkpoint
+from converters.dialects import hf_names
+from converters.dialects.shared import KERNELS, kernel_steps, merge
+from converters.view import Concatenate, Recipe
+
+__all__ = ["NAME", "canonical", "canonical_name", "foreign", "recognises"]
+
+NAME = "hf-flax"
+
+_COLLECTIONS = ("params", "batch_stats")
+_LEAVES = {
+    **dict.fromkeys(KERNELS, "weight"),
+    "scale": "weight",
+    "embedding": "weight",
+    "mean": "running_mean",
+    "var": "running_var",
+}
+
+
+def recognises(checkpoint: Checkpoint) -> bool:
+    """Whether it is a tree of names in Flax's own serialisation, in one file or in shards."""
+    return checkpoint.format == "flax" or (
+        checkpoint.format == "sharded" and all(info.file.suffix == ".msgpack" for info in checkpoint.infos.values())
+    )
+
+
+def canonical(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Recipe | Concatenate]:
+    """Canonical name -> recipe, for every tensor of the file."""
+    return merge(checkpoint, _pairs(checkpoint))
+
+
+def foreign(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Recipe | Concatenate]:
+    """Name -> recipe, for every place in which transformers 4 keeps the tensors of the config's class."""
+    return hf_names.foreign("flax", checkpoint, config)
+
+
+def canonical_name(path: str) -> str:
+    """The torch name of a weight: "bert/encoder/layer/0/output/LayerNorm/scale" is
+    "bert.encoder.layer.0.output.LayerNorm.weight".
+    """
+    # The plain blocks of ResNet are called layer_0, those with a bottleneck 0.
+    parts = re.sub(r"/layer/layer_(\d+)/", r"/layer/\1/", path).split("/")
+    if parts[0] in _COLLECTIONS:
+        parts = parts[1:]
+    return ".".join([*parts[:-1], _LEAVES.get(parts[-1], parts[-1])])
+
+
+def _pairs(checkpoint: Checkpoint) -> Iterator[tuple[str, Recipe]]:
+    for path, info in checkpoint.infos.items():
+        leaf = path.rpartition("/")[2]
+        yield canonical_name(path), Recipe(path, kernel_steps(leaf, len(info.shape)) if leaf in KERNELS else ())

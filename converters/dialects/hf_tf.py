@@ -1,0 +1,108 @@
+"""The TensorFlow models of transformers 4 (tf_model.h5): layer/class/path/to/kernel:0.
+
+The HDF5 group of the layer and the first part of a weight's name (the class) say nothing about the weight; files in
+shards have neither. "_._3" stands for a numbered part, "mlm___cls" for "cls". A weight that layers share is stored
+in the group of each.
+Source: the files themselves, and transformers 4.57 modeling_tf_pytorch_utils.py for what the marks mean.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from converters.checkpoint import Checkpoint
+from converters.dialects import hf_names
+from converters.dialects.shared import KERNELS, kernel_steps, merge
+from converters.view import Concatenate, Layout, Recipe
+
+__all__ = ["NAME", "canonical", "canonical_name", "foreign", "recognises", "shard_name"]
+
+NAME = "hf-tf"
+
+_LEAVES = {
+    **dict.fromkeys(KERNELS, "weight"),
+    "gamma": "weight",
+    "embeddings": "weight",
+    "beta": "bias",
+    "moving_mean": "running_mean",
+    "moving_variance": "running_var",
+}
+
+# Where TensorFlow's layers are nested in another way than torch's modules.
+_IRREGULAR: tuple[tuple[re.Pattern[str], str], ...] = tuple(
+    (re.compile(pattern), name)
+    for pattern, name in (
+        # A separable convolution is one layer of Keras and two modules of torch.
+        (r"(.*)\.key_conv_attn_layer\.depthwise_kernel", r"\1.key_conv_attn_layer.depthwise.weight"),
+        (r"(.*)\.key_conv_attn_layer\.pointwise_kernel", r"\1.key_conv_attn_layer.pointwise.weight"),
+        # A dual encoder holds whole models, base class included.
+        (r"(text_model|vision_model)\.(?:bert|roberta|distilbert|electra|albert|vit|deit|clip)\.(.*)", r"\1.\2"),
+    )
+)
+
+
+def recognises(checkpoint: Checkpoint) -> bool:
+    """Whether every tensor is named like a variable of TensorFlow, under a layer and a class of transformers."""
+    names = list(checkpoint.infos)
+    if checkpoint.format == "sharded":
+        return all(info.file.suffix == ".h5" and info.name.endswith(":0") for info in checkpoint.infos.values())
+    return (
+        checkpoint.format == "h5"
+        and all(name.endswith(":0") for name in names)
+        and any(re.match(r"[^/]+/tf_?[a-z0-9_]+/", name) for name in names)
+    )
+
+
+def canonical(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Recipe | Concatenate]:
+    """Canonical name -> recipe, for every tensor of the file."""
+    return merge(checkpoint, _pairs(checkpoint))
+
+
+def foreign(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Recipe | Concatenate]:
+    """Name -> recipe, for every place in which transformers 4 keeps the tensors of the config's class."""
+    return hf_names.foreign("tf", checkpoint, config)
+
+
+def shard_name(path: str) -> str:
+    """What a tensor is called in a file in shards: without its layer and class."""
+    return "/".join(_own_parts(path)) + ":0"
+
+
+def canonical_name(path: str, *, sharded: bool = False) -> str:
+    """The torch name of a weight: "bert/tf_bert_model/bert/encoder/layer_._0/output/dense/kernel:0" is
+    "bert.encoder.layer.0.output.dense.weight".
+    """
+    parts = path.removesuffix(":0").split("/") if sharded else _own_parts(path)
+    parts = "/".join(part.rpartition("___")[2] for part in parts).replace("_._", "/").split("/")
+    name = ".".join(filter(None, parts))
+    for pattern, irregular in _IRREGULAR:
+        name = pattern.sub(irregular, name)
+    head, _, leaf = name.rpartition(".")
+    leaf = _LEAVES.get(leaf, leaf)
+    return f"{head}.{leaf}" if head else leaf
+
+
+def _own_parts(path: str) -> list[str]:
+    """Without the layer's group, and without the class unless nothing would be left."""
+    parts = path.removesuffix(":0").split("/")[1:]
+    return parts[1:] if len(parts) > 1 else parts
+
+
+def _pairs(checkpoint: Checkpoint) -> Iterator[tuple[str, Recipe]]:
+    sharded = checkpoint.format == "sharded"
+    for path, info in checkpoint.infos.items():
+        leaf = path.removesuffix(":0").rpartition("/")[2]
+        if path.endswith("/predictions/decoder/bias:0") and _never_set(checkpoint, path):
+            continue
+        steps: tuple[Layout, ...] = kernel_steps(leaf, len(info.shape)) if leaf in KERNELS else ()
+        yield canonical_name(path, sharded=sharded), Recipe(path, steps)
+
+
+def _never_set(checkpoint: Checkpoint, path: str) -> bool:
+    """ALBERT's head computes with decoder/bias and keeps predictions/bias beside it; in torch they are one. A file
+    that transformers made of a torch checkpoint holds the values in the latter and zeros in the former.
+    """
+    twin = path.replace("/decoder/bias:0", "/bias:0")
+    return twin in checkpoint.infos and not checkpoint.read(path).any()

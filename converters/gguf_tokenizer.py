@@ -1,0 +1,180 @@
+"""The tokenizer inside a GGUF file as a tokenizer.json, and back: byte-level BPE, llama.cpp's model "gpt2".
+
+What a text is cut into before the merges apply stands in tokenizer.ggml.pre, as the name of a published tokenizer.
+Sources: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, llama.cpp's src/llama-vocab.cpp for what each name
+means, and the tokenizer.json of the models that are so called for how the tokenizers library says the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from zoo.errors import FormatError
+
+__all__ = ["tokenizer_json", "tokenizer_metadata"]
+
+
+def tokenizer_json(metadata: Mapping[str, Any]) -> str | None:
+    """A tokenizer.json for the tokenizers library; None where the file holds another kind of tokenizer, or none.
+
+    Args:
+        metadata: of a GGUF file, or what `tokenizer_metadata` gave.
+
+    Raises:
+        FormatError: lists of tokens, types and merges that do not belong together.
+    """
+    tokens, merges = metadata.get("tokenizer.ggml.tokens"), metadata.get("tokenizer.ggml.merges")
+    pre = metadata.get("tokenizer.ggml.pre", "default")
+    if metadata.get("tokenizer.ggml.model") != "gpt2" or not tokens or merges is None or pre not in _PRE:
+        return None
+    kinds = list(metadata.get("tokenizer.ggml.token_type") or [_NORMAL] * len(tokens))
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    pairs = [_pair(merge) for merge in merges]
+    if len(vocabulary) != len(tokens) or len(kinds) != len(tokens) or not all(map(_is_pair, pairs)):
+        raise FormatError(
+            "the tokenizer's lists do not belong together",
+            where="tokenizer.ggml.tokens, token_type and merges",
+            expected="different tokens, a type for each, and merges of two parts",
+            got=f"{len(tokens)} tokens, {len(vocabulary)} different, {len(kinds)} types, {len(merges)} merges",
+        )
+    unknown = [pair for pair in pairs if not {*pair, "".join(pair)} <= vocabulary.keys()]
+    if unknown:
+        raise FormatError("merges of tokens that are not in the vocabulary", got=str(unknown[:4]))
+    normalizer, steps = _PRE[pre]
+    return json.dumps(
+        {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": [
+                _added(number, tokens[number], special=kind != _USER)
+                for number, kind in enumerate(kinds)
+                if kind in (_CONTROL, _USER)
+            ],
+            "normalizer": normalizer,
+            "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps} if len(steps) > 1 else steps[0],
+            "post_processor": _post_processor(metadata, tokens),
+            "decoder": _byte_level(use_regex=True, add_prefix_space=True),
+            "model": {
+                "type": "BPE",
+                "dropout": None,
+                "unk_token": None,
+                "continuing_subword_prefix": None,
+                "end_of_word_suffix": None,
+                "fuse_unk": False,
+                "byte_fallback": False,
+                "ignore_merges": pre in _WHOLE_WORDS,
+                "vocab": vocabulary,
+                "merges": pairs,
+            },
+        },
+        ensure_ascii=False,
+    )
+
+
+def tokenizer_metadata(text: str) -> dict[str, Any] | None:
+    """The tokenizer.ggml keys of a tokenizer.json; None where llama.cpp has no name for what it does.
+
+    Raises:
+        FormatError: the text is no tokenizer.json.
+    """
+    try:
+        found = json.loads(text)
+        model, added = found["model"], found["added_tokens"]
+        if model.get("type") != "BPE" or model.get("byte_fallback"):
+            return None
+        tokens = {number: token for token, number in model["vocab"].items()}
+        tokens |= {one["id"]: one["content"] for one in added}
+        special = {one["id"]: one["special"] for one in added}
+        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+        steps = found["pre_tokenizer"] or {}
+        said = found["normalizer"], steps.get("pretokenizers", [steps])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FormatError("the text is no tokenizer.json", got=f"{type(error).__name__}: {error}") from error
+    pre = next((name for name, known in _PRE.items() if _same(known, said)), None)
+    if pre is None or sorted(tokens) != list(range(len(tokens))):
+        return None
+    kinds = {number: _CONTROL if flag else _USER for number, flag in special.items()}
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": pre,
+        "tokenizer.ggml.tokens": [tokens[number] for number in range(len(tokens))],
+        "tokenizer.ggml.token_type": [kinds.get(number, _NORMAL) for number in range(len(tokens))],
+        "tokenizer.ggml.merges": merges,
+    }
+
+
+_NORMAL, _CONTROL, _USER = 1, 3, 4
+
+
+def _byte_level(*, use_regex: bool, add_prefix_space: bool = False) -> dict[str, Any]:
+    return {"type": "ByteLevel", "add_prefix_space": add_prefix_space, "trim_offsets": True, "use_regex": use_regex}
+
+
+def _split(pattern: str) -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
+_TAIL = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_WORD = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
+
+# Name -> normalizer and the steps of the pre-tokenizer. The first of equal ones is written.
+_PRE: Mapping[str, tuple[Any, list[dict[str, Any]]]] = {
+    "gpt-2": (None, [_byte_level(use_regex=True)]),
+    "smollm": (None, [{"type": "Digits", "individual_digits": True}, _byte_level(use_regex=True)]),
+    "llama-bpe": (None, [_split(_WORD + r"\p{N}{1,3}" + _TAIL), _byte_level(use_regex=False)]),
+    "qwen2": ({"type": "NFC"}, [_split(_WORD + r"\p{N}" + _TAIL), _byte_level(use_regex=False)]),
+    # What llama.cpp does where a file has no name or "default".
+    "default": (
+        None,
+        [
+            *map(_split, (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
+            _byte_level(use_regex=False),
+        ],
+    ),
+}
+_WHOLE_WORDS = ("llama-bpe",)
+"""Where a word that is a token as a whole is not made of merges."""
+
+
+def _pair(merge: Any) -> list[str]:
+    """The two parts: neither holds a space, which is spelled "Ġ"."""
+    return merge.split(" ") if isinstance(merge, str) else list(merge)
+
+
+def _is_pair(pair: list[str]) -> bool:
+    return len(pair) == 2 and all(pair)
+
+
+def _added(number: int, token: str, *, special: bool) -> dict[str, Any]:
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    return {"id": number, "content": token, **flags, "special": special}
+
+
+def _post_processor(metadata: Mapping[str, Any], tokens: list[str]) -> dict[str, Any]:
+    bytes_ = _byte_level(use_regex=True) | {"trim_offsets": False}
+    first = metadata.get("tokenizer.ggml.bos_token_id")
+    if not metadata.get("tokenizer.ggml.add_bos_token") or type(first) is not int or not 0 <= first < len(tokens):
+        return bytes_
+    begin = {"SpecialToken": {"id": tokens[first], "type_id": 0}}
+    text, second = ({"Sequence": {"id": name, "type_id": number}} for number, name in enumerate("AB"))
+    again = {"SpecialToken": {"id": tokens[first], "type_id": 1}}
+    template = {
+        "type": "TemplateProcessing",
+        "single": [begin, text],
+        "pair": [begin, text, again, second],
+        "special_tokens": {tokens[first]: {"id": tokens[first], "ids": [first], "tokens": [tokens[first]]}},
+    }
+    return {"type": "Sequence", "processors": [bytes_, template]}
+
+
+def _same(known: tuple[Any, list[dict[str, Any]]], said: tuple[Any, Any]) -> bool:
+    """Whether a tokenizer.json does that; what only shapes offsets does not count."""
+
+    def bare(steps: Any) -> Any:
+        return [{k: v for k, v in step.items() if k != "trim_offsets"} for step in steps]
+
+    return known[0] == said[0] and bare(known[1]) == bare(said[1])

@@ -1,0 +1,102 @@
+"""The forms that a checkpoint can be converted to: a format, the dialect that belongs in it, and its file name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from converters.checkpoint import Checkpoint
+from converters.view import Recipe, View
+
+__all__ = ["TARGETS", "Target"]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A form to write.
+
+    Args:
+        name: as `zoo convert --to` takes it.
+        format: module of `converters` that writes it.
+        dialect: module of `converters.dialects`, or None for canonical names and layouts.
+        file: what the file is called in a model's folder.
+        about: one line for people.
+        sharded: whether its readers take it in several files with an index.
+        metadata: what its readers expect to be told in the file.
+    """
+
+    name: str
+    format: str
+    dialect: str | None
+    file: str
+    about: str
+    sharded: bool = False
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def view(self, checkpoint: Checkpoint, config: Mapping[str, Any]) -> Checkpoint:
+        """A canonical checkpoint in the names and layouts of this form; closed together with it.
+
+        Raises:
+            FormatError, WeightsError: this form has no such class, or no place for some tensors.
+        """
+        if self.dialect is None:
+            return checkpoint
+        module = import_module(f"converters.dialects.{self.dialect}")
+        return View(checkpoint, module.foreign(checkpoint, config), aliases={})
+
+    def in_shards(self, checkpoint: Checkpoint) -> Checkpoint:
+        """A view of this form with the names that its files in shards use."""
+        if self.dialect is None:
+            return checkpoint
+        module = import_module(f"converters.dialects.{self.dialect}")
+        rename = getattr(module, "shard_name", None)
+        return (
+            checkpoint
+            if rename is None
+            else View(checkpoint, {rename(name): Recipe(name) for name in checkpoint.infos})
+        )
+
+    def write(self, path: Path, checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:
+        """Write a view of this form to a path that does not exist yet."""
+        metadata: Mapping[str, Any] = self.metadata
+        if self.dialect is not None:
+            module = import_module(f"converters.dialects.{self.dialect}")
+            if hasattr(module, "metadata"):
+                metadata = {**metadata, **module.metadata(config)}
+        import_module(f"converters.{self.format}").write(path, checkpoint, metadata)
+
+
+TARGETS: Mapping[str, Target] = {
+    target.name: target
+    for target in (
+        Target(
+            "safetensors",
+            "safetensors",
+            None,
+            "model.safetensors",
+            "torch's names, memory-mapped: what transformers and zoo.load take",
+            sharded=True,
+            metadata={"format": "pt"},
+        ),
+        Target("torch", "torch_pickle", None, "pytorch_model.bin", "torch.load(weights_only=True)", sharded=True),
+        Target(
+            "tf-h5",
+            "h5",
+            "hf_tf",
+            "tf_model.h5",
+            "the TensorFlow models of transformers 4",
+            sharded=True,
+            metadata={"backend": "tensorflow", "keras_version": "2.19.0"},
+        ),
+        Target("flax", "msgpack", "hf_flax", "flax_model.msgpack", "the Flax models of transformers 4", sharded=True),
+        Target("npz", "npz", None, "model.npz", "torch's names, for NumPy alone"),
+        Target("gguf", "gguf", "gguf", "model.gguf", "llama.cpp"),
+        Target("tf-checkpoint", "tensor_bundle", "google_tf1", "bert_model.ckpt", "Google's own BERT, ALBERT, ELECTRA"),
+        Target("orbax", "orbax", "hf_flax", "checkpoint", "a tree of arrays in Flax's names and layouts"),
+        Target("keras-hub", "h5", "keras_hub", "model.weights.h5", "a preset of KerasHub"),
+    )
+}
+"""Every form, by name."""

@@ -1,0 +1,137 @@
+"""Derives converters/dialects/hf_names.json.gz, where transformers 4 keeps each tensor in its TensorFlow and Flax files.
+
+    python tests/oracle/make_tables.py CHECKPOINTS
+
+CHECKPOINTS is what make_checkpoints.py wrote. Every tensor there has values of its own, so a TensorFlow or Flax
+tensor is matched with the torch tensor that holds the same values in some order: names are found by value, and no
+rule is assumed. The table says, per class, torch name -> where TensorFlow keeps it and where Flax does, with {} for
+numbers of layers. Needs h5py and msgpack.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import msgpack
+import numpy as np
+from safetensors.numpy import load_file
+
+TABLE = Path(__file__).parents[2] / "converters" / "dialects" / "hf_names.json.gz"
+FILES = {"tf": "tf_model.h5", "flax": "flax_model.msgpack"}
+KERNELS = {"kernel": (1, 0), "kernel1d": (2, 1, 0), "kernel2d": (3, 2, 0, 1)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoints", type=Path)
+    options = parser.parse_args()
+    table: dict[str, dict[str, Any]] = {kind: {} for kind in FILES}
+    for folder in sorted(options.checkpoints.iterdir()):
+        report = folder / "report.json"
+        if not report.is_file():
+            continue
+        name = json.loads((folder / "torch" / "config.json").read_text())["architectures"][0]
+        for kind, file in FILES.items():
+            if not (folder / kind / file).is_file():
+                continue
+            places, odd = match(load_file(folder / "torch" / "model.safetensors"), read(folder / kind / file))
+            known = table[kind].setdefault(name, {})
+            for torch_name, found in places.items():
+                known.setdefault(torch_name, [])
+                known[torch_name] += [place for place in found if place not in known[torch_name]]
+            for line in odd:
+                print(f"{folder.name} {kind}: {line}")
+    text = json.dumps(table, sort_keys=True, separators=(",", ":"))
+    TABLE.write_bytes(gzip.compress(text.encode(), 9, mtime=0))
+    print(f"{TABLE}: {', '.join(f'{len(found)} classes for {kind}' for kind, found in table.items())}")
+
+
+def match(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> tuple[dict[str, list[str]], list[str]]:
+    """Torch template -> their templates, each with its layout; and what could not be matched."""
+    by_values: dict[object, list[str]] = {}
+    for name, array in ours.items():
+        by_values.setdefault(values(array), []).append(name)
+    places: dict[str, list[str]] = {}
+    odd = []
+    for name, array in theirs.items():
+        found = by_values.get(values(array), [])
+        if not found:
+            odd.append(f"{name} {array.shape} is no torch tensor")
+        for own in found:
+            layout = layout_of(array, ours[own])
+            if layout is None:
+                odd.append(f"{name} {array.shape} is {own} {ours[own].shape} in an unknown layout")
+                continue
+            ours_template, theirs_template = templates(own, name)
+            place = f"{layout}|{theirs_template}"
+            if place not in places.setdefault(ours_template, []):
+                places[ours_template].append(place)
+    return places, odd
+
+
+def templates(own: str, name: str) -> tuple[str, str]:
+    """Both names with {} for the numbers that they share, in the same order; as they are if those differ."""
+    numbers = r"(?<![A-Za-z0-9:])\d+(?![A-Za-z0-9])"
+    if re.findall(numbers, own) != re.findall(numbers, name):
+        return own, name
+    return re.sub(numbers, "{}", own), re.sub(numbers, "{}", name)
+
+
+def layout_of(array: np.ndarray, own: np.ndarray) -> str | None:
+    if array.shape == own.shape and np.array_equal(array, own):
+        return ""
+    if array.shape == (1, *own.shape) and np.array_equal(array[0], own):
+        return "row"
+    if (*array.shape, 1) == own.shape and np.array_equal(array, own[:, 0]):
+        return "vector"
+    for layout, axes in KERNELS.items():
+        if len(axes) == array.ndim and np.array_equal(array.transpose(axes), own):
+            return layout
+    for axes in itertools.permutations(range(array.ndim)):
+        if np.array_equal(array.transpose(axes), own):
+            return "permute" + "".join(map(str, axes))
+    return None
+
+
+def values(array: np.ndarray) -> tuple[int, str]:
+    flat = np.sort(np.ascontiguousarray(array, np.float32).ravel())
+    return array.size, hashlib.sha256(flat.tobytes()).hexdigest()
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    if path.suffix == ".msgpack":
+        return dict(flat(msgpack.unpackb(path.read_bytes(), ext_hook=unpack_array, strict_map_key=False)))
+    found = {}
+    with h5py.File(path) as file:
+        for layer in map(str, file.attrs["layer_names"]):
+            for name in map(str, file[layer].attrs["weight_names"]):
+                found[f"{layer}/{name}"] = np.asarray(file[layer][name])
+    return found
+
+
+def unpack_array(code: int, data: bytes) -> np.ndarray:
+    if code != 1:
+        raise ValueError(f"unknown extension type {code}")
+    shape, dtype, raw = msgpack.unpackb(data, raw=True)
+    return np.frombuffer(raw, dtype.decode()).reshape(shape)
+
+
+def flat(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, np.ndarray]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, (*path, key))
+        else:
+            yield "/".join((*path, key)), value
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,323 @@
+"""Any checkpoint into any other form: one tensor at a time, whole or not at all, nothing lost without a reason."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from converters import open_checkpoint
+from converters.atomic import replacing
+from converters.checkpoint import BLOCK, DTYPES, Checkpoint, TensorInfo
+from converters.dialects import canonical, dialect_of
+from converters.targets import TARGETS, Target
+from converters.view import Cast, Concatenate, Recipe, Subset, View
+from zoo.errors import ConfigError, SourceError, VerifyError, WeightsError
+from zoo.registry import parse
+
+if TYPE_CHECKING:
+    from zoo.graph.ir import Graph
+    from zoo.sources import Progress
+
+__all__ = ["Conversion", "convert"]
+
+
+@dataclass(slots=True)
+class Conversion:
+    """What a conversion did, or would do.
+
+    Attributes:
+        folder: what was written, None after a dry run.
+        source: the checkpoint, `dialect` how it is spelled, `target` the form it was given.
+        names: name in the target -> the source's tensors that it is made of.
+        dropped: tensor of the source -> why it is not in the target.
+        nans: names of tensors that hold NaN.
+        nbytes: size of the tensors written.
+    """
+
+    folder: Path | None
+    source: Path
+    dialect: str
+    target: str
+    names: dict[str, str]
+    dropped: dict[str, str] = field(default_factory=dict)
+    nans: list[str] = field(default_factory=list)
+    nbytes: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as plain data."""
+        return {**asdict(self), "folder": self.folder and str(self.folder), "source": str(self.source)}
+
+
+def convert(
+    model: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    to: str = "safetensors",
+    *,
+    task: str | None = None,
+    dtype: str | None = None,
+    shard_size: int | None = None,
+    dry_run: bool = False,
+    verify: bool = False,
+    strict: bool = False,
+    offline: bool | None = None,
+    progress: Progress | None = None,
+) -> Conversion:
+    """Write a model's checkpoint in another form, with its config and tokenizer beside it.
+
+    Args:
+        model: what `zoo.load` takes: a name, "hf://org/name", a folder, a file of weights.
+        folder: a new or empty folder, or one that an earlier conversion wrote; it appears complete or not at all.
+        to: one of `converters.targets.TARGETS`.
+        task: for another head than the checkpoint's own.
+        dtype: of the floating-point tensors; as they are by default.
+        shard_size: largest size of a file in bytes, where the form has shards.
+        dry_run: only tell what would be written.
+        verify: load both ends and compare: every tensor's bits where no dtype changes, and the outputs.
+        strict: tensors that hold NaN are an error.
+        offline: True uses only what is on this machine.
+        progress: told (what, bytes done, bytes in all).
+
+    Raises:
+        WeightsError: tensors that neither the model nor the form has a place for; all are named.
+        ConfigError: the folder holds something else, or there is no such form.
+        VerifyError: the two ends differ.
+        SourceError: the disk has not enough room; nothing was written.
+    """
+    from zoo.loading import config_of, fetch_checkpoint, graph_for
+    from zoo.weights import expected_shapes
+
+    target = TARGETS.get(to)
+    if target is None:
+        raise ConfigError("no such form to convert to", got=to, expected=", ".join(TARGETS))
+    out = Path(folder)
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / RECORD).is_file())):
+        raise ConfigError("the folder holds something else", where=out, do="choose an empty or a new folder")
+    found = parse(model)
+    place, _ = fetch_checkpoint(found, offline, progress)
+    config = config_of(place, found)
+    graph = graph_for(config, task, "float32")
+    if graph.meta.get("class"):
+        config = {**config, "architectures": [graph.meta["class"]]}
+
+    with ExitStack() as stack:
+        raw = stack.enter_context(open_checkpoint(place))
+        dialect = dialect_of(raw)
+        ours, dropped = _in_graph_names(
+            canonical(raw, config, expected_shapes(graph)), graph, keep=target.dialect is None
+        )
+        written: Checkpoint = target.view(ours, config)
+        if dtype is not None:
+            written = Cast(written, dtype)
+        result = Conversion(
+            None,
+            raw.path,
+            dialect.NAME if dialect else "hf-torch",
+            target.name,
+            {name: ", ".join(_origins(written, name)) for name in written.infos},
+            dropped,
+            nbytes=sum(info.nbytes for name, info in written.infos.items() if name not in written.aliases),
+        )
+        if dry_run:
+            return result
+        _need_room(out, result.nbytes)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(out) as fresh:
+            fresh.mkdir()
+            watched = _Watched(written, progress, strict)
+            _write(fresh, target, watched, config, shard_size)
+            result.nans = watched.nans
+            _companions(place if place.is_dir() else place.parent, fresh, config)
+            (fresh / RECORD).write_text(json.dumps(_record(result, dtype), indent=2) + "\n", "utf-8")
+            if verify:
+                _verify(ours, fresh, config, graph, dtype)
+                _compare_outputs(place, fresh, config, graph, dtype)
+    result.folder = out
+    return result
+
+
+RECORD = "conversion.json"
+"""What a converted folder says of where it came from; it marks the folder as ours to replace."""
+
+_ROOM = 1 << 24  # what the files beside the weights may take
+
+
+def _in_graph_names(checkpoint: Checkpoint, graph: Graph, keep: bool) -> tuple[Checkpoint, dict[str, str]]:
+    """The tensors under the names that the model's class gives them, tied ones once, and what is left out and why.
+
+    Args:
+        keep: what the class does not use but another head may need is kept, under the name it has.
+    """
+    from zoo.weights import COMPUTED, fit, prune, untie
+
+    graph = untie(graph, checkpoint)
+    fitted = fit(graph, {name: info.shape for name, info in checkpoint.infos.items()}, checkpoint.path)
+    prune(graph, fitted, checkpoint.path)  # raises if the main output lacks a tensor
+    recipes: dict[str, Recipe | Concatenate] = {name: Recipe(source) for name, source in fitted.names.items()}
+    dropped = {}
+    for name in set(checkpoint.infos) - set(fitted.names.values()):
+        why = fitted.unused.get(name, "it is the same as another tensor, which is written")
+        if keep and name in fitted.unused and why != COMPUTED:
+            recipes[name] = Recipe(name)
+        else:
+            dropped[name] = why
+    return View(checkpoint, recipes), dropped
+
+
+class _Watched(View):
+    """Tells how far writing is, and which tensors hold NaN."""
+
+    def __init__(self, source: Checkpoint, progress: Progress | None, strict: bool) -> None:
+        super().__init__(source, {name: Recipe(name) for name in source.infos}, source.aliases)
+        self.nans: list[str] = []
+        self._progress, self._strict = progress, strict
+        self._done, self._total = 0, sum(info.nbytes for info in source.infos.values())
+
+    def blocks(self, name: str, size: int = BLOCK) -> Iterator[np.ndarray]:
+        for block in super().blocks(name, size):
+            if name not in self.nans and has_nan(block):
+                self.nans.append(name)
+                if self._strict:
+                    raise WeightsError("a tensor holds NaN", where=f"{self.path}, tensor {name!r}")
+            yield block
+            self._done += block.nbytes
+            if self._progress is not None:
+                self._progress("convert", min(self._done, self._total), self._total)
+
+
+def has_nan(array: np.ndarray) -> bool:
+    """Whether a value is not a number; the dtypes of ml_dtypes have no kind of their own for floats."""
+    if array.dtype.kind in "biu":
+        return False
+    return bool(np.isnan(array if array.dtype.kind in "fc" else array.astype(np.float32)).any())
+
+
+def _write(folder: Path, target: Target, checkpoint: Checkpoint, config: Mapping[str, Any], limit: int | None) -> None:
+    """The weights, in one file or in shards of at most `limit` bytes with their index."""
+    infos = checkpoint.infos
+    if limit is None or not target.sharded or sum(info.nbytes for info in infos.values()) <= limit:
+        target.write(folder / target.file, checkpoint, config)
+        return
+    checkpoint = target.in_shards(checkpoint)
+    groups: list[list[str]] = [[]]
+    room = limit
+    for name, info in checkpoint.infos.items():
+        if info.nbytes > room and groups[-1]:
+            groups.append([])
+            room = limit
+        groups[-1].append(name)
+        room -= info.nbytes
+    stem, suffix = target.file.split(".", 1)
+    weight_map = {}
+    for number, names in enumerate(groups, 1):
+        file = f"{stem}-{number:05d}-of-{len(groups):05d}.{suffix}"
+        target.write(folder / file, Subset(checkpoint, names), config)
+        weight_map.update(dict.fromkeys(names, file))
+    total = sum(info.nbytes for info in checkpoint.infos.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / f"{target.file}.index.json").write_text(json.dumps(index, indent=2) + "\n", "utf-8")
+
+
+def _companions(source: Path, folder: Path, config: Mapping[str, Any]) -> None:
+    from zoo.sources.local import companions, inside, names_in
+
+    for name in companions(names_in(source)):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        if name != "graph.json.gz":
+            shutil.copyfile(inside(source, name), folder / name)
+    (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _record(result: Conversion, dtype: str | None) -> dict[str, Any]:
+    return {
+        "source": result.source.name,
+        "from": result.dialect,
+        "to": result.target,
+        "dtype": dtype,
+        "tensors": len(result.names),
+        "dropped": result.dropped,
+    }
+
+
+def _need_room(out: Path, nbytes: int) -> None:
+    existing = next(folder for folder in (out, *out.absolute().parents) if folder.is_dir())
+    free = shutil.disk_usage(existing).free
+    if free < nbytes + _ROOM:
+        raise SourceError(
+            "the disk has not enough room",
+            where=existing,
+            expected=f"{(nbytes + _ROOM) / 1e6:.0f} MB",
+            got=f"{free / 1e6:.0f} MB free",
+            do="make room, or convert to another disk",
+        )
+
+
+def _origins(checkpoint: Checkpoint, name: str) -> list[str]:
+    """The tensors of the file at the bottom of the views that `name` is made of."""
+    if not isinstance(checkpoint, (View, Cast)):
+        return [name]
+    return [origin for source in checkpoint.sources(name) for origin in _origins(checkpoint.source, source)]
+
+
+def _verify(ours: Checkpoint, folder: Path, config: Mapping[str, Any], graph: Graph, dtype: str | None) -> None:
+    """Read back what was written: every tensor must be the source's, rounded where a dtype was asked for.
+
+    Raises:
+        VerifyError: naming the first tensor that differs.
+    """
+    from zoo.weights import expected_shapes
+
+    expected: Checkpoint = ours if dtype is None else Cast(ours, dtype)
+    with canonical(open_checkpoint(folder), config, expected_shapes(graph)) as read:
+        back, _ = _in_graph_names(read, graph, keep=True)
+        for name, info in expected.infos.items():
+            if name not in back.infos:
+                raise VerifyError("a tensor is not in what was written", where=f"{folder}, tensor {name!r}")
+            if not _same(expected, back, info):
+                raise VerifyError(
+                    "a tensor is not what it was",
+                    where=f"{folder}, tensor {name!r}",
+                    expected=f"{info.dtype} {list(info.shape)}, bit for bit",
+                    got=f"{back.infos[name].dtype} {list(back.infos[name].shape)}",
+                )
+
+
+def _compare_outputs(place: Path, folder: Path, config: dict[str, Any], graph: Graph, dtype: str | None) -> None:
+    """Both ends on the float64 reference: equal where no dtype changed, else equal to that dtype's own error."""
+    from zoo.loading import assemble
+    from zoo.samples import sample_inputs
+    from zoo.tolerances import CEILINGS
+
+    one, other = (assemble(str(path), "numpy", graph, path, config, True) for path in (place, folder))
+    inputs = sample_inputs(one)
+    left, right = one(**inputs), other(**inputs)
+    limit = 0.0 if dtype is None else CEILINGS[dtype]
+    for name, value in left.items():
+        scale = float(np.abs(value).max(initial=0.0)) or 1.0
+        worst = float(np.abs(np.asarray(value, np.float64) - right[name]).max(initial=0.0)) / scale
+        if not worst <= limit:
+            raise VerifyError(
+                "the converted model computes something else",
+                where=f"{folder}, output {name!r}",
+                expected=f"a relative difference of at most {limit:g}",
+                got=f"{worst:.3g}",
+            )
+
+
+def _same(one: Checkpoint, other: Checkpoint, info: TensorInfo) -> bool:
+    found = other.infos[info.name]
+    if (found.shape, found.dtype) != (info.shape, info.dtype):
+        return False
+    unit = np.dtype(f"u{DTYPES[info.dtype].itemsize}") if DTYPES[info.dtype].itemsize <= 8 else None
+    for x, y in zip(one.blocks(info.name), other.blocks(info.name), strict=True):
+        bits = (x.view(unit), y.view(unit)) if unit is not None and x.ndim else (x, y)
+        if not np.array_equal(*bits):
+            return False
+    return True
