@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
 
-from converters.checkpoint import Checkpoint, TensorInfo, refuse_impostor, strict_json
+from converters.checkpoint import BLOCK, Checkpoint, TensorInfo, refuse_impostor, strict_json
 from zoo.errors import FormatError, SourceError, UnsafeFile
 
 __all__ = ["ShardedCheckpoint", "open_index", "shard_path"]
@@ -45,7 +46,8 @@ def open_index(path: Path, open_file: Callable[[Path], Checkpoint]) -> ShardedCh
 
     shards = _open_shards(path, list(dict.fromkeys(weight_map.values())), open_file)
     try:
-        absent = [f"{name} ({shard})" for name, shard in weight_map.items() if name not in shards[shard].infos]
+        stored = {name: _stored_name(name, shards[shard]) for name, shard in weight_map.items()}
+        absent = [f"{name} ({weight_map[name]})" for name, found in stored.items() if found is None]
         if absent:
             raise FormatError(
                 f"{len(absent)} tensors are not in the shards that the index names",
@@ -56,7 +58,8 @@ def open_index(path: Path, open_file: Callable[[Path], Checkpoint]) -> ShardedCh
     except BaseException:
         _close_all(shards)
         raise
-    return ShardedCheckpoint(path, weight_map, shards, extra if isinstance(extra, dict) else {})
+    found = {name: (weight_map[name], own) for name, own in stored.items() if own is not None}
+    return ShardedCheckpoint(path, found, shards, extra if isinstance(extra, dict) else {})
 
 
 class ShardedCheckpoint(Checkpoint):
@@ -67,7 +70,7 @@ class ShardedCheckpoint(Checkpoint):
     def __init__(
         self,
         path: Path,
-        weight_map: Mapping[str, str],
+        places: Mapping[str, tuple[str, str]],
         shards: Mapping[str, Checkpoint],
         metadata: Mapping[str, Any],
     ) -> None:
@@ -75,13 +78,18 @@ class ShardedCheckpoint(Checkpoint):
         for shard in shards.values():
             merged.update(shard.metadata)
         merged.update(metadata)
-        infos = {name: shards[shard].infos[name] for name, shard in weight_map.items()}
-        super().__init__(path, infos, metadata=merged, aliases=_aliases(weight_map, shards))
-        self._weight_map = weight_map
+        infos = {name: replace(shards[shard].infos[own], name=name) for name, (shard, own) in places.items()}
+        super().__init__(path, infos, metadata=merged, aliases=_aliases(places, shards))
+        self._places = places
         self._shards = dict(shards)
 
     def _read(self, info: TensorInfo) -> np.ndarray:
-        return self._shards[self._weight_map[info.name]].read(info.name)
+        shard, own = self._places[info.name]
+        return self._shards[shard].read(own)
+
+    def blocks(self, name: str, size: int = BLOCK) -> Iterator[np.ndarray]:
+        shard, own = self._places[name]
+        return self._shards[shard].blocks(own, size)
 
     def _close(self) -> None:
         _close_all(self._shards)
@@ -123,6 +131,12 @@ def shard_path(index: Path, name: str) -> Path:
     return folder / name
 
 
+def _stored_name(name: str, shard: Checkpoint) -> str | None:
+    """What a shard calls a tensor: as the index does, or, in files of TensorFlow, without the first part."""
+    short = name.partition("/")[2]
+    return next((own for own in (name, short) if own in shard.infos), None)
+
+
 def _open_shards(index: Path, names: list[str], open_file: Callable[[Path], Checkpoint]) -> dict[str, Checkpoint]:
     paths = {name: shard_path(index, name) for name in names}
     missing = [name for name, path in paths.items() if not path.is_file()]
@@ -148,12 +162,12 @@ def _close_all(shards: Mapping[str, Checkpoint]) -> None:
         shard.close()
 
 
-def _aliases(weight_map: Mapping[str, str], shards: Mapping[str, Checkpoint]) -> dict[str, str]:
+def _aliases(places: Mapping[str, tuple[str, str]], shards: Mapping[str, Checkpoint]) -> dict[str, str]:
     """The shards' ties between tensors that the index has; the first name in its order leads."""
     first: dict[tuple[str, str], str] = {}
     aliases: dict[str, str] = {}
-    for name, shard in weight_map.items():
-        leader = first.setdefault((shard, shards[shard].aliases.get(name, name)), name)
+    for name, (shard, own) in places.items():
+        leader = first.setdefault((shard, shards[shard].aliases.get(own, own)), name)
         if leader != name:
             aliases[name] = leader
     return aliases

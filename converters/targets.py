@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from converters.checkpoint import Checkpoint
@@ -42,31 +43,28 @@ class Target:
         Raises:
             FormatError, WeightsError: this form has no such class, or no place for some tensors.
         """
-        if self.dialect is None:
-            return checkpoint
-        module = import_module(f"converters.dialects.{self.dialect}")
-        return View(checkpoint, module.foreign(checkpoint, config), aliases={})
+        dialect = self._dialect()
+        return checkpoint if dialect is None else View(checkpoint, dialect.foreign(checkpoint, config), aliases={})
 
-    def in_shards(self, checkpoint: Checkpoint) -> Checkpoint:
-        """A view of this form with the names that its files in shards use."""
-        if self.dialect is None:
-            return checkpoint
-        module = import_module(f"converters.dialects.{self.dialect}")
-        rename = getattr(module, "shard_name", None)
-        return (
-            checkpoint
-            if rename is None
-            else View(checkpoint, {rename(name): Recipe(name) for name in checkpoint.infos})
-        )
+    def in_shards(self, checkpoint: Checkpoint) -> tuple[Checkpoint, dict[str, str]]:
+        """A view of this form with the names that its shards use, and those -> the names that the index uses."""
+        rename = getattr(self._dialect(), "shard_names", None)
+        if rename is None:
+            return checkpoint, {name: name for name in checkpoint.infos}
+        names = {stored: (index, name) for name in checkpoint.infos for index, stored in [rename(name)]}
+        view = View(checkpoint, {stored: Recipe(name) for stored, (_, name) in names.items()})
+        return view, {stored: index for stored, (index, _) in names.items()}
 
     def write(self, path: Path, checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:
         """Write a view of this form to a path that does not exist yet."""
         metadata: Mapping[str, Any] = self.metadata
-        if self.dialect is not None:
-            module = import_module(f"converters.dialects.{self.dialect}")
-            if hasattr(module, "metadata"):
-                metadata = {**metadata, **module.metadata(config)}
+        derive = getattr(self._dialect(), "metadata", None)
+        if derive is not None:
+            metadata = {**metadata, **derive(config)}
         import_module(f"converters.{self.format}").write(path, checkpoint, metadata)
+
+    def _dialect(self) -> ModuleType | None:
+        return None if self.dialect is None else import_module(f"converters.dialects.{self.dialect}")
 
 
 TARGETS: Mapping[str, Target] = {

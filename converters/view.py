@@ -5,7 +5,7 @@ A view reads nothing until it is asked for a tensor, and then only what that ten
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,7 @@ __all__ = [
     "Shift",
     "Subset",
     "View",
+    "ZeroRows",
 ]
 
 
@@ -96,6 +97,22 @@ class Rows(Layout):
 
     def apply(self, array: np.ndarray) -> np.ndarray:
         return array[self.start : self.stop]
+
+
+@dataclass(frozen=True, slots=True)
+class ZeroRows(Layout):
+    """Rows of zeros before the first: places that one program keeps in a table and never looks up."""
+
+    count: int
+
+    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (shape[0] + self.count, *shape[1:])
+
+    def apply(self, array: np.ndarray) -> np.ndarray:
+        return np.concatenate([np.zeros((self.count, *array.shape[1:]), array.dtype), array])
+
+    def inverse(self, shape: tuple[int, ...]) -> Layout:
+        return Rows(self.count, shape[0] + self.count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +201,15 @@ class Difference(Concatenate):
     """The first of two recipes' tensors minus the second, rounded once to their dtype, then rearranged."""
 
 
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A tensor that no file holds because its program computes it: a function that gives it."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    make: Callable[[], np.ndarray]
+
+
 class View(Checkpoint):
     """A checkpoint whose tensors are made from another's.
 
@@ -198,7 +224,7 @@ class View(Checkpoint):
     def __init__(
         self,
         source: Checkpoint,
-        recipes: Mapping[str, Recipe | Concatenate],
+        recipes: Mapping[str, Recipe | Concatenate | Made],
         aliases: Mapping[str, str] | None = None,
     ) -> None:
         infos = {name: _info(source, name, recipe) for name, recipe in recipes.items()}
@@ -209,12 +235,16 @@ class View(Checkpoint):
     def sources(self, name: str) -> list[str]:
         """The source's tensors that a tensor is made of."""
         recipe = self._recipes[name]
+        if isinstance(recipe, Made):
+            return []
         return [part.source for part in ((recipe,) if isinstance(recipe, Recipe) else recipe.parts)]
 
     def _read(self, info: TensorInfo) -> np.ndarray:
         recipe = self._recipes[info.name]
         if isinstance(recipe, Recipe):
             return recipe.make(self.source).view()
+        if isinstance(recipe, Made):
+            return recipe.make()
         parts = [part.make(self.source) for part in recipe.parts]
         if isinstance(recipe, Difference):
             first, second = (part.astype(np.float64) for part in parts)
@@ -288,7 +318,9 @@ def _is_float(info: TensorInfo) -> bool:
     return info.dtype in ("float16", "bfloat16", "float32", "float64")
 
 
-def _info(source: Checkpoint, name: str, recipe: Recipe | Concatenate) -> TensorInfo:
+def _info(source: Checkpoint, name: str, recipe: Recipe | Concatenate | Made) -> TensorInfo:
+    if isinstance(recipe, Made):
+        return tensor_info(name, list(recipe.shape), recipe.dtype, source.path)
     parts: Sequence[Recipe] = (recipe,) if isinstance(recipe, Recipe) else recipe.parts
     shapes, dtypes = [], set()
     for part in parts:
@@ -314,7 +346,7 @@ def _info(source: Checkpoint, name: str, recipe: Recipe | Concatenate) -> Tensor
     return tensor_info(name, list(shape), dtypes.pop(), file)
 
 
-def _aliases(source: Checkpoint, recipes: Mapping[str, Recipe | Concatenate]) -> dict[str, str]:
+def _aliases(source: Checkpoint, recipes: Mapping[str, Recipe | Concatenate | Made]) -> dict[str, str]:
     """Ties: tensors made in the same way of the same source, or of the source's own aliases."""
     first: dict[object, str] = {}
     aliases = {}

@@ -155,7 +155,8 @@ def _in_graph_names(checkpoint: Checkpoint, graph: Graph, keep: bool) -> tuple[C
     Args:
         keep: what the class does not use but another head may need is kept, under the name it has.
     """
-    from zoo.weights import COMPUTED, fit, prune, untie
+    from zoo.graph.computed import COMPUTED
+    from zoo.weights import fit, prune, untie
 
     graph = untie(graph, checkpoint)
     fitted = fit(graph, {name: info.shape for name, info in checkpoint.infos.items()}, checkpoint.path)
@@ -205,7 +206,7 @@ def _write(folder: Path, target: Target, checkpoint: Checkpoint, config: Mapping
     if limit is None or not target.sharded or sum(info.nbytes for info in infos.values()) <= limit:
         target.write(folder / target.file, checkpoint, config)
         return
-    checkpoint = target.in_shards(checkpoint)
+    checkpoint, in_index = target.in_shards(checkpoint)
     groups: list[list[str]] = [[]]
     room = limit
     for name, info in checkpoint.infos.items():
@@ -215,11 +216,11 @@ def _write(folder: Path, target: Target, checkpoint: Checkpoint, config: Mapping
         groups[-1].append(name)
         room -= info.nbytes
     stem, suffix = target.file.split(".", 1)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, names in enumerate(groups, 1):
         file = f"{stem}-{number:05d}-of-{len(groups):05d}.{suffix}"
         target.write(folder / file, Subset(checkpoint, names), config)
-        weight_map.update(dict.fromkeys(names, file))
+        weight_map.update((in_index[name], file) for name in names)
     total = sum(info.nbytes for info in checkpoint.infos.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / f"{target.file}.index.json").write_text(json.dumps(index, indent=2) + "\n", "utf-8")

@@ -11,12 +11,10 @@ import numpy as np
 
 from zoo.arrays import numpy_dtype
 from zoo.errors import WeightsError
+from zoo.graph.computed import COMPUTED, is_computed
 from zoo.graph.ir import Graph, param_ref, refs
 
-__all__ = ["COMPUTED", "Fit", "as_dtype", "expected_shapes", "fit", "prune", "untie"]
-
-COMPUTED = "the model computes it"
-"""Why a tensor is not needed although the model knows its name."""
+__all__ = ["Fit", "as_dtype", "expected_shapes", "fit", "prune", "untie"]
 
 # Spellings of old checkpoints -> those of the module today. Both directions are tried.
 _RENAMED = (
@@ -27,12 +25,6 @@ _RENAMED = (
     # one bias under two names, of which files hold one
     ("predictions.bias", "predictions.decoder.bias"),
     ("lm_head.bias", "lm_head.decoder.bias"),
-)
-
-# Tensors that some checkpoints hold although the model computes them: dropping one loses nothing.
-_COMPUTED = re.compile(
-    r"(.*\.)?(position_ids|token_type_ids|inv_freq|rotary_emb\.inv_freq|masked_bias|num_batches_tracked"
-    r"|relative_position_index|attn\.bias|attention\.bias|embed_positions\.weights|rotary_emb\.(cos|sin)_cached)"
 )
 
 
@@ -166,7 +158,7 @@ def _leftovers(graph: Graph, names: list[str], prefix: str) -> tuple[dict[str, s
         modules.update(".".join(parts[:end]) for end in range(1, len(parts)))
     unused, unexpected = {}, []
     for name in names:
-        if _COMPUTED.fullmatch(name):
+        if is_computed(name):
             unused[name] = COMPUTED
         elif any(pattern.search(name) for pattern in patterns):
             unused[name] = "the class does not use it"

@@ -78,7 +78,11 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 }
 
 _NEEDED = ("block_count", "embedding_length", "feed_forward_length", "attention.head_count")
-_TOKENS = {"tokenizer.ggml.bos_token_id": "bos_token_id", "tokenizer.ggml.eos_token_id": "eos_token_id"}
+_TOKENS = {
+    "tokenizer.ggml.bos_token_id": "bos_token_id",
+    "tokenizer.ggml.eos_token_id": "eos_token_id",
+    "tokenizer.ggml.padding_token_id": "pad_token_id",
+}
 
 
 def config(checkpoint: Checkpoint) -> dict[str, Any] | None:
@@ -113,6 +117,8 @@ def config(checkpoint: Checkpoint) -> dict[str, Any] | None:
     found |= {field: checkpoint.metadata[key] for key, field in _TOKENS.items() if key in checkpoint.metadata}
     found["vocab_size"] = _rows(checkpoint, "token_embd.weight")
     found |= architecture.fixed or {}
+    if name != "phi3":
+        found.pop("pad_token_id", None)  # the others' networks do not depend on it, and Phi3Config has a number for it
     if name == "bert":
         found["type_vocab_size"] = _rows(checkpoint, "token_types.weight")
     elif name == "gpt2":
@@ -133,6 +139,10 @@ def metadata(config: Mapping[str, Any]) -> dict[str, Any]:
     architecture = ARCHITECTURES[name]
     fields = _flat(config)
     fields.setdefault("num_key_value_heads", fields.get("num_attention_heads"))
+    if name in ("qwen2", "qwen3") and fields.get("use_sliding_window"):
+        raise ConfigError(
+            "llama.cpp has no sliding windows in this model", expected="use_sliding_window false", got=True
+        )
     if name == "gpt2" and fields.get("n_inner") is None:
         fields["n_inner"] = 4 * fields["n_embd"]
     if name in ("gemma2", "gemma3"):
@@ -179,6 +189,8 @@ def _complete_decoder(found: dict[str, Any], name: str, values: Mapping[str, Any
         found.setdefault("head_dim", rotated)
     if name in ("llama", "qwen2", "phi3") and found.get("head_dim") == equal:
         del found["head_dim"]
+    if name in ("qwen2", "qwen3"):  # as published; llama.cpp has no windows in these
+        found |= {"use_sliding_window": False, "max_window_layers": found["num_hidden_layers"]}
     if name in ("llama", "qwen3") and "blk.0.attn_q.bias" in checkpoint.infos:
         found["attention_bias"] = True
     if name == "llama" and "blk.0.ffn_down.bias" in checkpoint.infos:
@@ -241,7 +253,7 @@ def _llama3(checkpoint: Checkpoint, name: str, values: Mapping[str, Any]) -> dic
     stored = checkpoint.read("rope_freqs.weight").reshape(-1)
     if np.all(stored == 1):
         return {}
-    scaling = {"rope_type": "llama3", "factor": float(stored.max()), "low_freq_factor": 1.0}
+    scaling = {"rope_type": "llama3", "factor": round(float(stored.max()), 4), "low_freq_factor": 1.0}
     scaling |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
     theta = values.get("rope.freq_base", 10000.0)
     half = len(stored)

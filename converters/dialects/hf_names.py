@@ -20,6 +20,7 @@ from converters.checkpoint import Checkpoint, TensorInfo
 from converters.dialects.shared import kernel_steps
 from converters.view import Concatenate, Layout, Permute, Recipe, Reshape
 from zoo.errors import FormatError, WeightsError
+from zoo.graph.computed import is_computed
 
 __all__ = ["classes", "foreign"]
 
@@ -57,6 +58,8 @@ def foreign(kind: str, checkpoint: Checkpoint, config: Mapping[str, Any]) -> dic
     found: dict[str, Recipe | Concatenate] = {}
     homeless = []
     for info in checkpoint.infos.values():
+        if is_computed(info.name):
+            continue
         places = list(_places(table, info.name))
         tied = checkpoint.aliases.get(info.name)
         if not places and not (tied and any(True for _ in _places(table, tied))):

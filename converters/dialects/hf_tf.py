@@ -1,7 +1,7 @@
 """The TensorFlow models of transformers 4 (tf_model.h5): layer/class/path/to/kernel:0.
 
 The HDF5 group of the layer and the first part of a weight's name (the class) say nothing about the weight; files in
-shards have neither. "_._3" stands for a numbered part, "mlm___cls" for "cls". A weight that layers share is stored
+shards have no groups. "_._3" stands for a numbered part, "mlm___cls" for "cls". A weight that layers share is stored
 in the group of each.
 Source: the files themselves, and transformers 4.57 modeling_tf_pytorch_utils.py for what the marks mean.
 """
@@ -17,7 +17,7 @@ from converters.dialects import hf_names
 from converters.dialects.shared import KERNELS, kernel_steps, merge
 from converters.view import Concatenate, Layout, Recipe
 
-__all__ = ["NAME", "canonical", "canonical_name", "foreign", "recognises", "shard_name"]
+__all__ = ["NAME", "canonical", "canonical_name", "foreign", "recognises", "shard_names"]
 
 NAME = "hf-tf"
 
@@ -65,16 +65,20 @@ def foreign(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Reci
     return hf_names.foreign("tf", checkpoint, config)
 
 
-def shard_name(path: str) -> str:
-    """What a tensor is called in a file in shards: without its layer and class."""
-    return "/".join(_own_parts(path)) + ":0"
+def shard_names(path: str) -> tuple[str, str]:
+    """What a tensor is called in the index of a file in shards, and in the shard itself: without the layer's group,
+    and there without the class, unless transformers would keep it.
+    """
+    name = path.partition("/")[2]
+    return name, name if "model." in name or "/" not in name else name.partition("/")[2]
 
 
 def canonical_name(path: str, *, sharded: bool = False) -> str:
     """The torch name of a weight: "bert/tf_bert_model/bert/encoder/layer_._0/output/dense/kernel:0" is
     "bert.encoder.layer.0.output.dense.weight".
     """
-    parts = path.removesuffix(":0").split("/") if sharded else _own_parts(path)
+    parts = path.removesuffix(":0").split("/")[0 if sharded else 1 :]
+    parts = parts[1:] if len(parts) > 1 else parts
     parts = "/".join(part.rpartition("___")[2] for part in parts).replace("_._", "/").split("/")
     name = ".".join(filter(None, parts))
     for pattern, irregular in _IRREGULAR:
@@ -82,12 +86,6 @@ def canonical_name(path: str, *, sharded: bool = False) -> str:
     head, _, leaf = name.rpartition(".")
     leaf = _LEAVES.get(leaf, leaf)
     return f"{head}.{leaf}" if head else leaf
-
-
-def _own_parts(path: str) -> list[str]:
-    """Without the layer's group, and without the class unless nothing would be left."""
-    parts = path.removesuffix(":0").split("/")[1:]
-    return parts[1:] if len(parts) > 1 else parts
 
 
 def _pairs(checkpoint: Checkpoint) -> Iterator[tuple[str, Recipe]]:

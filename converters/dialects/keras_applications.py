@@ -27,7 +27,10 @@ __all__ = ["DROPPED", "NAME", "canonical", "config", "foreign", "recognises"]
 
 NAME = "keras-applications"
 
-DROPPED = ((r"\.num_batches_tracked$", "a count of training steps, which Keras does not keep"),)
+DROPPED = (
+    (r"\.num_batches_tracked$", "a count of training steps, which Keras does not keep"),
+    (r"^optimizer_weights/", "the state of the optimizer, which is no part of the model"),
+)
 
 _EPS = 1.001e-5
 _OLD_EPS = 1e-3  # in the versions that named ResNet's layers res2a_branch2a
@@ -48,13 +51,7 @@ def recognises(checkpoint: Checkpoint) -> bool:
 
 def canonical(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Recipe | Concatenate]:
     """Canonical name -> recipe, for every tensor of the file."""
-    names = _short_names(checkpoint)
-    kind = str(_kind(names))
-    short = View(checkpoint, {name: Recipe(own) for name, own in names.items()})
-    found = _table(kind).canonical(short)
-    if kind == "resnet":
-        found = _without_biases(found, _eps(checkpoint, names) - _TORCH_EPS)
-    return {name: _renamed(recipe, names) for name, recipe in found.items()}
+    return _canonical(checkpoint, bare=True)
 
 
 def foreign(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Recipe | Concatenate]:
@@ -84,10 +81,20 @@ def foreign(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Reci
 def config(checkpoint: Checkpoint) -> dict[str, Any] | None:
     """The config of a checkpoint: what the tensors' shapes say, and what keras.applications' models have."""
     names = _short_names(checkpoint)
-    shapes = {name: info.shape for name, info in View(checkpoint, canonical(checkpoint, {})).infos.items()}
+    shapes = {name: info.shape for name, info in View(checkpoint, _canonical(checkpoint, bare=False)).infos.items()}
     if _kind(names) == "resnet":
         return vision.resnet_config(shapes, downsample_in_bottleneck=True)
     return vision.mobilenet_v2_config(shapes, eps=1e-3, tf_padding=True)
+
+
+def _canonical(checkpoint: Checkpoint, bare: bool) -> dict[str, Recipe | Concatenate]:
+    names = _short_names(checkpoint)
+    kind = str(_kind(names))
+    short = View(checkpoint, {name: Recipe(own) for name, own in names.items()})
+    found = _table(kind).canonical(short, bare=bare)
+    if kind == "resnet":
+        found = _without_biases(found, _eps(checkpoint, names) - _TORCH_EPS)
+    return {name: _renamed(recipe, names) for name, recipe in found.items()}
 
 
 def _kind(names: Mapping[str, str]) -> str | None:
@@ -99,7 +106,8 @@ def _kind(names: Mapping[str, str]) -> str | None:
 
 def _short_names(checkpoint: Checkpoint) -> dict[str, str]:
     """ "layer/variable" -> the name in the file, [model_weights/]layer/layer/variable[:0]."""
-    return {"/".join(name.removesuffix(":0").split("/")[-2:]): name for name in checkpoint.infos}
+    names = (name for name in checkpoint.infos if not re.search(DROPPED[1][0], name))
+    return {"/".join(name.removesuffix(":0").split("/")[-2:]): name for name in names}
 
 
 def _long(name: str) -> str:
@@ -135,7 +143,8 @@ def _without_biases(found: Mapping[str, Recipe | Concatenate], shift: float) -> 
             mean = name.replace("convolution.bias", "normalization.running_mean")
             before = found[mean]
             assert isinstance(before, Recipe)
-            kept[mean] = Difference((before, kept.pop(name)))  # type: ignore[arg-type]
+            kept[mean] = Difference((before, recipe))
+            del kept[name]
     return kept
 
 
@@ -201,7 +210,7 @@ def _mobilenet_v2() -> Iterator[Row]:
             if part == "expand" and not block:
                 continue
             old, norm = f"mobl{block}_conv_{block}_{part}", f"bn{block}_conv_{block}_bn_{part}"
-            variables = {"depthwise_kernel": "depthwise", "kernel": "depthwise"} if part == "depthwise" else {"kernel": "conv"}
-            for variable, kind in variables.items():  # Keras 2's name of the variable, and Keras 3's
+            kind = "depthwise" if part == "depthwise" else "conv"
+            for variable in ("depthwise_kernel", "kernel")[kind == "conv" :]:  # Keras 2's name, and Keras 3's
                 yield from _conv_norm(f"{ours}{own}", f"{layer}{part}", f"{layer}{part}_BN", variable, kind)
                 yield from _conv_norm(f"{ours}{own}", old, norm, variable, kind)

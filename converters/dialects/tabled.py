@@ -33,7 +33,7 @@ def read(
     """Canonical name -> recipe. Tensors that the table does not know keep their names."""
     gone = dropped_names(checkpoint, dropped)
     known = [name for name in checkpoint.infos if name not in gone and table.knows(name)]
-    found = table.canonical(Subset(checkpoint, known))
+    found = table.canonical(Subset(checkpoint, known), bare=False)
     if _is_base(config):
         found = {name.removeprefix(table.prefix): recipe for name, recipe in found.items()}
     return found | {name: Recipe(name) for name in checkpoint.infos if name not in gone and name not in known}

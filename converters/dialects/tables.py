@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from converters.checkpoint import Checkpoint
-from converters.view import Concatenate, Layout, Permute, Recipe, Reshape, Rows, View
+from converters.view import Concatenate, Layout, Permute, Recipe, Reshape, Rows, View, ZeroRows
 from zoo.errors import WeightsError
 
 __all__ = ["KINDS", "Kind", "Row", "Table"]
@@ -37,6 +37,8 @@ KINDS: Mapping[str, Kind] = {
     "same": Kind(lambda s: (), lambda s, h: s),
     # Dense layers [in, out].
     "dense": Kind(lambda s: (Permute((1, 0)),), lambda s, h: s[::-1]),
+    # GPT-2's dense layers are convolutions of size 1 [1, in, out], which Hugging Face has as [in, out].
+    "pointwise": Kind(lambda s: (Reshape(s[1:]),), lambda s, h: (1, *s)),
     # Convolutions along a line [size, in, out] and on a plane [height, width, in, out].
     "conv1d": Kind(lambda s: (Permute((2, 1, 0)),), lambda s, h: s[::-1]),
     "conv": Kind(lambda s: (Permute((3, 2, 0, 1)),), lambda s, h: (*s[2:], s[1], s[0])),
@@ -52,6 +54,10 @@ KINDS: Mapping[str, Kind] = {
     "heads_first": Kind(
         lambda s: (Permute((0, 2, 1)), Reshape((s[0] * s[2], s[1]))), lambda s, h: (h, s[1], s[0] // h)
     ),
+    # A table of positions, [length, size], where torch has an axis for the batch.
+    "batched": Kind(lambda s: (Reshape((1, *s)),), lambda s, h: s[1:]),
+    # One without RoBERTa's two rows before the first position, of which it uses neither for a token.
+    "positions": Kind(lambda s: (ZeroRows(2),), lambda s, h: (s[0] - 2, *s[1:])),
 }  # fmt: skip
 
 
@@ -94,8 +100,12 @@ class Table:
         """Whether a foreign name is in the table."""
         return self._theirs(name) is not None
 
-    def canonical(self, checkpoint: Checkpoint) -> dict[str, Recipe | Concatenate]:
+    def canonical(self, checkpoint: Checkpoint, *, bare: bool = True) -> dict[str, Recipe | Concatenate]:
         """Canonical name -> how it is made of foreign tensors.
+
+        Args:
+            checkpoint: the foreign one.
+            bare: take the prefix off where all names have it, as checkpoints of a base model are published.
 
         Raises:
             WeightsError: foreign tensors that have no place in the canonical model; all are named.
@@ -115,6 +125,8 @@ class Table:
             for i, own in enumerate(ours):
                 steps = kind.steps(shape) if len(ours) == 1 else (Rows(i * rows, (i + 1) * rows),)
                 found[_fill(own, numbers)] = Recipe(name, (*steps, *row.after))
+        if bare and all(name.startswith(self.prefix) for name in found):
+            return {name.removeprefix(self.prefix): recipe for name, recipe in found.items()}
         return found
 
     def foreign(self, checkpoint: Checkpoint) -> dict[str, Recipe | Concatenate]:
@@ -145,8 +157,8 @@ class Table:
         return found
 
     def shapes(self, checkpoint: Checkpoint) -> dict[str, Shape]:
-        """Canonical name -> shape, of a foreign checkpoint's tensors."""
-        view = View(checkpoint, self.canonical(checkpoint))
+        """Canonical name, always with the prefix, -> shape, of a foreign checkpoint's tensors."""
+        view = View(checkpoint, self.canonical(checkpoint, bare=False))
         return {name: info.shape for name, info in view.infos.items()}
 
     def _back(self, row: Row, shape: Shape) -> tuple[Layout, ...]:

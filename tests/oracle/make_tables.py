@@ -1,4 +1,4 @@
-"""Derives converters/dialects/hf_names.json.gz, where transformers 4 keeps each tensor in its TensorFlow and Flax files.
+"""Derives converters/dialects/hf_names.json.gz: where transformers 4 keeps each tensor in TensorFlow and in Flax.
 
     python tests/oracle/make_tables.py CHECKPOINTS
 
@@ -91,7 +91,7 @@ def layout_of(array: np.ndarray, own: np.ndarray) -> str | None:
         return ""
     if array.shape == (1, *own.shape) and np.array_equal(array[0], own):
         return "row"
-    if (*array.shape, 1) == own.shape and np.array_equal(array, own[:, 0]):
+    if array.ndim == 1 and own.ndim > 1 and array.size == len(own) and np.array_equal(array, own.ravel()):
         return "vector"
     for layout, axes in KERNELS.items():
         if len(axes) == array.ndim and np.array_equal(array.transpose(axes), own):

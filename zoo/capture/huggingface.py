@@ -17,7 +17,8 @@ import transformers
 
 from zoo.capture.torch_export import capture_program, export, ties_of
 from zoo.errors import CaptureError, ConfigError
-from zoo.graph.ir import Graph, Input
+from zoo.graph.computed import is_computed
+from zoo.graph.ir import Graph, Input, Ref, map_refs, param_ref
 from zoo.graph.key import shaping
 from zoo.tasks import TASKS, task_name
 
@@ -244,6 +245,7 @@ def _named(graph: Graph, module: Any, config: Any, task: str | None, dtype: str)
         if name != param.name:
             renamed[name] = param.name
     graph = _rename_params(graph, params, canonical)
+    graph = _with_computed(graph, module, renamed)
     inputs = tuple(_with_default(item) for item in graph.inputs)
     fields = _plain(shaping(config.to_dict()))
     meta = {
@@ -267,6 +269,25 @@ def _named(graph: Graph, module: Any, config: Any, task: str | None, dtype: str)
     return replace(graph, inputs=inputs, meta=meta)
 
 
+def _with_computed(graph: Graph, module: Any, renamed: dict[str, str]) -> Graph:
+    """The graph with buffers that follow from the config (rotary tables) as constants: checkpoints may lack them."""
+    from zoo.arrays import to_numpy
+
+    buffers = dict(module.named_buffers())
+    computed = {
+        name: renamed.pop(name, name)
+        for name, param in graph.params.items()
+        if not param.trainable and is_computed(name) and renamed.get(name, name) in buffers
+    }
+    if not computed:
+        return graph
+    constants = {f"c:{own}": to_numpy(buffers[own]).copy() for own in computed.values()}
+    to = {param_ref(name): f"c:{own}" for name, own in computed.items()}
+    graph = _rename_values(graph, to)
+    params = {name: param for name, param in graph.params.items() if name not in computed}
+    return replace(graph, params=params, constants={**graph.constants, **constants})
+
+
 def _legacy_names(module: Any) -> list[list[str]]:
     """(pattern, replacement) for the names that older checkpoints of this very class have."""
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
@@ -278,16 +299,17 @@ def _legacy_names(module: Any) -> list[list[str]]:
 
 
 def _rename_params(graph: Graph, params: dict[str, Any], canonical: Mapping[str, str]) -> Graph:
-    from zoo.graph.ir import Ref, map_refs, param_ref
+    graph = _rename_values(graph, {param_ref(old): param_ref(new) for old, new in canonical.items()})
+    return replace(graph, params=params)
 
-    to = {param_ref(old): param_ref(new) for old, new in canonical.items()}
 
+def _rename_values(graph: Graph, to: Mapping[str, str]) -> Graph:
     def current(ref: Ref) -> Ref:
         return Ref(to.get(ref.name, ref.name))
 
     nodes = [replace(n, args=map_refs(current, n.args), kwargs=map_refs(current, n.kwargs)) for n in graph.nodes]
     outputs = {name: current(ref) for name, ref in graph.outputs.items()}
-    return replace(graph, params=params, nodes=nodes, outputs=outputs)
+    return replace(graph, nodes=nodes, outputs=outputs)
 
 
 def _canonical_names(module: Any) -> dict[str, str]:
