@@ -18,7 +18,7 @@ from converters.atomic import replacing
 from converters.checkpoint import BLOCK, DTYPES, Checkpoint, TensorInfo
 from converters.dialects import canonical, dialect_of
 from converters.targets import TARGETS, Target
-from converters.view import Cast, Concatenate, Recipe, Subset, View
+from converters.view import Cast, Concatenate, Made, Recipe, Subset, View
 from zoo.errors import ConfigError, SourceError, VerifyError, WeightsError
 from zoo.registry import parse
 
@@ -161,7 +161,9 @@ def _in_graph_names(checkpoint: Checkpoint, graph: Graph, keep: bool) -> tuple[C
     graph = untie(graph, checkpoint)
     fitted = fit(graph, {name: info.shape for name, info in checkpoint.infos.items()}, checkpoint.path)
     prune(graph, fitted, checkpoint.path)  # raises if the main output lacks a tensor
-    recipes: dict[str, Recipe | Concatenate] = {name: Recipe(source) for name, source in fitted.names.items()}
+    recipes: dict[str, Recipe | Concatenate | Made] = {name: Recipe(own) for name, own in fitted.names.items()}
+    if not keep:  # other forms may store what torch computes
+        recipes |= {name: Made(table.shape, table.dtype.name, table.view) for name, table in fitted.made.items()}
     dropped = {}
     for name in set(checkpoint.infos) - set(fitted.names.values()):
         why = fitted.unused.get(name, "it is the same as another tensor, which is written")

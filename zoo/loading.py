@@ -199,6 +199,9 @@ def assemble(name: str, backend: str, graph: Graph, place: Path, config: dict[st
         graph, dropped = prune(graph, fitted, checkpoint.path)
         params: dict[str, Any] = {}
         for param in graph.params.values():
+            if param.name in fitted.made:
+                params.update(module.params_from({param.name: as_dtype(fitted.made[param.name], param.dtype)}, graph))
+                continue
             stored = checkpoint.read(fitted.names[param.name])
             array = as_dtype(stored, param.dtype)
             params.update(module.params_from({param.name: array}, graph))

@@ -11,7 +11,7 @@ import numpy as np
 
 from zoo.arrays import numpy_dtype
 from zoo.errors import WeightsError
-from zoo.graph.computed import COMPUTED, is_computed
+from zoo.graph.computed import COMPUTED, is_computed, sinusoids
 from zoo.graph.ir import Graph, param_ref, refs
 
 __all__ = ["Fit", "as_dtype", "expected_shapes", "fit", "prune", "untie"]
@@ -35,11 +35,13 @@ class Fit:
     Args:
         names: canonical parameter -> the checkpoint's tensor.
         missing: canonical parameters that no tensor serves.
+        made: canonical parameters that no tensor serves but that the model itself says how to compute.
         unused: tensor -> why it is not needed.
     """
 
     names: Mapping[str, str]
     missing: tuple[str, ...]
+    made: Mapping[str, np.ndarray]
     unused: Mapping[str, str]
 
 
@@ -61,10 +63,13 @@ def fit(graph: Graph, shapes: Mapping[str, tuple[int, ...]], where: object, *, s
     index = _index(graph, shapes)
     names: dict[str, str] = {}
     missing, misshaped = [], []
+    made: dict[str, np.ndarray] = {}
     for param in graph.params.values():
         candidates = (c for own in (param.name, *param.aliases) for c in _candidates(own, prefix))
         found = next((index[c] for c in candidates if c in index), None)
-        if found is None:
+        if found is None and param.name in graph.meta.get("sinusoids", ()):
+            made[param.name] = sinusoids(param.shape)
+        elif found is None:
             missing.append(param.name)
         elif tuple(shapes[found]) != param.shape:
             misshaped.append(f"{found}: expected {list(param.shape)}, got {list(shapes[found])}")
@@ -77,7 +82,7 @@ def fit(graph: Graph, shapes: Mapping[str, tuple[int, ...]], where: object, *, s
         unexpected = []
     if misshaped or unexpected:
         _refuse(where, misshaped, unexpected, missing)
-    return Fit(names, tuple(missing), unused)
+    return Fit(names, tuple(missing), made, unused)
 
 
 def expected_shapes(graph: Graph) -> dict[str, tuple[int, ...]]:

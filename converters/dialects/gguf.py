@@ -2,8 +2,9 @@
 
 Layouts are torch's, but for GPT-2's layers, which are [out, in] here and [in, out] in Hugging Face's Conv1D. The
 architecture "llama" has the rows of queries and keys in pairs, as Meta has; the others keep Hugging Face's order.
-Gemma's norms are stored with 1 added: reading them subtracts it, in float32, which gives back bit for bit what any
-float32 norm within 2**-24 of a multiple of 2**-23 was, and rounds others; so does writing.
+Gemma's norms are stored with 1 added: reading subtracts it and writing adds it, in float32. That rounds, so it is the
+one step here that does not keep every bit of a tensor; what the model computes stays the same to the last bit wherever
+the stored value is 1/2 or more, since Hugging Face's Gemma adds the same 1 itself.
 Sources: names from gguf-py's constants.py (TENSOR_NAMES) and tensor_mapping.py, the rest from convert_hf_to_gguf.py,
 both in https://github.com/ggml-org/llama.cpp.
 """

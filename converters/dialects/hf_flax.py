@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from functools import partial
 from typing import Any
-
-import numpy as np
 
 from converters.checkpoint import Checkpoint
 from converters.dialects import hf_names
 from converters.dialects.shared import KERNELS, kernel_steps, merge
-from converters.view import Concatenate, Made, Recipe, Subset
+from converters.view import Concatenate, Recipe, Subset
 
 __all__ = ["NAME", "canonical", "canonical_name", "foreign", "recognises"]
 
@@ -39,16 +36,9 @@ def recognises(checkpoint: Checkpoint) -> bool:
     )
 
 
-def canonical(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Recipe | Concatenate | Made]:
-    """Canonical name -> recipe, for every tensor of the file and for the tables that Flax computes instead."""
-    found: dict[str, Recipe | Concatenate | Made] = {**merge(checkpoint, _pairs(checkpoint))}
-    if config.get("model_type") in _SINUSOIDAL:
-        rows = config["max_position_embeddings"]
-        width = config.get("d_model") or config["hidden_size"] // config["num_attention_heads"]
-        for part in sorted({name[: name.index("coder.") + 6] for name in found if "coder." in name}):
-            table = Made((rows, width), "float32", partial(_sinusoids, rows, width))
-            found.setdefault(f"{part}embed_positions.weight", table)
-    return found
+def canonical(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Recipe | Concatenate]:
+    """Canonical name -> recipe, for every tensor of the file."""
+    return merge(checkpoint, _pairs(checkpoint))
 
 
 def foreign(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Recipe | Concatenate]:
@@ -71,12 +61,7 @@ def canonical_name(path: str) -> str:
 
 
 _SINUSOIDAL = ("marian", "pegasus", "roformer")
-
-
-def _sinusoids(rows: int, width: int) -> np.ndarray:
-    """Positions as transformers computes them: all sines, then all cosines (Vaswani et al. 2017, section 3.5)."""
-    angles = np.arange(rows)[:, None] / np.power(10000, 2 * (np.arange(width) // 2) / width)
-    return np.concatenate([np.sin(angles[:, 0::2]), np.cos(angles[:, 1::2])], 1).astype(np.float32)
+"""Models whose tables of positions Flax computes; torch keeps some of them as weights."""
 
 
 def _pairs(checkpoint: Checkpoint) -> Iterator[tuple[str, Recipe]]:

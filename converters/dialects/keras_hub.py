@@ -16,7 +16,7 @@ from typing import Any
 
 from converters.checkpoint import Checkpoint, strict_json
 from converters.dialects import keras_hub_configs, keras_hub_tables
-from converters.view import Concatenate, Difference, Permute, Recipe, Rows, Subset, View
+from converters.view import Concatenate, Difference, Recipe, Rows, Subset, View
 from zoo.errors import ConfigError, WeightsError
 
 __all__ = ["DROPPED", "NAME", "canonical", "config", "foreign", "foreign_config", "recognises"]
@@ -30,6 +30,8 @@ DROPPED = (
 
 _OLD = "_layer_checkpoint_dependencies/"
 _POSITIONS = "layers/token_and_position_embedding/position_embedding/vars/0"
+_TOKENS = "layers/reversible_embedding/vars/0"
+_HEAD = "layers/reversible_embedding/vars/1"
 _ROBERTA = ("roberta", "xlm-roberta")
 # Classes of a base model alone, whose checkpoints have no prefix; the others are decoders with their output layer.
 _BARE = (*_ROBERTA, "bert", "distilbert", "albert", "gpt2", "t5", "vit", "whisper")
@@ -81,14 +83,8 @@ def foreign(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Reci
             )
         kept = [name for name in kept if name not in types]
     found = keras_hub_tables.table(config).foreign(Subset(checkpoint, kept))
-    head, tokens = (f"layers/reversible_embedding/vars/{i}" for i in (1, 0))
-    tied = foreign_config(config)["config"].get("tie_word_embeddings", config.get("tie_word_embeddings", True))
-    if kind in ("llama", "t5") and tied:
-        found.pop(head, None)
-    elif kind == "llama" and head not in found:
-        source = found[tokens]
-        assert isinstance(source, Recipe)
-        found[head] = replace(source, steps=(Permute((1, 0)),))
+    if kind in ("llama", "t5") and config.get("tie_word_embeddings", kind == "t5"):
+        found.pop(_HEAD, None)
     return found
 
 
@@ -126,7 +122,10 @@ def _derived(checkpoint: Checkpoint) -> dict[str, Any]:
             where=checkpoint.path.parent,
             expected="config.json with a registered_name of keras_hub",
         )
-    return keras_hub_configs.from_preset(preset, checkpoint.path.parent / "config.json")
+    found = keras_hub_configs.from_preset(preset, checkpoint.path.parent / "config.json")
+    if found["model_type"] == "llama":  # the preset does not say so: its config is written without
+        found["tie_word_embeddings"] = not any(name.endswith(_HEAD.partition("/")[2]) for name in checkpoint.infos)
+    return found
 
 
 def _renamed(recipe: Recipe | Concatenate, names: Mapping[str, str]) -> Recipe | Concatenate:

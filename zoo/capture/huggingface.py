@@ -12,12 +12,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 
 from zoo.capture.torch_export import capture_program, export, ties_of
 from zoo.errors import CaptureError, ConfigError
-from zoo.graph.computed import is_computed
+from zoo.graph.computed import is_computed, sinusoids
 from zoo.graph.ir import Graph, Input, Ref, map_refs, param_ref
 from zoo.graph.key import shaping
 from zoo.tasks import TASKS, task_name
@@ -266,6 +267,8 @@ def _named(graph: Graph, module: Any, config: Any, task: str | None, dtype: str)
     }
     if legacy := _legacy_names(module):
         meta["legacy"] = legacy
+    if tables := _sinusoidal(graph, module, renamed):
+        meta["sinusoids"] = tables
     return replace(graph, inputs=inputs, meta=meta)
 
 
@@ -286,6 +289,20 @@ def _with_computed(graph: Graph, module: Any, renamed: dict[str, str]) -> Graph:
     graph = _rename_values(graph, to)
     params = {name: param for name, param in graph.params.items() if name not in computed}
     return replace(graph, params=params, constants={**graph.constants, **constants})
+
+
+def _sinusoidal(graph: Graph, module: Any, renamed: Mapping[str, str]) -> list[str]:
+    """The parameters that the class initialises as a table of sinusoids and does not train: files may lack them."""
+    own = dict(module.named_parameters())
+    found = []
+    for name, param in graph.params.items():
+        tensor = own.get(renamed.get(name, name))
+        if tensor is None or tensor.requires_grad or len(param.shape) != 2:
+            continue
+        module._init_weights(module.get_submodule(renamed.get(name, name).rpartition(".")[0]))
+        if np.array_equal(tensor.detach().float().numpy(), sinusoids(param.shape)):
+            found.append(name)
+    return found
 
 
 def _legacy_names(module: Any) -> list[list[str]]:
