@@ -61,8 +61,10 @@ $(DEPS): constraints.txt pyproject.toml | $(PY)
 	$(PY) -m pip install --quiet -c constraints.txt -e '.[all,dev]'
 	@touch $@
 
-# An editable install records which packages exist and copies the registry: either one changed, it is made anew (quick).
+# An editable install records which packages exist, copies the registry and holds the compiled engine: one of them
+# changed, it is made anew (quick).
 PACKAGES := $(shell find zoo converters -name __init__.py 2>/dev/null)
-$(READY): $(DEPS) CMakeLists.txt $(wildcard registry.json) $(PACKAGES)
+NATIVE := $(wildcard zoo/native/*.h zoo/native/src/*)
+$(READY): $(DEPS) CMakeLists.txt $(wildcard registry.json) $(PACKAGES) $(NATIVE)
 	$(PY) -m pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $@

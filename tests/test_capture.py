@@ -22,7 +22,7 @@ from zoo.errors import CaptureError, ConfigError, FormatError, InputError, ZooEr
 from zoo.graph import Graph
 from zoo.model import GRAPH_FILE, Package
 
-BACKENDS = ("numpy", "torch", "jax", "tensorflow", "keras")
+BACKENDS = ("numpy", "torch", "jax", "tensorflow", "keras", "native")
 
 Arrays = dict[str, np.ndarray]
 

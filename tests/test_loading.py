@@ -31,7 +31,7 @@ import jax  # isort: skip
 import tensorflow as tf  # isort: skip
 import transformers  # isort: skip
 
-BACKENDS = ("torch", "jax", "tensorflow", "keras", "numpy")
+BACKENDS = ("torch", "jax", "tensorflow", "keras", "numpy", "native")
 FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures"
 LAYER = "bert.encoder.layer.{}.attention.self.query.weight"
 

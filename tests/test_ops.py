@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 from op_cases import CASES, Case, Known, Size
 from tolerances import TOLERANCES
 
+from zoo.arrays import numpy_dtype
 from zoo.backends import jax as jax_backend
+from zoo.backends import native as native_backend
 from zoo.backends import numpy as numpy_backend
 from zoo.backends import tensorflow as tensorflow_backend
 from zoo.backends.execute import resolve_over
@@ -39,6 +41,7 @@ TENSORFLOW = tensorflow_backend.namespace()
 RESOLVE = {
     "numpy": resolve_over(NARROW, {}),
     "wide": resolve_over(WIDE, {}),
+    "native": resolve_over(native_backend.namespace(), native_backend._OVERRIDES),
     "jax": resolve_over(JAX, jax_backend._OVERRIDES),
     "tensorflow": resolve_over(TENSORFLOW, tensorflow_backend._OVERRIDES),
 }
@@ -113,7 +116,7 @@ def test_every_operation_is_tried() -> None:
 
 
 @pytest.mark.parametrize("name", TENSOR_OPS)
-@pytest.mark.parametrize("backend", ["numpy", "wide", "jax", "tensorflow"])
+@pytest.mark.parametrize("backend", ["numpy", "wide", "native", "jax", "tensorflow"])
 def test_operation_is_torchs(backend: str, name: str, request: pytest.FixtureRequest) -> None:
     expect_failure(request, XFAIL.get((backend, name)))
     check(backend, RESOLVE[backend](name), name)
@@ -283,7 +286,7 @@ def to_numpy(tensor: torch.Tensor) -> np.ndarray:
     """The tensor's memory with its strides, bfloat16 included."""
     tensor = tensor.detach()
     if tensor.dtype == torch.bfloat16:
-        return tensor.view(torch.uint16).numpy().view(numpy_backend.ml_dtypes.bfloat16)
+        return tensor.view(torch.uint16).numpy().view(numpy_dtype("bfloat16"))
     return tensor.numpy()
 
 
@@ -302,6 +305,7 @@ def to_tensorflow(tensor: torch.Tensor) -> tf.Tensor:
 ARRAY_OF: dict[str, Callable[[torch.Tensor], Any]] = {
     "numpy": to_numpy,
     "wide": to_wide,
+    "native": to_numpy,
     "jax": to_jax,
     "tensorflow": to_tensorflow,
     "torch": lambda tensor: tensor,

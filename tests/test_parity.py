@@ -22,7 +22,7 @@ from zoo.backends.execute import Program
 from zoo.model import Package
 from zoo.tolerances import FACTORS
 
-BACKENDS = ("numpy", "torch", "jax", "tensorflow", "keras")
+BACKENDS = ("numpy", "torch", "jax", "tensorflow", "keras", "native")
 SIZES = ((3, 11), (2, 7), (1, 6))
 
 CASES = [

@@ -11,7 +11,7 @@ __all__ = ["CEILINGS", "FACTORS", "FLOORS", "GRADIENTS", "VACUOUS", "gradient_to
 
 FACTORS: dict[tuple[str, str], float] = {
     (backend, dtype): 4.0
-    for backend in ("torch", "jax", "tensorflow", "keras", "numpy")
+    for backend in ("torch", "jax", "tensorflow", "keras", "numpy", "native")
     for dtype in ("float32", "bfloat16", "float16")
 }
 """(backend, dtype) -> how many times PyTorch's own error is accepted."""

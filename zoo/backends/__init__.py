@@ -20,6 +20,7 @@ BACKENDS: dict[str, tuple[str, ...]] = {
     "tensorflow": ("tensorflow",),
     "keras": ("keras",),
     "numpy": ("numpy",),
+    "native": (),  # its library is part of the package
 }
 """Backend name -> the packages it needs; the extra of the same name installs them."""
 
@@ -28,6 +29,10 @@ _ALIASES = {"tf": "tensorflow", "pytorch": "torch", "flax": "jax", "np": "numpy"
 
 def installed(name: str) -> bool:
     """Whether the backend's framework can be imported; imports nothing."""
+    if name == "native":
+        from zoo.native.library import find
+
+        return find() is not None
     return all(importlib.util.find_spec(package) is not None for package in BACKENDS[name])
 
 
@@ -52,7 +57,7 @@ def get_backend(name: str) -> ModuleType:
         MissingFramework: its framework is not installed; the error says what to install.
     """
     name = backend_name(name)
-    if not installed(name):
+    if name != "native" and not installed(name):  # that one says itself what is missing
         raise MissingFramework(
             f"the backend {name!r} needs a framework that is not installed",
             expected=", ".join(BACKENDS[name]),

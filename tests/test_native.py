@@ -1,0 +1,362 @@
+"""The native engine's kernels against float64, on every instruction set of this machine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tolerances import TOLERANCES
+
+from zoo.backends import get_backend
+from zoo.errors import ZooError
+from zoo.native import kernels, library
+
+ROOT = Path(__file__).parents[1]
+SETS = ("base", "avx2", "avx512")
+
+
+@pytest.fixture(params=SETS, autouse=True)
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    before = library.get_isa()
+    try:
+        library.set_isa(request.param)
+    except ZooError:
+        pytest.skip(f"this machine has no {request.param}")
+    yield request.param
+    library.set_isa(before)
+
+
+@pytest.fixture(params=(1, 3), ids=("thread", "threads"))
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = library.get_threads()
+    library.set_threads(request.param)
+    yield request.param
+    library.set_threads(before)
+
+
+def numbers(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(np.float32)
+
+
+def close(got: np.ndarray, truth: np.ndarray) -> None:
+    """Within the table's tolerance of the largest number; NaN and infinities in the same places."""
+    assert got.dtype == np.float32 and got.shape == truth.shape
+    assert (np.isnan(got) == np.isnan(truth)).all()
+    infinite = np.isinf(truth)
+    assert (got[infinite] == truth[infinite]).all()
+    finite = np.isfinite(truth)
+    if finite.any():
+        scale = max(np.abs(truth[finite]).max(), 1e-30)
+        assert np.abs(got - truth, where=finite, out=np.zeros(truth.shape)).max() <= limit() * scale
+
+
+def limit() -> float:
+    return TOLERANCES["native", "float32"]
+
+
+def erf(x: np.ndarray) -> np.ndarray:
+    from math import erf as exact
+
+    return np.vectorize(exact, otypes=[float])(x) if x.size else x
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
+
+
+EXACT: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "none": lambda x: x,
+    "relu": lambda x: np.maximum(x, 0),
+    "gelu": lambda x: x * 0.5 * (1 + erf(x / np.sqrt(2))),
+    "gelu_tanh": lambda x: 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
+    "silu": lambda x: x * sigmoid(x),
+    "tanh": np.tanh,
+    "sigmoid": sigmoid,
+    "exp": np.exp,
+    "erf": erf,
+}
+
+
+@pytest.mark.parametrize(
+    ("m", "k", "n"),
+    [
+        (0, 5, 7), (3, 0, 5), (4, 6, 0), (1, 1, 1), (1, 64, 33), (2, 3, 31), (5, 257, 32), (13, 7, 65), (14, 16, 32),
+        (15, 17, 33), (29, 300, 100), (128, 96, 48), (257, 31, 3), (700, 1100, 40),
+    ],
+)  # fmt: skip
+def test_linear(threads: int, m: int, k: int, n: int) -> None:
+    x, weight, bias, residual = numbers(m, k), numbers(n, k, seed=1), numbers(n), numbers(m, n, seed=2)
+    packed = kernels.pack_weight(weight)
+    truth = x.astype(np.float64) @ weight.T.astype(np.float64)
+    close(kernels.linear(x, packed), truth)
+    close(kernels.linear(x, packed, bias), truth + bias)
+    close(kernels.linear(x, packed, bias, "gelu", residual), EXACT["gelu"](truth + bias) + residual)
+
+
+@pytest.mark.parametrize("activation", sorted(library.ACTIVATIONS))
+def test_linear_with_an_activation(activation: str) -> None:
+    x, weight, bias = numbers(17, 19), 0.2 * numbers(37, 19, seed=1), numbers(37)
+    truth = EXACT[activation](x.astype(np.float64) @ weight.T + bias)
+    close(kernels.linear(x, kernels.pack_weight(weight), bias, activation), truth)
+
+
+def test_linear_of_what_is_not_contiguous() -> None:
+    base, weight = numbers(4, 6, 90), numbers(11, 30)
+    for x in (
+        base[:, :, 30:60],
+        base[:, ::2, 3:33],
+        base[1:2, :, :30],
+        base[:, :, :60:2],
+        base.transpose(2, 0, 1)[:30].T,
+    ):
+        x = x.reshape(x.shape) if x.shape[-1] == 30 else x
+        close(kernels.linear(x, kernels.pack_weight(weight)), x.astype(np.float64) @ weight.T)
+    transposed = np.asfortranarray(weight)
+    close(kernels.linear(base[..., :30], kernels.pack_weight(transposed)), base[..., :30].astype(np.float64) @ weight.T)
+
+
+def test_not_a_number_and_infinity_stay_where_they_are() -> None:
+    x, weight = numbers(9, 20), numbers(40, 20)
+    x[2, 3], x[5, 7] = np.nan, np.inf
+    with np.errstate(invalid="ignore"):
+        close(kernels.linear(x, kernels.pack_weight(weight)), x.astype(np.float64) @ weight.T.astype(np.float64))
+    got, _ = kernels.norm(x, 20, None, None, 1e-5)
+    assert np.isnan(got[[2, 5]]).all() and np.isfinite(np.delete(got, [2, 5], 0)).all()
+    got = kernels.softmax(x)
+    assert np.isnan(got[[2, 5]]).all() and np.isfinite(np.delete(got, [2, 5], 0)).all()
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ((3, 4), (4, 5)), ((2, 3, 17, 9), (2, 3, 9, 33)), ((2, 1, 7, 70), (3, 70, 2)), ((5, 1, 8), (5, 8, 1)),
+        ((2, 2, 2, 2, 3, 4), (2, 2, 2, 2, 4, 3)), ((1, 100, 40), (6, 40, 40)),
+    ],
+)  # fmt: skip
+def test_matmul(threads: int, a: tuple[int, ...], b: tuple[int, ...]) -> None:
+    x, y = numbers(*a), numbers(*b, seed=1)
+    close(kernels.matmul(x, y), x.astype(np.float64) @ y.astype(np.float64))
+    swapped = np.ascontiguousarray(y.swapaxes(-1, -2)).swapaxes(-1, -2)
+    close(kernels.matmul(np.asfortranarray(x), swapped), x.astype(np.float64) @ y.astype(np.float64))
+
+
+def reference_attention(q: Any, k: Any, v: Any, mask: Any, causal: bool, scale: float) -> np.ndarray:
+    q, k, v = (x.astype(np.float64) for x in (q, k, v))
+    k, v = (np.repeat(x, q.shape[1] // x.shape[1], 1) for x in (k, v))
+    scores = q @ k.swapaxes(-1, -2) * scale
+    if mask is not None:
+        scores = np.where(mask, scores, -np.inf) if mask.dtype == bool else scores + mask
+    if causal:
+        scores = np.where(np.tri(*scores.shape[-2:], dtype=bool), scores, -np.inf)
+    top = scores.max(-1, keepdims=True, initial=-np.inf)
+    powers = np.exp(scores - np.where(np.isinf(top), 0, top))
+    total = powers.sum(-1, keepdims=True)
+    return powers / np.where(total == 0, 1, total) @ v
+
+
+@pytest.mark.parametrize("kind", ["none", "causal", "padding", "full", "additive", "triangle", "per head"])
+@pytest.mark.parametrize(
+    ("batch", "heads", "groups", "queries", "keys", "width", "value_width"),
+    [
+        (2, 4, 4, 11, 11, 8, 8), (1, 2, 1, 1, 9, 64, 64), (2, 3, 3, 4, 300, 24, 17), (1, 6, 2, 37, 37, 5, 7),
+        (1, 2, 2, 70, 530, 33, 40), (3, 1, 1, 33, 1, 16, 16),
+    ],
+)  # fmt: skip
+def test_attention(
+    threads: int, kind: str, batch: int, heads: int, groups: int, queries: int, keys: int, width: int, value_width: int
+) -> None:
+    rng = np.random.default_rng(3)
+    q, k = 2 * numbers(batch, heads, queries, width), numbers(batch, groups, keys, width, seed=1)
+    v = numbers(batch, keys, groups, value_width, seed=2).transpose(0, 2, 1, 3)
+    mask: np.ndarray | None = None
+    if kind == "padding":
+        mask = np.broadcast_to(np.arange(keys) < rng.integers(0, keys + 1, (batch, 1, 1, 1)), (batch, 1, queries, keys))
+    elif kind == "full":
+        mask = rng.random((batch, 1, queries, keys)) < 0.7
+        mask[:, :, 0] = False
+    elif kind == "additive":
+        mask = rng.standard_normal((1, heads, queries, keys)).astype(np.float32)
+    elif kind == "triangle":
+        mask = np.tri(queries, keys, dtype=bool)
+    elif kind == "per head":
+        mask = np.where(rng.random((heads, 1, keys)) < 0.8, 0, -np.inf).astype(np.float32)
+    for scale in (width**-0.5, 0.3):
+        truth = reference_attention(q, k, v, mask, kind == "causal", scale)
+        got = kernels.attention(q, k, v, kernels.prepare_mask(mask), kind == "causal", scale)
+        close(got, truth)
+
+
+def test_a_mask_that_masks_nothing_costs_nothing() -> None:
+    assert kernels.PreparedMask(np.ones((2, 1, 5, 7), bool)).array is None
+    causal = kernels.PreparedMask(np.broadcast_to(np.tri(5, dtype=bool), (2, 1, 5, 5)))
+    assert causal.array is None and causal.struct.causal
+    padding = np.arange(7) < np.array([[[[3]]], [[[7]]]])
+    array = kernels.PreparedMask(np.broadcast_to(padding, (2, 1, 5, 7))).array
+    assert array is not None and array.shape == (2, 1, 1, 7)
+
+
+@pytest.mark.parametrize("cols", [1, 3, 16, 24, 63, 64, 65, 768, 1000])
+@pytest.mark.parametrize("rms", [False, True])
+def test_norm(threads: int, cols: int, rms: bool) -> None:
+    x, residual = 3 + numbers(2, 37, cols), numbers(2, 37, cols, seed=1)
+    weight, bias = numbers(cols), None if rms else numbers(cols, seed=2)
+    for other in (None, residual):
+        exact = x.astype(np.float64) + (0 if other is None else other)
+        centred = exact if rms else exact - exact.mean(-1, keepdims=True)
+        truth = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * weight + (0 if rms else bias)
+        got, total = kernels.norm(x, cols, weight, bias, 1e-5, rms, other)
+        close(got, truth)
+        close(total, exact)
+    close(kernels.norm(x[:, ::3], cols, None, None, 1e-5, True)[0], rms_of(x[:, ::3]))
+
+
+def rms_of(x: np.ndarray) -> np.ndarray:
+    exact = x.astype(np.float64)
+    return exact / np.sqrt((exact**2).mean(-1, keepdims=True) + 1e-5)
+
+
+@pytest.mark.parametrize("cols", [1, 2, 15, 16, 17, 100, 1000])
+def test_softmax(cols: int) -> None:
+    x = 5 * numbers(7, cols)
+    if cols > 2:
+        x[0, :2] = -np.inf
+    powers = np.exp(x.astype(np.float64) - x.max(-1, keepdims=True))
+    close(kernels.softmax(x), powers / powers.sum(-1, keepdims=True))
+
+
+@pytest.mark.parametrize("name", sorted(library.ACTIVATIONS))
+def test_unary(threads: int, name: str) -> None:
+    # the largest relative error over the range that matters, not only relative to the largest value
+    x = np.concatenate([np.linspace(-12, 12, 50001), np.geomspace(1e-30, 80, 5001), -np.geomspace(1e-30, 80, 5001)])
+    x = np.concatenate([x.astype(np.float32), np.float32([0.0, -0.0])])
+    truth = EXACT[name](x.astype(np.float64))
+    got = kernels.unary(x, name)
+    size = np.maximum(np.abs(truth), np.abs(x) * 1e-1 if name.startswith(("gelu", "silu")) else 1e-30)
+    assert (np.abs(got - truth) <= 1e-1 * limit() * size + 1e-37).all()
+    with np.errstate(all="ignore"):
+        assert np.isnan(kernels.unary(np.float32([np.nan]), name)).all()
+        large = np.float32([np.inf, 200]) if name == "exp" else np.float32([50.0])
+        close(kernels.unary(large, name), EXACT[name](large.astype(np.float64)).astype(np.float32))
+    close(kernels.unary(x[:100], name, x[100:200]), truth[:100] * x[100:200])
+    assert kernels.unary(np.empty((0, 3), np.float32), name).shape == (0, 3)
+
+
+def reference_conv(x: Any, w: Any, stride: Any, padding: Any, dilation: Any, groups: int) -> np.ndarray:
+    return (
+        get_backend("numpy")
+        .namespace()
+        .conv(x.astype(np.float64), w.astype(np.float64), stride, padding, dilation, groups)
+    )
+
+
+@pytest.mark.parametrize(
+    ("x", "w", "stride", "padding", "dilation", "groups"),
+    [
+        ((2, 3, 9, 11), (5, 3, 3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1),
+        ((1, 8, 40, 50), (16, 8, 1, 1), (1, 1), ((0, 0), (0, 0)), (1, 1), 1),
+        ((1, 3, 33, 31), (20, 3, 7, 7), (2, 2), ((3, 3), (3, 3)), (1, 1), 1),
+        ((2, 6, 8, 8), (9, 2, 3, 2), (2, 1), ((0, 1), (2, 0)), (2, 3), 3),
+        ((1, 130, 5, 6), (31, 130, 3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1),
+        ((2, 7, 40), (12, 7, 5), (3,), ((2, 1),), (2,), 1),
+        ((2, 10, 19, 40), (10, 1, 7, 7), (1, 1), ((3, 3), (3, 3)), (1, 1), 10),
+        ((1, 5, 9, 9), (5, 1, 3, 3), (2, 2), ((1, 1), (0, 1)), (1, 2), 5),
+        ((1, 16, 30), (16, 1, 4), (1,), ((3, 0),), (1,), 16),
+    ],
+)  # fmt: skip
+def test_conv(threads: int, x: Any, w: Any, stride: Any, padding: Any, dilation: Any, groups: int) -> None:
+    image, weight = numbers(*x), numbers(*w, seed=1)
+    truth = reference_conv(image, weight, stride, padding, dilation, groups)
+    close(kernels.conv(image, weight, stride, padding, dilation, groups), truth)
+    bias, residual = numbers(w[0]), numbers(*truth.shape, seed=2)
+    per_channel = bias.reshape(-1, *[1] * (len(x) - 2))
+    got = kernels.conv(image, weight, stride, padding, dilation, groups, bias=bias, activation="relu")
+    close(got, np.maximum(truth + per_channel, 0))
+    got = kernels.conv(
+        image, weight, stride, padding, dilation, groups, bias=bias, activation="relu", residual=residual
+    )
+    close(got, np.maximum(truth + per_channel + residual, 0))
+
+
+@pytest.mark.parametrize("total", [False, True])
+def test_pool(threads: int, total: bool) -> None:
+    for shape, kernel, stride, padding in (
+        ((2, 3, 9, 11), (3, 3), (2, 2), ((1, 1), (1, 1))),
+        ((1, 5, 8, 8), (2, 3), (1, 2), ((0, 0), (1, 0))),
+        ((2, 4, 17), (5,), (5,), ((0, 3),)),
+    ):
+        x = numbers(*shape)
+        x[0, 0, 0] = np.nan
+        reference = get_backend("numpy").namespace()
+        method = reference.sum_pool if total else reference.max_pool
+        close(kernels.pool(x, kernel, stride, padding, total), method(x.astype(np.float64), kernel, stride, padding))
+
+
+def test_embedding() -> None:
+    table = numbers(9, 5)
+    index = np.array([[0, 8, 3], [3, 3, 1]])
+    assert (kernels.embedding(table, index) == table[index]).all()
+    assert (kernels.embedding(table.astype(np.float16), index[:0]) == table.astype(np.float16)[index[:0]]).all()
+    for wrong in (-1, 9):
+        with pytest.raises(IndexError, match="9 rows"):
+            kernels.embedding(table, np.array([wrong]))
+
+
+def test_what_does_not_fit_is_an_error() -> None:
+    packed = kernels.pack_weight(numbers(4, 6))
+    with pytest.raises(ValueError, match="6 inputs is given 5"):
+        kernels.linear(numbers(3, 5), packed)
+    with pytest.raises(ZooError, match="zoo_linear"):
+        library.run(library.Linear(m=1, k=5, b=packed.handle))
+    with pytest.raises(ZooError, match="avx"):
+        library.set_isa("mmx")
+    with pytest.raises(ValueError, match="threads"):
+        library.set_threads(-1)
+
+
+def test_calls_from_many_threads() -> None:
+    x, weight = numbers(50, 200), numbers(300, 200)
+    packed, failures = kernels.pack_weight(weight), []
+    truth = kernels.linear(x, packed)
+
+    def work() -> None:
+        for _ in range(30):
+            if not (kernels.linear(x, packed) == truth).all():
+                failures.append(1)
+
+    workers = [threading.Thread(target=work) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not failures
+
+
+def test_a_fork_after_use() -> None:
+    code = """
+import os, numpy as np
+from zoo.native import kernels, library
+library.set_threads(3)
+x = np.ones((200, 300), np.float32)
+packed = kernels.pack_weight(x)
+kernels.linear(x, packed)
+child = os.fork()
+if child == 0:
+    os._exit(int(kernels.linear(x, packed)[0, 0] != 300))
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, cwd=ROOT, timeout=60)
+
+
+def test_the_environment_chooses_the_instruction_set(isa: str) -> None:
+    code = "from zoo.native import library; print(library.get_isa())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"ZOO_NATIVE_ISA": isa}, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == isa

@@ -1,0 +1,379 @@
+"""The kernels as functions of NumPy arrays, float32 unless said otherwise. Results are new arrays.
+
+Dims: B batch, H heads, T queries, S keys, D width of a head, E width of a value.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from zoo.native import library as lib
+from zoo.native.tape import call, empty
+
+__all__ = [
+    "Packed",
+    "PreparedMask",
+    "attention",
+    "conv",
+    "embedding",
+    "linear",
+    "matmul",
+    "norm",
+    "pack_conv",
+    "pack_weight",
+    "pool",
+    "prepare_mask",
+    "softmax",
+    "supported",
+    "unary",
+]
+
+F32 = np.dtype(np.float32)
+
+
+def supported(*arrays: Any) -> bool:
+    """Whether kernels take all of these: float32 arrays, None being none."""
+    return all(x is None or (isinstance(x, np.ndarray) and x.dtype == F32) for x in arrays)
+
+
+class Packed:
+    """A matrix in the library's own layout; freed with the object. `shape` is (m, k) or (n, k) as the weight's."""
+
+    __slots__ = ("__weakref__", "groups", "handle", "shape")
+
+    def __init__(self, handle: int | None, shape: tuple[int, int], groups: int = 1) -> None:
+        if not handle:
+            raise MemoryError(f"no memory to pack a weight of shape {shape}")
+        self.handle, self.shape, self.groups = handle, shape, groups
+        weakref.finalize(self, lib.library().zoo_packed_free, handle)
+
+
+def pack_weight(weight: np.ndarray) -> Packed:
+    """The weight of a linear layer, [out, in]."""
+    n, k = weight.shape
+    row, col = _strides(weight)
+    return Packed(lib.library().zoo_pack_right(weight.ctypes.data, k, n, col, row), (n, k))
+
+
+def pack_conv(weight: np.ndarray, groups: int) -> Packed:
+    """The weight of a convolution, [out, in / groups, *kernel]."""
+    weight = np.ascontiguousarray(weight)
+    m, k = weight.shape[0] // groups, math.prod(weight.shape[1:])
+    return Packed(lib.library().zoo_pack_left(weight.ctypes.data, groups, m, k), (weight.shape[0], k), groups)
+
+
+def linear(
+    x: np.ndarray,
+    weight: Packed,
+    bias: np.ndarray | None = None,
+    activation: str = "none",
+    residual: np.ndarray | None = None,
+) -> np.ndarray:
+    """activation(x weight.T + bias) + residual; x [..., in], residual [..., out]."""
+    n, k = weight.shape
+    if x.shape[-1] != k:
+        raise ValueError(f"a linear layer of {k} inputs is given {x.shape[-1]}")
+    x, lda = _rows(x)
+    out = empty((*x.shape[:-1], n))
+    ldr = 0
+    if residual is not None:
+        residual, ldr = _rows(np.broadcast_to(residual, out.shape))
+    if bias is not None:
+        bias = _contiguous(bias)
+    call(
+        lib.Linear(
+            x.ctypes.data, math.prod(x.shape[:-1]), k, lda, weight.handle, _address(bias), _address(residual), ldr,
+            out.ctypes.data, n, lib.ACTIVATIONS[activation],
+        ),
+        x, weight, bias, residual, out,
+    )  # fmt: skip
+    return out
+
+
+def matmul(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """np.matmul of arrays with at least two dims."""
+    (m, k), (k2, n) = x.shape[-2:], y.shape[-2:]
+    if k != k2:
+        raise ValueError(f"matmul of {x.shape} and {y.shape}")
+    batch = np.broadcast_shapes(x.shape[:-2], y.shape[:-2])
+    out = empty((*batch, m, n))
+    x, y = (np.broadcast_to(v, (*batch, *v.shape[-2:])) for v in (x, y))
+    while len(batch) > 3:
+        x, y = (v.reshape(-1, *v.shape[2:]) for v in (x, y))
+        batch = x.shape[:-2]
+    lead = (1,) * (3 - len(batch))
+    a_strides, b_strides = _strides(x), _strides(y)
+    none = (0,) * (3 - len(batch))
+    call(
+        lib.Matmul(
+            x.ctypes.data, y.ctypes.data, out.ctypes.data, (*lead, *batch), (*none, *a_strides[:-2]),
+            (*none, *b_strides[:-2]), m, n, k, *a_strides[-2:], *b_strides[-2:],
+        ),
+        x, y, out,
+    )  # fmt: skip
+    return out
+
+
+class PreparedMask:
+    """An attention mask as the kernel takes it: nothing at all where it masks nothing, one row where all are equal."""
+
+    def __init__(self, mask: np.ndarray) -> None:
+        self.struct = lib.Mask()
+        self.array: np.ndarray | None = None
+        self.fill(mask)
+
+    def fill(self, mask: np.ndarray) -> None:
+        """Take another mask's values (bool, or float32 to add), [B, H, T, S] or what broadcasts to it."""
+        mask = mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
+        # dims that are broadcast hold one row of numbers
+        mask = mask[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in mask.strides)]
+        self.array, self.struct.data, self.struct.causal = None, None, 0
+        if mask.dtype == bool:
+            if mask.all():
+                return
+            if _is_causal(mask):
+                self.struct.causal = 1
+                return
+        elif not mask.any():
+            return
+        if mask.shape[2] > 1 and (mask == mask[:, :, :1]).all():
+            mask = mask[:, :, :1]
+        if mask.dtype == bool:
+            mask = np.where(mask, np.float32(0), np.float32(-np.inf))
+        # scores are computed transposed, so numbers of neighbouring queries lie side by side
+        self.array = np.ascontiguousarray(mask.swapaxes(2, 3)).swapaxes(2, 3)
+        sizes = zip(_strides(self.array), self.array.shape, strict=True)
+        self.struct.data = self.array.ctypes.data
+        self.struct.stride[:] = [0 if size == 1 else stride for stride, size in sizes]
+
+
+def prepare_mask(mask: np.ndarray | None) -> PreparedMask | None:
+    return None if mask is None else PreparedMask(mask)
+
+
+def attention(
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    mask: PreparedMask | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+) -> np.ndarray:
+    """softmax(q k.T * scale + mask) v of [B, H, T, D], [B, G, S, D], [B, G, S, E], each of G heads serving H / G.
+
+    The result [B, H, T, E] lies in memory as [B, T, H, E], which is how models go on.
+    """
+    batch, heads, queries, width = q.shape
+    kv_heads, keys, value_width = v.shape[1:]
+    if k.shape != (batch, kv_heads, keys, width) or v.shape[0] != batch or heads % kv_heads:
+        raise ValueError(f"attention of {q.shape}, {k.shape} and {v.shape}")
+    q, k, v = (_inner(x) for x in (q, k, v))
+    out = empty((batch, queries, heads, value_width)).transpose(0, 2, 1, 3)
+    struct = mask.struct if mask is not None else lib.Mask()
+    if causal:
+        struct = lib.Mask(struct.data, struct.stride, 1)
+    call(
+        lib.Attention(
+            q.ctypes.data, k.ctypes.data, v.ctypes.data, ctypes.pointer(struct), out.ctypes.data, batch, heads,
+            heads // kv_heads, queries, keys, width, value_width, _strides(q)[:3], _strides(k)[:3], _strides(v)[:3],
+            _strides(out)[:3], 1 / math.sqrt(width) if scale is None else scale,
+        ),
+        q, k, v, mask, struct, out,
+    )  # fmt: skip
+    return out
+
+
+def norm(
+    x: np.ndarray,
+    cols: int,
+    weight: np.ndarray | None,
+    bias: np.ndarray | None,
+    eps: float,
+    rms: bool = False,
+    residual: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(the norm of x + residual over runs of `cols` numbers, x + residual itself)."""
+    x, stride = _rows(x) if x.shape[-1] == cols else (_contiguous(x), cols)
+    stride_residual = 0
+    total = x
+    if residual is not None:
+        residual, stride_residual = _rows(np.broadcast_to(residual, x.shape))
+        total = empty(x.shape)
+    out = empty(x.shape)
+    weight, bias = (None if v is None else _contiguous(v) for v in (weight, bias))
+    call(
+        lib.Norm(
+            x.ctypes.data, _address(residual), _address(weight), _address(bias),
+            None if residual is None else total.ctypes.data, out.ctypes.data, x.size // cols if cols else 0, cols,
+            stride, stride_residual, eps, rms,
+        ),
+        x, residual, weight, bias, total, out,
+    )  # fmt: skip
+    return out, total
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    """Along the last axis."""
+    x = _contiguous(x)
+    out = empty(x.shape)
+    rows = x.size // x.shape[-1] if x.size else 0
+    call(lib.Softmax(x.ctypes.data, out.ctypes.data, rows, x.shape[-1]), x, out)
+    return out
+
+
+def unary(x: np.ndarray, op: str, other: np.ndarray | None = None) -> np.ndarray:
+    """op(x), or op(x) * other; `op` is one of `ACTIVATIONS`."""
+    x = _contiguous(x)
+    if other is not None:
+        other = _contiguous(np.broadcast_to(other, x.shape))
+    out = empty(x.shape)
+    call(lib.Unary(x.ctypes.data, _address(other), out.ctypes.data, x.size, lib.ACTIVATIONS[op]), x, other, out)
+    return out
+
+
+def embedding(table: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Rows of a table [rows, width] of any dtype."""
+    table = np.ascontiguousarray(table)
+    out = empty((*index.shape, table.shape[1]), table.dtype)
+    index = np.ascontiguousarray(index, np.int64)
+    call(
+        lib.Embedding(
+            table.ctypes.data, index.ctypes.data, out.ctypes.data, table.shape[0], table.shape[1] * table.itemsize,
+            index.size,
+        ),
+        table, index, out,
+    )  # fmt: skip
+    return out
+
+
+def conv(
+    x: np.ndarray,
+    weight: np.ndarray,
+    stride: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    dilation: Sequence[int],
+    groups: int,
+    packed: Packed | None = None,
+    bias: np.ndarray | None = None,
+    activation: str = "none",
+    residual: np.ndarray | None = None,
+) -> np.ndarray:
+    """Cross-correlation of [N, C, H, W] or [N, C, W] with [O, C / groups, *kernel], then bias, residual, activation."""
+    if x.ndim == 3:
+        x, weight = x[:, :, None], weight[:, :, None]
+        residual = None if residual is None else residual[:, :, None]
+        wide = conv(
+            x, weight, (1, *stride), ((0, 0), *padding), (1, *dilation), groups, packed, bias, activation, residual
+        )
+        return wide[:, :, 0]
+    x = _contiguous(x)
+    batch, channels, height, width = x.shape
+    out_channels, per_group, *kernel = weight.shape
+    if per_group * groups != channels:
+        raise ValueError(f"a convolution of {per_group * groups} channels is given {channels}")
+    sizes = tuple(
+        (n + low + high - d * (k - 1) - 1) // s + 1
+        for n, (low, high), d, k, s in zip((height, width), padding, dilation, kernel, stride, strict=True)
+    )
+    if min(sizes) < 0:
+        raise ValueError(f"a window of {kernel} does not fit {(height, width)}")
+    out = empty((batch, out_channels, *sizes))
+    bias, residual = (None if v is None else _contiguous(v) for v in (bias, residual))
+    before = tuple(low for low, _ in padding)
+    if per_group == 1 and out_channels == channels and residual is None:
+        weight = _contiguous(weight)
+        call(
+            lib.Depthwise(
+                x.ctypes.data, weight.ctypes.data, _address(bias), out.ctypes.data, *x.shape, tuple(kernel),
+                tuple(stride), before, tuple(dilation), sizes, lib.ACTIVATIONS[activation],
+            ),
+            x, weight, bias, out,
+        )  # fmt: skip
+        return out
+    packed = packed or pack_conv(weight, groups)
+    call(
+        lib.Conv(
+            x.ctypes.data, packed.handle, _address(bias), _address(residual), out.ctypes.data, *x.shape, out_channels,
+            groups, tuple(kernel), tuple(stride), before, tuple(dilation), sizes, lib.ACTIVATIONS[activation],
+        ),
+        x, packed, bias, residual, out,
+    )  # fmt: skip
+    return out
+
+
+def pool(
+    x: np.ndarray, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[tuple[int, int]], sum: bool
+) -> np.ndarray:
+    """The largest number of each window of [N, C, H, W] or [N, C, W], or the sum of its numbers."""
+    if x.ndim == 3:
+        return pool(x[:, :, None], (1, *kernel), (1, *stride), ((0, 0), *padding), sum)[:, :, 0]
+    x = _contiguous(x)
+    sizes = tuple(
+        (n + low + high - k) // s + 1 for n, (low, high), k, s in zip(x.shape[2:], padding, kernel, stride, strict=True)
+    )
+    if min(sizes) < 0:
+        raise ValueError(f"a window of {tuple(kernel)} does not fit {x.shape[2:]}")
+    out = empty((*x.shape[:2], *sizes))
+    call(
+        lib.Pool(
+            x.ctypes.data, out.ctypes.data, x.shape[0] * x.shape[1], *x.shape[2:], tuple(kernel), tuple(stride),
+            tuple(low for low, _ in padding), sizes, sum,
+        ),
+        x, out,
+    )  # fmt: skip
+    return out
+
+
+def _address(x: np.ndarray | None) -> int | None:
+    return None if x is None else x.ctypes.data
+
+
+def _strides(x: np.ndarray) -> tuple[int, ...]:
+    """In elements."""
+    return tuple(stride // x.itemsize for stride in x.strides)
+
+
+def _contiguous(x: np.ndarray) -> np.ndarray:
+    return x if x.flags.c_contiguous else copy(x)
+
+
+def _inner(x: np.ndarray) -> np.ndarray:
+    """`x`, its last dim without gaps."""
+    return x if x.strides[-1] == x.itemsize or x.shape[-1] == 1 else copy(x)
+
+
+def _rows(x: np.ndarray) -> tuple[np.ndarray, int]:
+    """`x` and the distance between its rows (all dims but the last), copied if they are not at equal distances."""
+    if x.flags.c_contiguous:
+        return x, x.shape[-1]
+    if x.strides[-1] == x.itemsize and x.strides[0] > 0:
+        step = None
+        for size, stride in zip(x.shape[-2::-1], x.strides[-2::-1], strict=True):
+            if size == 1:
+                continue
+            if step is None:
+                first, step = stride, stride
+            if stride != step:
+                break
+            step = stride * size
+        else:
+            return (x, first // x.itemsize) if step is not None else (x, x.shape[-1])
+    return copy(x), x.shape[-1]
+
+
+def copy(x: np.ndarray) -> np.ndarray:
+    """A copy without gaps."""
+    from zoo.native.tape import copied
+
+    return copied(x)
+
+
+def _is_causal(mask: np.ndarray) -> bool:
+    rows, cols = mask.shape[2:]
+    return rows > 1 and bool((mask == np.tri(rows, cols, dtype=bool)).all())

@@ -1,0 +1,212 @@
+// Attention without the matrix of scores: blocks of keys with a running maximum and sum (https://arxiv.org/abs/2205.14135).
+// Everything is computed transposed, [keys][NR queries], so that the softmax runs down the rows of whole vectors and its
+// result is at once a panel for the product with the values.
+#pragma once
+
+#include "gemm.h"
+
+namespace zoo::ZOO_ISA {
+
+constexpr int64_t kKeyBlock = 256;
+#define ZOO_MINUS_INF (-__builtin_inff())
+
+struct Attention : zoo_attention_args {
+    bool masked, causal;
+    int64_t mask_stride[4];
+    int64_t panels, chunks;  // panels of NR queries, split into tasks of their own
+    bool failed;
+};
+
+// mask[t0.., s] of NR queries, -inf beyond the last.
+ZOO_INLINE void mask_row(const float* mask, int64_t stride_t, int64_t queries, V out[NV]) {
+    if (stride_t == 0) {
+        for (int j = 0; j < NV; ++j) out[j] = splat(*mask);
+        return;
+    }
+    if (stride_t == 1 && queries == NR) {
+        for (int j = 0; j < NV; ++j) out[j] = load(mask + j * W);
+        return;
+    }
+    alignas(64) float row[NR] = {};
+    for (int64_t j = 0; j < queries; ++j) row[j] = mask[j * stride_t];
+    for (int j = 0; j < NV; ++j) out[j] = load(row + j * W);
+}
+
+static void attend_panel(const Attention& x, const float* packed_k, const float* packed_v, const float* q,
+                         const float* mask, float* out, int64_t t0, int64_t keys, float* work) {
+    const int64_t D = x.width, E = x.value_width, mk = tile_rows(x.keys), mv = tile_rows(E);
+    const int64_t queries = least(NR, x.queries - t0);
+    float* panel = work;                                    // [D][NR]
+    float* scores = panel + D * NR;                         // [block][NR]
+    float* total = scores + (kKeyBlock + MR) * NR;          // [E][NR]
+    pack_panel(q + t0 * x.q_stride[2], 1, x.q_stride[2], queries, D, panel);
+    if (x.causal) keys = least(keys, t0 + queries);
+    V top[NV], sums[NV];
+    for (int j = 0; j < NV; ++j) top[j] = splat(ZOO_MINUS_INF), sums[j] = V{};
+    const V factor = splat(x.scale);
+    int64_t block = kKeyBlock / mk * mk;
+    for (int64_t s0 = 0; s0 < keys; s0 += block) {
+        int64_t here = least(block, keys - s0);
+        for (int64_t s = s0; s < s0 + here; s += mk) {
+            product(packed_k + s * D, panel, least(mk, x.keys - s), D, scores + (s - s0) * NR, true);
+        }
+        V seen[NV];
+        for (int j = 0; j < NV; ++j) seen[j] = top[j];
+        for (int64_t s = 0; s < here; ++s) {
+            float* row = scores + s * NR;
+            V added[NV];
+            if (mask) mask_row(mask + t0 * x.mask_stride[2] + (s0 + s) * x.mask_stride[3], x.mask_stride[2], queries, added);
+            for (int j = 0; j < NV; ++j) {
+                V score = load(row + j * W) * factor;
+                if (mask) score += added[j];
+                if (x.causal && s0 + s > t0 + j * W) {
+                    for (int i = 0; i < W; ++i)
+                        if (s0 + s > t0 + j * W + i) score[i] = ZOO_MINUS_INF;
+                }
+                store(row + j * W, score);
+                seen[j] = max(seen[j], score);
+            }
+        }
+        V less[NV];
+        for (int j = 0; j < NV; ++j) {
+            less[j] = seen[j] == ZOO_MINUS_INF ? V{} : seen[j];  // no key so far: exp(-inf - 0) is 0, not NaN
+            V shrink = exp(top[j] - less[j]);
+            top[j] = seen[j];
+            sums[j] *= shrink;
+            if (s0)
+                for (int64_t e = 0; e < E; ++e) store(total + e * NR + j * W, load(total + e * NR + j * W) * shrink);
+        }
+        for (int64_t s = 0; s < here; ++s) {
+            for (int j = 0; j < NV; ++j) {
+                float* at = scores + s * NR + j * W;
+                V p = exp(load(at) - less[j]);
+                store(at, p);
+                sums[j] += p;
+            }
+        }
+        for (int64_t e = 0; e < E; e += mv) {
+            int64_t rows = least(mv, E - e);
+            product(packed_v + e * x.keys + s0 * rows, scores, rows, here, total + e * NR, s0 == 0);
+        }
+    }
+    if (keys <= 0) memset(total, 0, sizeof(float) * E * NR);
+    for (int j = 0; j < NV; ++j) {
+        V share = mask ? (sums[j] == 0.0f ? V{} : 1.0f / sums[j]) : 1.0f / sums[j];
+        for (int64_t e = 0; e < E; ++e) store(total + e * NR + j * W, load(total + e * NR + j * W) * share);
+    }
+    transpose(total, NR, 1, E, queries, out + t0 * x.out_stride[2], x.out_stride[2]);
+}
+
+// Keys that the last one not masked is before of; all where the mask differs between queries.
+ZOO_INLINE int64_t visible(const Attention& x, const float* mask) {
+    int64_t keys = x.keys;
+    if (mask && x.mask_stride[2] == 0)
+        while (keys > 0 && mask[(keys - 1) * x.mask_stride[3]] == ZOO_MINUS_INF) --keys;
+    return keys;
+}
+
+// A query or few, as when decoding: rows of scores, no packing.
+static void attend_few(const Attention& x, const float* q, const float* k, const float* v, const float* mask,
+                       float* out, int64_t keys, float* scores) {
+    const int64_t D = x.width, E = x.value_width;
+    for (int64_t t = 0; t < x.queries; ++t) {
+        const float* query = q + t * x.q_stride[2];
+        int64_t here = x.causal ? least(keys, t + 1) : keys;
+        float top = ZOO_MINUS_INF;
+        for (int64_t s = 0; s < here; ++s) {
+            const float* key = k + s * x.k_stride[2];
+            V sums[2] = {};
+            int64_t d = 0;
+            for (; d + 2 * W <= D; d += 2 * W)
+                for (int j = 0; j < 2; ++j) sums[j] += load(query + d + j * W) * load(key + d + j * W);
+            for (; d < D; d += W) {
+                int64_t n = D - d;
+                sums[0] += n >= W ? load(query + d) * load(key + d) : load_some(query + d, n) * load_some(key + d, n);
+            }
+            float score = sum(sums[0] + sums[1]) * x.scale;
+            if (mask) score += mask[t * x.mask_stride[2] + s * x.mask_stride[3]];
+            scores[s] = score;
+            if (!(score <= top)) top = score;
+        }
+        if (top == ZOO_MINUS_INF) top = 0;
+        V sums{};
+        float* o = out + t * x.out_stride[2];
+        for (int64_t s = 0; s < here; s += W) {
+            int64_t n = here - s;
+            if (n >= W) {
+                V p = exp(load(scores + s) - top);
+                store(scores + s, p);
+                sums += p;
+            } else {
+                V p = exp(load_some(scores + s, n) - top);
+                for (int64_t i = 0; i < W; ++i)
+                    if (i >= n) p[i] = 0;
+                store_some(scores + s, p, n);
+                sums += p;
+            }
+        }
+        float whole = sum(sums), share = mask && whole == 0 ? 0 : 1 / whole;
+        for (int64_t e = 0; e < E; e += W) {
+            int64_t n = E - e;
+            V total{};
+            for (int64_t s = 0; s < here; ++s) {
+                const float* value = v + s * x.v_stride[2] + e;
+                total += scores[s] * (n >= W ? load(value) : load_some(value, n));
+            }
+            total = here ? total * share : V{};
+            if (n >= W)
+                store(o + e, total);
+            else
+                store_some(o + e, total, n);
+        }
+    }
+}
+
+static void attend(void* context, int64_t task) {
+    Attention& x = *(Attention*)context;
+    int64_t chunk = task % x.chunks, h = task / x.chunks % x.heads, b = task / (x.chunks * x.heads);
+    int64_t kv = h / x.kv_group;
+    const float* q = x.q + b * x.q_stride[0] + h * x.q_stride[1];
+    const float* k = x.k + b * x.k_stride[0] + kv * x.k_stride[1];
+    const float* v = x.v + b * x.v_stride[0] + kv * x.v_stride[1];
+    float* out = x.out + b * x.out_stride[0] + h * x.out_stride[1];
+    const float* mask = x.masked ? x.mask->data + b * x.mask_stride[0] + h * x.mask_stride[1] : nullptr;
+    const int64_t D = x.width, E = x.value_width, S = x.keys;
+    int64_t keys = visible(x, mask);
+    int64_t work = (D + kKeyBlock + MR + E) * NR;
+    float* memory = scratch(kAttention, (size_t)(work + S * (D + E) + S + NR));
+    if (!memory) {
+        __atomic_store_n(&x.failed, true, __ATOMIC_RELAXED);
+        return;
+    }
+    if (x.queries < 5) return attend_few(x, q, k, v, mask, out, keys, memory);
+    float* packed_k = memory + work;
+    float* packed_v = packed_k + S * D;
+    int64_t mk = tile_rows(S), mv = tile_rows(E);
+    for (int64_t s = 0; s < keys; s += mk) pack_tile(k + s * x.k_stride[2], x.k_stride[2], 1, least(mk, S - s), D, packed_k + s * D);
+    for (int64_t e = 0; e < E; e += mv) {
+        int64_t rows = least(mv, E - e);
+        float* to = packed_v + e * S;
+        for (int64_t s = 0; s < keys; ++s)
+            for (int64_t i = 0; i < rows; ++i) to[s * rows + i] = v[s * x.v_stride[2] + e + i];
+    }
+    for (int64_t p = x.panels * chunk / x.chunks; p < x.panels * (chunk + 1) / x.chunks; ++p) {
+        attend_panel(x, packed_k, packed_v, q, mask, out, p * NR, keys, memory);
+    }
+}
+
+static int attention(const zoo_attention_args* args) {
+    if (args->batch <= 0 || args->heads <= 0 || args->queries <= 0 || args->value_width <= 0) return ZOO_OK;
+    Attention x{*args};
+    x.masked = args->mask && args->mask->data;
+    x.causal = args->mask && args->mask->causal;
+    if (x.masked) memcpy(x.mask_stride, args->mask->stride, sizeof x.mask_stride);
+    int64_t heads = x.batch * x.heads, workers = threads();
+    x.panels = ceil_div(x.queries, NR);
+    x.chunks = 1;
+    if (workers > 1 && heads < 4 * workers && x.queries >= 5) x.chunks = least(x.panels, ceil_div(4 * workers, heads));
+    parallel(heads * x.chunks, attend, &x);
+    return x.failed ? ZOO_OUT_OF_MEMORY : ZOO_OK;
+}
+
+}  // namespace zoo::ZOO_ISA

@@ -1,0 +1,188 @@
+// The C ABI: checks the arguments and calls the kernel of the chosen instruction set.
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+
+#include "kernels.h"
+
+namespace zoo {
+namespace {
+
+const Kernels* best_of(const char* name) {
+    const Kernels* found = nullptr;
+    auto offer = [&](const Kernels& kernels) {
+        if (!name || !strcmp(name, kernels.name)) found = &kernels;
+    };
+    offer(base::kernels);
+#if defined(ZOO_X86)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+        offer(avx2::kernels);
+        if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
+            __builtin_cpu_supports("avx512dq"))
+            offer(avx512::kernels);
+    }
+#endif
+    return found;
+}
+
+std::atomic<const Kernels*> active{nullptr};
+
+const Kernels& kernels() {
+    const Kernels* found = active.load(std::memory_order_acquire);
+    if (found) return *found;
+    // an unknown name falls back to the best: the Python side says so
+    const char* name = getenv("ZOO_NATIVE_ISA");
+    found = best_of(name && *name ? name : nullptr);
+    if (!found) found = best_of(nullptr);
+    active.store(found, std::memory_order_release);
+    return *found;
+}
+
+// Freed when its thread ends.
+struct Scratch {
+    float* memory[kSlots] = {};
+    size_t size[kSlots] = {};
+    ~Scratch() {
+        for (float* m : memory) release(m);
+    }
+};
+thread_local Scratch own;
+
+bool any_negative(std::initializer_list<int64_t> sizes) {
+    for (int64_t size : sizes)
+        if (size < 0) return true;
+    return false;
+}
+
+bool known(int32_t op) { return op >= ZOO_NONE && op <= ZOO_ERF; }
+
+}  // namespace
+
+void* allocate(size_t bytes) {
+    if (bytes > SIZE_MAX / 2) return nullptr;
+    return std::aligned_alloc(64, (bytes + 63) / 64 * 64);
+}
+
+void release(void* memory) { std::free(memory); }
+
+float* scratch(Slot slot, size_t floats) {
+    if (floats > SIZE_MAX / 8) return nullptr;
+    if (own.size[slot] < floats) {
+        release(own.memory[slot]);
+        own.memory[slot] = (float*)allocate(sizeof(float) * floats);
+        own.size[slot] = own.memory[slot] ? floats : 0;
+    }
+    return own.memory[slot];
+}
+
+}  // namespace zoo
+
+using zoo::any_negative;
+using zoo::kernels;
+using zoo::known;
+
+extern "C" {
+
+zoo_packed* zoo_pack_right(const float* b, int64_t k, int64_t n, int64_t stride_k, int64_t stride_n) {
+    if (any_negative({k, n}) || (!b && k * n)) return nullptr;
+    return kernels().pack_right(b, k, n, stride_k, stride_n);
+}
+
+zoo_packed* zoo_pack_left(const float* a, int64_t groups, int64_t m, int64_t k) {
+    if (any_negative({groups, m, k}) || (!a && groups * m * k)) return nullptr;
+    return kernels().pack_left(a, groups, m, k);
+}
+
+void zoo_packed_free(zoo_packed* packed) {
+    if (!packed) return;
+    zoo::release(packed->data);
+    zoo::release(packed);
+}
+
+int64_t zoo_packed_bytes(const zoo_packed* packed) { return packed ? (int64_t)packed->bytes : 0; }
+
+int zoo_linear(const zoo_linear_args* x) {
+    if (!x->b || any_negative({x->m, x->k}) || x->b->k != x->k || x->b->m || !known(x->activation)) return ZOO_BAD_ARGUMENT;
+    return x->b->kernels->linear(x);
+}
+
+int zoo_matmul(const zoo_matmul_args* x) {
+    if (any_negative({x->m, x->n, x->k, x->batch[0], x->batch[1], x->batch[2]})) return ZOO_BAD_ARGUMENT;
+    return kernels().matmul(x);
+}
+
+int zoo_attention(const zoo_attention_args* x) {
+    if (any_negative({x->batch, x->heads, x->queries, x->keys, x->width, x->value_width})) return ZOO_BAD_ARGUMENT;
+    if (x->kv_group < 1 || x->heads % x->kv_group) return ZOO_BAD_ARGUMENT;
+    return kernels().attention(x);
+}
+
+int zoo_norm(const zoo_norm_args* x) {
+    if (any_negative({x->rows, x->cols})) return ZOO_BAD_ARGUMENT;
+    return kernels().norm(x);
+}
+
+int zoo_softmax(const zoo_softmax_args* x) {
+    if (any_negative({x->rows, x->cols})) return ZOO_BAD_ARGUMENT;
+    return kernels().softmax(x);
+}
+
+int zoo_unary(const zoo_unary_args* x) {
+    if (x->n < 0 || !known(x->op)) return ZOO_BAD_ARGUMENT;
+    return kernels().unary(x);
+}
+
+int zoo_embedding(const zoo_embedding_args* x) {
+    if (any_negative({x->rows, x->row_bytes, x->n})) return ZOO_BAD_ARGUMENT;
+    for (int64_t i = 0; i < x->n; ++i)
+        if (x->index[i] < 0 || x->index[i] >= x->rows) return ZOO_OUT_OF_RANGE;
+    for (int64_t i = 0; i < x->n; ++i)
+        memcpy((char*)x->out + i * x->row_bytes, (const char*)x->table + x->index[i] * x->row_bytes, (size_t)x->row_bytes);
+    return ZOO_OK;
+}
+
+int zoo_conv(const zoo_conv_args* x) {
+    if (!x->weight || x->groups < 1 || x->channels % x->groups || x->out_channels % x->groups || !known(x->activation))
+        return ZOO_BAD_ARGUMENT;
+    if (any_negative({x->batch, x->channels, x->height, x->width, x->out_channels, x->out_size[0], x->out_size[1]}))
+        return ZOO_BAD_ARGUMENT;
+    if (x->weight->groups != x->groups || x->weight->m != x->out_channels / x->groups ||
+        x->weight->k != x->channels / x->groups * x->kernel[0] * x->kernel[1])
+        return ZOO_BAD_ARGUMENT;
+    return x->weight->kernels->conv(x);
+}
+
+int zoo_depthwise(const zoo_depthwise_args* x) {
+    if (any_negative({x->batch, x->channels, x->height, x->width, x->out_size[0], x->out_size[1]}) || !known(x->activation))
+        return ZOO_BAD_ARGUMENT;
+    return kernels().depthwise(x);
+}
+
+int zoo_pool(const zoo_pool_args* x) {
+    if (any_negative({x->planes, x->height, x->width, x->out_size[0], x->out_size[1]})) return ZOO_BAD_ARGUMENT;
+    return kernels().pool(x);
+}
+
+int zoo_run(const zoo_step* steps, int64_t count, int64_t* failed) {
+    for (int64_t i = 0; i < count; ++i) {
+        int status = steps[i].kernel(steps[i].args);
+        if (status != ZOO_OK) {
+            *failed = i;
+            return status;
+        }
+    }
+    return ZOO_OK;
+}
+
+int zoo_set_isa(const char* name) {
+    const zoo::Kernels* found = name ? zoo::best_of(name) : nullptr;
+    if (!found) return ZOO_BAD_ARGUMENT;
+    zoo::active.store(found, std::memory_order_release);
+    return ZOO_OK;
+}
+
+const char* zoo_get_isa(void) { return kernels().name; }
+
+int64_t zoo_abi(void) { return ZOO_ABI; }
+}

@@ -1,0 +1,287 @@
+// Products. The left-hand side is packed as tiles of up to MR rows, [k][mr]; the right-hand side as panels of NR columns,
+// [k][NR]. The micro-kernel keeps mr x NR sums in registers over a run of k and adds them to a small buffer; what comes
+// after the sum (bias, activation, residual) is applied on the way from that buffer to the result.
+#pragma once
+
+#include "kernels.h"
+#include "vec.h"
+
+namespace zoo::ZOO_ISA {
+
+// All registers but what holds a row of the right-hand side and one number of the left.
+constexpr int NV = 2;
+constexpr int NR = NV * W;
+#if defined(__AVX512F__)
+constexpr int MR = 14;
+#elif defined(__AVX2__)
+constexpr int MR = 6;
+#else
+constexpr int MR = 4;
+#endif
+constexpr int64_t KC = 256;  // numbers summed in one run: bounds the rounding error and what must stay in the cache
+
+ZOO_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+ZOO_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// Rows split into equal tiles: 16 rows are 8 + 8, not 14 + 2.
+ZOO_INLINE int64_t tile_rows(int64_t m) { return m <= 0 ? 1 : ceil_div(m, ceil_div(m, MR)); }
+
+template <int M>
+static void tile(const float* __restrict a, const float* __restrict b, int64_t k, float* __restrict c, bool first) {
+    V sums[M][NV];
+    for (int i = 0; i < M; ++i)
+        for (int j = 0; j < NV; ++j) sums[i][j] = V{};
+    for (int64_t p = 0; p < k; ++p, a += M, b += NR) {
+        V right[NV];
+        for (int j = 0; j < NV; ++j) right[j] = load(b + j * W);
+#pragma GCC unroll 16
+        for (int i = 0; i < M; ++i) {
+            V left = splat(a[i]);
+            for (int j = 0; j < NV; ++j) sums[i][j] += left * right[j];
+        }
+    }
+    for (int i = 0; i < M; ++i)
+        for (int j = 0; j < NV; ++j, c += W) store(c, first ? sums[i][j] : load(c) + sums[i][j]);
+}
+
+typedef void (*Tile)(const float*, const float*, int64_t, float*, bool);
+static constexpr Tile kTiles[] = {
+    nullptr, tile<1>, tile<2>, tile<3>, tile<4>,
+#if ZOO_W >= 8
+    tile<5>, tile<6>,
+#endif
+#if ZOO_W >= 16
+    tile<7>, tile<8>, tile<9>, tile<10>, tile<11>, tile<12>, tile<13>, tile<14>,
+#endif
+};
+
+// c[mr][NR] (+)= a b over all of k, in runs of KC. a[k][mr], b[k][NR].
+ZOO_INLINE void product(const float* a, const float* b, int64_t mr, int64_t k, float* c, bool first) {
+    if (k == 0 && first) memset(c, 0, sizeof(float) * mr * NR);
+    for (int64_t from = 0; from < k; from += KC) {
+        kTiles[mr](a + from * mr, b + from * NR, least(KC, k - from), c, first && from == 0);
+    }
+}
+
+struct Finish {
+    const float* column_bias;  // may be NULL
+    const float* row_bias;     // may be NULL
+    const float* residual;     // may be NULL
+    int64_t ldr;
+    float* c;
+    int64_t ldc;
+    int32_t activation;
+    bool residual_first;  // added before the activation
+};
+
+// From the buffer [mr][NR] to c[row0.., col0..], cut to rows x cols.
+static void finish(const float* buffer, int64_t rows, int64_t cols, int64_t row0, int64_t col0, const Finish& f) {
+    for (int64_t i = 0; i < rows; ++i, buffer += NR) {
+        float* c = f.c + (row0 + i) * f.ldc + col0;
+        const float* residual = f.residual ? f.residual + (row0 + i) * f.ldr + col0 : nullptr;
+        V row = splat(f.row_bias ? f.row_bias[row0 + i] : 0.0f);
+        for (int64_t j = 0; j < cols; j += W) {
+            int64_t n = cols - j;
+            V x = load(buffer + j) + row;
+            if (f.column_bias) x += n >= W ? load(f.column_bias + col0 + j) : load_some(f.column_bias + col0 + j, n);
+            V r = !residual ? V{} : n >= W ? load(residual + j) : load_some(residual + j, n);
+            if (residual && f.residual_first) x += r;
+            x = activate(x, f.activation);
+            if (residual && !f.residual_first) x += r;
+            if (n >= W)
+                store(c + j, x);
+            else
+                store_some(c + j, x, n);
+        }
+    }
+}
+
+// out[c][r] = in[r][c] for r below rows and c below cols; numbers of one row of `in` are `step` apart.
+static void transpose(const float* in, int64_t stride, int64_t step, int64_t rows, int64_t cols, float* out, int64_t ldo) {
+    int64_t c = 0;
+#if defined(__AVX512F__)
+    if (step == 1) {
+        // 16 rows at a time as four transposes of 4 x 4 in each 128-bit lane, then of the lanes
+        for (; c + 16 <= cols; c += 16) {
+            for (int64_t r = 0; r < rows; r += 16) {
+                __m512 v[16], t[16];
+                int64_t here = least(16, rows - r);
+                for (int i = 0; i < 16; ++i)
+                    v[i] = i < here ? _mm512_loadu_ps(in + (r + i) * stride + c) : _mm512_setzero_ps();
+                for (int i = 0; i < 16; i += 4) {
+                    __m512 ab = _mm512_unpacklo_ps(v[i], v[i + 1]), AB = _mm512_unpackhi_ps(v[i], v[i + 1]);
+                    __m512 cd = _mm512_unpacklo_ps(v[i + 2], v[i + 3]), CD = _mm512_unpackhi_ps(v[i + 2], v[i + 3]);
+                    t[i] = _mm512_shuffle_ps(ab, cd, 0x44), t[i + 1] = _mm512_shuffle_ps(ab, cd, 0xee);
+                    t[i + 2] = _mm512_shuffle_ps(AB, CD, 0x44), t[i + 3] = _mm512_shuffle_ps(AB, CD, 0xee);
+                }
+                for (int i = 0; i < 4; ++i) {
+                    __m512 p = _mm512_shuffle_f32x4(t[i], t[i + 4], 0x88), q = _mm512_shuffle_f32x4(t[i], t[i + 4], 0xdd);
+                    __m512 s = _mm512_shuffle_f32x4(t[i + 8], t[i + 12], 0x88);
+                    __m512 u = _mm512_shuffle_f32x4(t[i + 8], t[i + 12], 0xdd);
+                    v[i] = _mm512_shuffle_f32x4(p, s, 0x88), v[i + 8] = _mm512_shuffle_f32x4(p, s, 0xdd);
+                    v[i + 4] = _mm512_shuffle_f32x4(q, u, 0x88), v[i + 12] = _mm512_shuffle_f32x4(q, u, 0xdd);
+                }
+                for (int i = 0; i < 16; ++i) {
+                    float* o = out + (c + i) * ldo + r;
+                    if (here == 16)
+                        _mm512_storeu_ps(o, v[i]);
+                    else
+                        _mm512_mask_storeu_ps(o, (__mmask16)((1u << here) - 1), v[i]);
+                }
+            }
+        }
+    }
+#endif
+    for (; c < cols; ++c)
+        for (int64_t r = 0; r < rows; ++r) out[c * ldo + r] = in[r * stride + c * step];
+}
+
+// One tile of the left-hand side, [k][rows].
+ZOO_INLINE void pack_tile(const float* a, int64_t lda, int64_t step, int64_t rows, int64_t k, float* out) {
+    transpose(a, lda, step, rows, k, out, rows);
+}
+
+// One panel of the right-hand side, [k][NR], zeros beyond cols.
+static void pack_panel(const float* b, int64_t stride_k, int64_t stride_n, int64_t cols, int64_t k, float* out) {
+    if (stride_n == 1) {
+        for (int64_t p = 0; p < k; ++p, b += stride_k, out += NR) {
+            memcpy(out, b, sizeof(float) * cols);
+            if (cols < NR) memset(out + cols, 0, sizeof(float) * (NR - cols));
+        }
+        return;
+    }
+    transpose(b, stride_n, stride_k, cols, k, out, NR);
+    if (cols < NR)
+        for (int64_t p = 0; p < k; ++p) memset(out + p * NR + cols, 0, sizeof(float) * (NR - cols));
+}
+
+struct Product {
+    const float* a;  // [m][k] with strides
+    int64_t lda, step, m, n, k;
+    const float* b;  // panels
+    float* packed;
+    int64_t mr, row0, rows;  // the rows packed now
+    int64_t tiles, groups;   // tiles of those, and into how many tasks a panel's are split
+    Finish finish;
+};
+
+static void pack_rows(void* context, int64_t t) {
+    const Product& g = *(const Product*)context;
+    int64_t r = t * g.mr;
+    pack_tile(g.a + (g.row0 + r) * g.lda, g.lda, g.step, least(g.mr, g.rows - r), g.k, g.packed + r * g.k);
+}
+
+static void panel_by_tiles(void* context, int64_t task) {
+    const Product& g = *(const Product*)context;
+    int64_t panel = task / g.groups, group = task % g.groups, col0 = panel * NR;
+    const float* b = g.b + panel * NR * g.k;
+    alignas(64) float buffer[MR * NR];
+    for (int64_t t = g.tiles * group / g.groups; t < g.tiles * (group + 1) / g.groups; ++t) {
+        int64_t r = t * g.mr, rows = least(g.mr, g.rows - r);
+        product(g.packed + r * g.k, b, rows, g.k, buffer, true);
+        finish(buffer, rows, least(NR, g.n - col0), g.row0 + r, col0, g.finish);
+    }
+}
+
+// The whole of a product with a packed right-hand side, on all threads.
+static int multiply(Product& g) {
+    g.mr = tile_rows(g.m);
+    // as many rows at once as leave room in the cache beside a panel, but enough to read the panels seldom
+    int64_t at_once = ceil_div(least(g.m, 1 + (int64_t)400000 / (g.k + 1)), g.mr) * g.mr;
+    if (at_once < 8 * g.mr) at_once = 8 * g.mr;
+    int64_t blocks = ceil_div(g.m, at_once);
+    at_once = ceil_div(ceil_div(g.m, g.mr), blocks) * g.mr;
+    g.packed = scratch(kPackedLeft, (size_t)(at_once * g.k + 1));
+    if (!g.packed) return ZOO_OUT_OF_MEMORY;
+    int64_t panels = ceil_div(g.n, NR), workers = threads();
+    for (g.row0 = 0; g.row0 < g.m; g.row0 += at_once) {
+        g.rows = least(at_once, g.m - g.row0);
+        g.tiles = ceil_div(g.rows, g.mr);
+        g.groups = workers == 1 || panels >= 4 * workers ? 1 : least(g.tiles, ceil_div(4 * workers, panels));
+        parallel(g.tiles, pack_rows, &g);
+        parallel(panels * g.groups, panel_by_tiles, &g);
+    }
+    return ZOO_OK;
+}
+
+static int linear(const zoo_linear_args* x) {
+    if (x->m <= 0 || x->b->n <= 0) return ZOO_OK;
+    Product g{};
+    g.a = x->a, g.lda = x->lda, g.step = 1, g.m = x->m, g.n = x->b->n, g.k = x->k, g.b = x->b->data;
+    g.finish = {x->bias, nullptr, x->residual, x->ldr, x->c, x->ldc, x->activation, false};
+    return multiply(g);
+}
+
+static zoo_packed* new_packed(int64_t groups, int64_t m, int64_t n, int64_t k, int64_t floats);
+
+struct Packing {
+    const float* from;
+    int64_t k, n, stride_k, stride_n;
+    float* to;
+};
+
+static void pack_one_panel(void* context, int64_t panel) {
+    const Packing& p = *(const Packing*)context;
+    int64_t col = panel * NR;
+    pack_panel(p.from + col * p.stride_n, p.stride_k, p.stride_n, least(NR, p.n - col), p.k, p.to + col * p.k);
+}
+
+static zoo_packed* pack_right(const float* b, int64_t k, int64_t n, int64_t stride_k, int64_t stride_n) {
+    zoo_packed* packed = new_packed(1, 0, n, k, ceil_div(n, NR) * NR * k);
+    if (!packed) return nullptr;
+    Packing job{b, k, n, stride_k, stride_n, packed->data};
+    parallel(ceil_div(n, NR), pack_one_panel, &job);
+    return packed;
+}
+
+static zoo_packed* pack_left(const float* a, int64_t groups, int64_t m, int64_t k) {
+    zoo_packed* packed = new_packed(groups, m, 0, k, groups * m * k);
+    if (!packed) return nullptr;
+    int64_t mr = tile_rows(m);
+    for (int64_t g = 0; g < groups; ++g)
+        for (int64_t r = 0; r < m; r += mr) {
+            int64_t at = (g * m + r) * k;
+            pack_tile(a + at, k, 1, least(mr, m - r), k, packed->data + at);
+        }
+    return packed;
+}
+
+// A batch of products: each packs its own right-hand side, unless one serves all.
+struct Batched {
+    const zoo_matmul_args* args;
+    bool failed;
+};
+
+static void matmul_one(void* context, int64_t i) {
+    Batched& job = *(Batched*)context;
+    const zoo_matmul_args& x = *job.args;
+    int64_t i2 = i % x.batch[2], i1 = i / x.batch[2] % x.batch[1], i0 = i / (x.batch[2] * x.batch[1]);
+    const float* a = x.a + i0 * x.a_batch[0] + i1 * x.a_batch[1] + i2 * x.a_batch[2];
+    const float* b = x.b + i0 * x.b_batch[0] + i1 * x.b_batch[1] + i2 * x.b_batch[2];
+    int64_t panels = ceil_div(x.n, NR);
+    float* packed = scratch(kPackedRight, (size_t)(panels * NR * x.k + 1));
+    if (!packed) {
+        __atomic_store_n(&job.failed, true, __ATOMIC_RELAXED);
+        return;
+    }
+    Packing packing{b, x.k, x.n, x.b_row, x.b_col, packed};
+    parallel(panels, pack_one_panel, &packing);
+    Product g{};
+    g.a = a, g.lda = x.a_row, g.step = x.a_col, g.m = x.m, g.n = x.n, g.k = x.k, g.b = packed;
+    g.finish = {nullptr, nullptr, nullptr, 0, x.c + i * x.m * x.n, x.n, ZOO_NONE, false};
+    if (multiply(g) != ZOO_OK) __atomic_store_n(&job.failed, true, __ATOMIC_RELAXED);
+}
+
+static int matmul(const zoo_matmul_args* x) {
+    int64_t count = x->batch[0] * x->batch[1] * x->batch[2];
+    if (count <= 0 || x->m <= 0 || x->n <= 0) return ZOO_OK;
+    Batched job{x, false};
+    // few products: each on all threads; many: each on one
+    if (count < 2 * threads())
+        for (int64_t i = 0; i < count; ++i) matmul_one(&job, i);
+    else
+        parallel(count, matmul_one, &job);
+    return job.failed ? ZOO_OUT_OF_MEMORY : ZOO_OK;
+}
+
+}  // namespace zoo::ZOO_ISA

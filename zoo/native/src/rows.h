@@ -1,0 +1,129 @@
+// What goes row by row or number by number: normalisations, softmax, activations.
+#pragma once
+
+#include "gemm.h"
+
+namespace zoo::ZOO_ISA {
+
+ZOO_INLINE V read(const float* p, int64_t n) { return n >= W ? load(p) : load_some(p, n); }
+ZOO_INLINE void write(float* p, V v, int64_t n) {
+    if (n >= W)
+        store(p, v);
+    else
+        store_some(p, v, n);
+}
+
+// The first n numbers of v, the others 0.
+ZOO_INLINE V only(V v, int64_t n) {
+    if (n < W)
+        for (int64_t i = n > 0 ? n : 0; i < W; ++i) v[i] = 0;
+    return v;
+}
+
+// Rows are handed out in runs of about 16,000 numbers: less is not worth waking a thread for.
+struct RowJob {
+    const void* args;
+    int64_t rows, at_once;
+    void (*row)(const void* args, int64_t row);
+};
+static void some_rows(void* context, int64_t task) {
+    const RowJob& job = *(const RowJob*)context;
+    for (int64_t r = task * job.at_once; r < least(job.rows, (task + 1) * job.at_once); ++r) job.row(job.args, r);
+}
+static void by_rows(const void* args, int64_t rows, int64_t cols, void (*row)(const void*, int64_t)) {
+    RowJob job{args, rows, 1 + 16384 / (cols + 1), row};
+    parallel(ceil_div(rows, job.at_once), some_rows, &job);
+}
+
+static void norm_row(const void* args, int64_t r) {
+    const zoo_norm_args& a = *(const zoo_norm_args*)args;
+    const int64_t n = a.cols;
+    const float* x = a.x + r * a.stride_x;
+    float* out = a.out + r * n;
+    if (a.residual) {
+        const float* residual = a.residual + r * a.stride_residual;
+        float* sum = a.sum ? a.sum + r * n : out;
+        for (int64_t i = 0; i < n; i += W) write(sum + i, read(x + i, n - i) + read(residual + i, n - i), n - i);
+        x = sum;
+    }
+    V sums[4] = {};
+    float mean = 0;
+    int64_t i = 0;
+    if (!a.rms) {
+        for (; i + 4 * W <= n; i += 4 * W)
+            for (int j = 0; j < 4; ++j) sums[j] += load(x + i + j * W);
+        for (; i < n; i += W) sums[0] += read(x + i, n - i);
+        mean = sum((sums[0] + sums[1]) + (sums[2] + sums[3])) / (float)n;
+        for (int j = 0; j < 4; ++j) sums[j] = V{};
+        i = 0;
+    }
+    for (; i + 4 * W <= n; i += 4 * W)
+        for (int j = 0; j < 4; ++j) {
+            V d = load(x + i + j * W) - mean;
+            sums[j] += d * d;
+        }
+    for (; i < n; i += W) {
+        V d = only(read(x + i, n - i) - mean, n - i);
+        sums[0] += d * d;
+    }
+    float variance = sum((sums[0] + sums[1]) + (sums[2] + sums[3])) / (float)n;
+    float scale = 1.0f / __builtin_sqrtf(variance + a.eps);
+    for (i = 0; i < n; i += W) {
+        V y = (read(x + i, n - i) - mean) * scale;
+        if (a.weight) y *= read(a.weight + i, n - i);
+        if (a.bias) y += read(a.bias + i, n - i);
+        write(out + i, y, n - i);
+    }
+}
+
+static int norm(const zoo_norm_args* args) {
+    by_rows(args, args->rows, args->cols, norm_row);
+    return ZOO_OK;
+}
+
+static void softmax_row(const void* args, int64_t r) {
+    const zoo_softmax_args& a = *(const zoo_softmax_args*)args;
+    const int64_t n = a.cols;
+    const float* x = a.x + r * n;
+    float* out = a.out + r * n;
+    V top = splat(-__builtin_inff());
+    int64_t i = 0;
+    for (; i + W <= n; i += W) top = max(top, load(x + i));
+    float most = maximum(top);
+    for (; i < n; ++i) most = most > x[i] ? most : x[i];
+    V sums{};
+    for (i = 0; i < n; i += W) {
+        V p = only(exp(read(x + i, n - i) - most), n - i);
+        write(out + i, p, n - i);
+        sums += p;
+    }
+    float share = 1.0f / sum(sums);
+    for (i = 0; i < n; i += W) write(out + i, read(out + i, n - i) * share, n - i);
+}
+
+static int softmax(const zoo_softmax_args* args) {
+    by_rows(args, args->rows, args->cols, softmax_row);
+    return ZOO_OK;
+}
+
+constexpr int64_t kRun = 8192;
+
+template <int OP>
+static void unary_run(void* context, int64_t task) {
+    const zoo_unary_args& a = *(const zoo_unary_args*)context;
+    int64_t end = least(a.n, (task + 1) * kRun);
+    for (int64_t i = task * kRun; i < end; i += W) {
+        V y = activate(read(a.x + i, end - i), OP);
+        if (a.other) y *= read(a.other + i, end - i);
+        write(a.out + i, y, end - i);
+    }
+}
+
+static int unary(const zoo_unary_args* args) {
+    static constexpr zoo_body runs[] = {unary_run<0>, unary_run<1>, unary_run<2>, unary_run<3>, unary_run<4>,
+                                        unary_run<5>, unary_run<6>, unary_run<7>, unary_run<8>};
+    parallel(ceil_div(args->n, kRun), runs[args->op], (void*)args);
+    return ZOO_OK;
+}
+
+}  // namespace zoo::ZOO_ISA

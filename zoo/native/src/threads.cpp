@@ -1,0 +1,201 @@
+// The thread pool: as many threads as the process may run on, woken for one loop at a time.
+#include <atomic>
+#include <condition_variable>
+#include <mutex>
+#include <new>
+#include <thread>
+#include <vector>
+
+#if defined(__linux__)
+#include <pthread.h>
+#include <sched.h>
+#elif defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#endif
+
+#include "kernels.h"
+
+namespace zoo {
+namespace {
+
+struct Loop {
+    zoo_body body;
+    void* context;
+    int64_t count;
+    std::atomic<int64_t> next{0};
+
+    void run() {
+        for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) body(context, i);
+    }
+};
+
+inline void pause() {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#endif
+}
+
+class Pool {
+  public:
+    explicit Pool(int64_t helpers) {
+        for (int64_t i = 0; i < helpers; ++i) workers_.emplace_back([this] { work(); });
+    }
+
+    ~Pool() {
+        {
+            std::lock_guard<std::mutex> lock(mutex_);
+            stop_ = true;
+            generation_.fetch_add(1, std::memory_order_release);
+        }
+        wake_.notify_all();
+        for (auto& worker : workers_) worker.join();
+    }
+
+    void run(Loop& loop) {
+        {
+            std::lock_guard<std::mutex> lock(mutex_);
+            loop_ = &loop;
+            generation_.fetch_add(1, std::memory_order_release);
+        }
+        wake_.notify_all();
+        loop.run();
+        std::unique_lock<std::mutex> lock(mutex_);
+        loop_ = nullptr;  // whoever wakes up now is too late
+        done_.wait(lock, [this] { return active_ == 0; });
+    }
+
+  private:
+    void work() {
+        int64_t seen = 0;
+        for (;;) {
+            // loops follow each other within microseconds: looking for a while is quicker than being woken
+            for (int spin = 0; spin < 4000 && generation_.load(std::memory_order_acquire) == seen; ++spin) pause();
+            std::unique_lock<std::mutex> lock(mutex_);
+            wake_.wait(lock, [&] { return generation_.load(std::memory_order_relaxed) != seen; });
+            seen = generation_.load(std::memory_order_relaxed);
+            if (stop_) return;
+            Loop* loop = loop_;
+            if (!loop) continue;
+            ++active_;
+            lock.unlock();
+            loop->run();
+            lock.lock();
+            if (--active_ == 0) done_.notify_all();
+        }
+    }
+
+    std::mutex mutex_;
+    std::condition_variable wake_, done_;
+    std::atomic<int64_t> generation_{0};
+    Loop* loop_ = nullptr;
+    int64_t active_ = 0;
+    bool stop_ = false;
+    std::vector<std::thread> workers_;
+};
+
+int64_t available() {
+#if defined(__linux__)
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
+#endif
+    unsigned n = std::thread::hardware_concurrency();
+    return n ? n : 1;
+}
+
+struct State {
+    std::mutex mutex;  // held while a loop runs on the pool
+    Pool* pool = nullptr;
+    int64_t started = 0;
+    std::atomic<int64_t> wanted{0};
+    std::atomic<zoo_parallel_for> callers{nullptr};
+    std::atomic<void*> user{nullptr};
+};
+
+// Never destroyed: threads may still call while the process ends. After a fork the child has none of the pool's
+// threads, so it starts from a new state; the old one is leaked.
+std::atomic<State*> state{nullptr};
+
+State& current() {
+    State* found = state.load(std::memory_order_acquire);
+    if (found) return *found;
+    State* fresh = new State;
+    if (state.compare_exchange_strong(found, fresh)) {
+#if defined(__unix__) || defined(__APPLE__)
+        static std::once_flag once;
+        std::call_once(once, [] {
+            pthread_atfork(nullptr, nullptr, [] {
+                State* old = state.load();
+                State* fresh = new State;
+                fresh->wanted = old ? old->wanted.load() : 0;
+                state.store(fresh);
+            });
+        });
+#endif
+        return *fresh;
+    }
+    delete fresh;
+    return *found;
+}
+
+// Set while this thread runs a body: a loop within a loop runs where it is.
+thread_local bool inside = false;
+
+}  // namespace
+
+int64_t threads() {
+    int64_t wanted = current().wanted.load(std::memory_order_relaxed);
+    if (wanted > 0) return wanted;
+    wanted = available();
+    current().wanted.store(wanted, std::memory_order_relaxed);
+    return wanted;
+}
+
+void parallel(int64_t count, zoo_body body, void* context) {
+    if (count <= 0) return;
+    State& state = current();
+    if (zoo_parallel_for callers = state.callers.load(std::memory_order_acquire)) {
+        callers(state.user.load(std::memory_order_acquire), count, body, context);
+        return;
+    }
+    int64_t want = threads();
+    std::unique_lock<std::mutex> lock(state.mutex, std::defer_lock);
+    if (count == 1 || want == 1 || inside || !lock.try_lock()) {
+        for (int64_t i = 0; i < count; ++i) body(context, i);
+        return;
+    }
+    if (state.started != want) {
+        delete state.pool;
+        state.pool = nullptr;
+        state.started = 0;
+        try {
+            state.pool = new Pool(want - 1);
+            state.started = want;
+        } catch (...) {  // no more threads to be had: the loop runs on this one
+            lock.unlock();
+            for (int64_t i = 0; i < count; ++i) body(context, i);
+            return;
+        }
+    }
+    Loop loop{body, context, count};
+    inside = true;
+    state.pool->run(loop);
+    inside = false;
+}
+
+}  // namespace zoo
+
+extern "C" {
+
+int zoo_set_threads(int64_t threads) {
+    if (threads < 0 || threads > 4096) return ZOO_BAD_ARGUMENT;
+    zoo::current().wanted.store(threads, std::memory_order_relaxed);
+    return ZOO_OK;
+}
+
+int64_t zoo_get_threads(void) { return zoo::threads(); }
+
+void zoo_set_parallel_for(zoo_parallel_for parallel_for, void* user) {
+    zoo::current().user.store(user, std::memory_order_release);
+    zoo::current().callers.store(parallel_for, std::memory_order_release);
+}
+}

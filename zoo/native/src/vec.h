@@ -1,0 +1,170 @@
+// Vectors of floats over the compiler's own vector types: W numbers, the register width of the unit's instruction set.
+// Nothing here may call inline functions of the standard library: their copies could be shared between units.
+#pragma once
+
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__AVX512F__)
+#define ZOO_W 16
+#elif defined(__AVX2__)
+#define ZOO_W 8
+#else
+#define ZOO_W 4
+#endif
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#define ZOO_INLINE static inline __attribute__((always_inline))
+
+namespace zoo::ZOO_ISA {
+
+constexpr int W = ZOO_W;
+typedef float V __attribute__((vector_size(4 * ZOO_W)));
+typedef int32_t I __attribute__((vector_size(4 * ZOO_W)));
+
+ZOO_INLINE V load(const float* p) {
+    V v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+ZOO_INLINE void store(float* p, V v) { memcpy(p, &v, sizeof v); }
+ZOO_INLINE V splat(float x) { return x - V{}; }  // x - 0 keeps -0 and NaN
+
+// The first n numbers (the others are 0), n < W.
+ZOO_INLINE V load_some(const float* p, int64_t n) {
+#if defined(__AVX512F__)
+    return (V)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
+#else
+    V v{};
+    for (int64_t i = 0; i < n; ++i) v[i] = p[i];
+    return v;
+#endif
+}
+ZOO_INLINE void store_some(float* p, V v, int64_t n) {
+#if defined(__AVX512F__)
+    _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)v);
+#else
+    for (int64_t i = 0; i < n; ++i) p[i] = v[i];
+#endif
+}
+
+// As C's comparisons: NaN in the second stays, in the first it is lost.
+ZOO_INLINE V max(V a, V b) {
+#if defined(__AVX512F__)
+    return (V)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+    return (V)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+    return a > b ? a : b;
+#endif
+}
+ZOO_INLINE V min(V a, V b) {
+#if defined(__AVX512F__)
+    return (V)_mm512_min_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+    return (V)_mm256_min_ps((__m256)a, (__m256)b);
+#else
+    return a < b ? a : b;
+#endif
+}
+
+ZOO_INLINE V sqrt(V a) {
+#if defined(__AVX512F__)
+    return (V)_mm512_sqrt_ps((__m512)a);
+#elif defined(__AVX2__)
+    return (V)_mm256_sqrt_ps((__m256)a);
+#else
+    for (int i = 0; i < W; ++i) a[i] = __builtin_sqrtf(a[i]);
+    return a;
+#endif
+}
+
+ZOO_INLINE float sum(V v) {
+    for (int half = W / 2; half; half /= 2)
+        for (int i = 0; i < half; ++i) v[i] += v[i + half];
+    return v[0];
+}
+ZOO_INLINE float maximum(V v) {
+    float m = v[0];
+    for (int i = 1; i < W; ++i) m = m > v[i] || m != m ? m : v[i];
+    return m;
+}
+
+ZOO_INLINE V exp2i(I n) { return (V)((n + 127) << 23); }
+
+// Relative error below 1.2e-7. r is x less the nearest multiple of ln 2 (in two parts, so that it is exact); the
+// polynomial is (exp(r) - 1 - r) / r², fitted at Chebyshev's points. Two factors, so that results may be subnormal.
+ZOO_INLINE V exp(V x) {
+    x = min(splat(89.0f), max(splat(-104.0f), x));
+    V n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;
+    V r = x - n * 0.693359375f;
+    r = r + n * 2.12194440e-4f;
+    V p = r * 1.99077052e-4f + 1.39337329e-3f;
+    p = p * r + 8.33328583e-3f;
+    p = p * r + 4.16664642e-2f;
+    p = p * r + 1.66666668e-1f;
+    p = p * r + 5.00000001e-1f;
+    p = p * (r * r) + r + 1.0f;
+    I whole = __builtin_convertvector(n, I);
+    I half = whole >> 1;
+    return p * exp2i(half) * exp2i(whole - half);
+}
+
+ZOO_INLINE V absolute(V x) { return (V)((I)x & 0x7fffffff); }
+ZOO_INLINE V with_sign_of(V x, V sign) { return (V)((I)x | ((I)sign & (int32_t)0x80000000)); }
+
+// erf(x) / x - 1 as a polynomial in x² up to 0.94, 1 - exp(log(erfc)) beyond, both fitted at Chebyshev's points;
+// at 4 it is 1 in float32.
+ZOO_INLINE V erf(V x) {
+    V t = min(splat(4.0f), absolute(x));
+    V s = t * t;
+    V p = s * 8.22398626e-5f - 8.10808256e-4f;
+    p = p * s + 5.19799182e-3f;
+    p = p * s - 2.68581859e-2f;
+    p = p * s + 1.12836741e-1f;
+    p = p * s - 3.76126324e-1f;
+    p = p * s + 1.28379167e-1f;
+    p = p * t + t;
+    V q = t * -1.68868521e-5f + 3.77621627e-4f;
+    q = q * t - 3.85411921e-3f;
+    q = q * t + 2.41736836e-2f;
+    q = q * t - 1.06647586e-1f;
+    q = q * t - 6.34979581e-1f;
+    q = q * t - 1.12863725f;
+    q = q * t - 2.13758404e-5f;
+    q = 1.0f - exp(q);
+    return with_sign_of(t < 0.94f ? p : q, x);
+}
+
+ZOO_INLINE V tanh(V x) {
+    V t = absolute(x);
+    V s = t * t;
+    V p = s * -6.11318863e-3f + 2.10100792e-2f;
+    p = p * s - 5.38540692e-2f;
+    p = p * s + 1.33327945e-1f;
+    p = p * s - 3.33333292e-1f;
+    p = p * s * t + t;
+    V q = 1.0f - 2.0f / (exp(t + t) + 1.0f);
+    return with_sign_of(t < 0.625f ? p : q, x);
+}
+
+ZOO_INLINE V sigmoid(V x) { return 1.0f / (1.0f + exp(-x)); }
+
+ZOO_INLINE V activate(V x, int op) {
+    switch (op) {
+        case ZOO_RELU: return x < 0.0f ? splat(0.0f) : x;
+        case ZOO_GELU: return x * (0.5f + 0.5f * erf(x * 0.70710678f));
+        case ZOO_GELU_TANH: return x * sigmoid(x * (1.59576912f + 0.0713548163f * x * x));
+        case ZOO_SILU: return x * sigmoid(x);
+        case ZOO_TANH: return tanh(x);
+        case ZOO_SIGMOID: return sigmoid(x);
+        case ZOO_EXP: return exp(x);
+        case ZOO_ERF: return erf(x);
+        default: return x;
+    }
+}
+
+}  // namespace zoo::ZOO_ISA
