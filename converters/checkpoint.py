@@ -157,6 +157,10 @@ class Checkpoint(ABC):
             yield np.ascontiguousarray(piece)
             release(piece)
 
+    def exact(self, name: str) -> bool:
+        """Whether a tensor's values are as some file holds them, or rearranged; not where a dialect computes them."""
+        return True
+
     def items(self) -> Iterator[tuple[str, np.ndarray]]:
         """Every (name, tensor), one at a time, in the file's order; tied tensors under each name."""
         for name in self.infos:

@@ -55,12 +55,18 @@ class Target:
         view = View(checkpoint, {stored: Recipe(name) for stored, (_, name) in names.items()})
         return view, {stored: index for stored, (index, _) in names.items()}
 
-    def write(self, path: Path, checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:
-        """Write a view of this form to a path that does not exist yet."""
+    def write(
+        self, path: Path, checkpoint: Checkpoint, config: Mapping[str, Any], tokenizer: str | None = None
+    ) -> None:
+        """Write a view of this form to a path that does not exist yet.
+
+        Args:
+            tokenizer: tokenizer.json's text, for forms that hold the tokenizer too.
+        """
         metadata: Mapping[str, Any] = self.metadata
         derive = getattr(self._dialect(), "metadata", None)
         if derive is not None:
-            metadata = {**metadata, **derive(config)}
+            metadata = {**metadata, **derive(config, tokenizer)}
         import_module(f"converters.{self.format}").write(path, checkpoint, metadata)
 
     def _dialect(self) -> ModuleType | None:

@@ -232,6 +232,11 @@ class View(Checkpoint):
         self.source = source
         self._recipes = dict(recipes)
 
+    def exact(self, name: str) -> bool:
+        recipe = self._recipes[name]
+        steps = () if isinstance(recipe, Made) else recipe.steps
+        return not any(isinstance(step, Shift) for step in steps) and all(map(self.source.exact, self.sources(name)))
+
     def sources(self, name: str) -> list[str]:
         """The source's tensors that a tensor is made of."""
         recipe = self._recipes[name]

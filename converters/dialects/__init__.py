@@ -9,6 +9,8 @@ Canonical names are those of the torch checkpoint. A dialect is one file of this
     def foreign(checkpoint, config) -> dict[str, Recipe | Concatenate]
                                                 where it can be written: the other way, from canonical tensors
     def config(checkpoint) -> dict | None       where it can tell: the config.json of a checkpoint that has none
+    def tokenizer(checkpoint) -> str | None     where it can tell: the tokenizer.json of a checkpoint that has none
+    def metadata(config, tokenizer) -> dict     where its format holds any: what to write about the model beside tensors
     DROPPED: tuple[tuple[str, str], ...]        patterns of its own names that are no weights, each with the reason
 
 `config` is the model's config.json. What a dialect does not know keeps its own name, for `zoo.weights.fit` to accept
@@ -17,17 +19,18 @@ or refuse by name: nothing is lost silently.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from types import MappingProxyType, ModuleType
 from typing import Any
 
 from converters.checkpoint import Checkpoint
-from converters.dialects import hf_flax, hf_tf
+from converters.dialects import gguf, google_tf1, hf_flax, hf_tf, llama2c
 from converters.view import Recipe, Reshape, View
 
-__all__ = ["DIALECTS", "canonical", "derived_config", "dialect_of"]
+__all__ = ["DIALECTS", "canonical", "derived_config", "derived_tokenizer", "dialect_of", "dropped"]
 
-DIALECTS: tuple[ModuleType, ...] = (hf_tf, hf_flax)
+DIALECTS: tuple[ModuleType, ...] = (hf_tf, hf_flax, gguf, llama2c, google_tf1)
 """Every dialect but the canonical one, in the order in which they are tried."""
 
 NO_SHAPES: Mapping[str, tuple[int, ...]] = MappingProxyType({})
@@ -43,6 +46,22 @@ def derived_config(checkpoint: Checkpoint) -> dict[str, Any] | None:
     dialect = dialect_of(checkpoint)
     derive = getattr(dialect, "config", None)
     return None if derive is None else derive(checkpoint)
+
+
+def derived_tokenizer(checkpoint: Checkpoint) -> str | None:
+    """The tokenizer.json that follows from a checkpoint's own metadata, where its dialect can tell."""
+    derive = getattr(dialect_of(checkpoint), "tokenizer", None)
+    return None if derive is None else derive(checkpoint)
+
+
+def dropped(checkpoint: Checkpoint, used: Collection[str]) -> dict[str, str]:
+    """Tensor -> why, for those of a checkpoint that its canonical form makes nothing of."""
+    patterns = getattr(dialect_of(checkpoint), "DROPPED", ())
+    return {
+        name: next((why for pattern, why in patterns if re.fullmatch(pattern, name)), "it is stored more than once")
+        for name in checkpoint.infos
+        if name not in used
+    }
 
 
 def canonical(

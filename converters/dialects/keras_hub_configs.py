@@ -156,7 +156,7 @@ def _special_back(backbone: Backbone, config: Config, own: Config) -> dict[str, 
                 "query_head_dim_normalize": config["query_pre_attn_scalar"] == config["head_dim"],
                 "use_post_ffw_norm": True,
                 "use_post_attention_norm": True,
-                "use_sliding_window_attention": True,
+                "use_sliding_window_attention": "sliding_attention" in config.get("layer_types", ("sliding_attention",)),
                 "final_logit_soft_cap": config.get("final_logit_softcapping"),
                 "attention_logit_soft_cap": config.get("attn_logit_softcapping"),
             }

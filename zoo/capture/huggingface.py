@@ -181,6 +181,10 @@ def example_inputs(module: transformers.PreTrainedModel, dtype: str = "float32")
     if "pixel_values" in accepted:
         height, width = _image_size(config)
         inputs["pixel_values"] = torch.zeros(batch, _channels(config), height, width, dtype=floats)
+    if "visual_feats" in accepted and hasattr(config, "visual_feat_dim"):
+        regions = 5
+        inputs["visual_feats"] = torch.zeros(batch, regions, config.visual_feat_dim, dtype=floats)
+        inputs["visual_pos"] = torch.zeros(batch, regions, config.visual_pos_dim, dtype=floats)
     if "input_values" in accepted:
         if hasattr(config, "num_mel_bins") and hasattr(config, "max_length"):  # a spectrogram, as AST takes
             inputs["input_values"] = torch.zeros(batch, config.max_length, config.num_mel_bins, dtype=floats)
@@ -191,7 +195,9 @@ def example_inputs(module: transformers.PreTrainedModel, dtype: str = "float32")
     if "input_features" in accepted and "pixel_values" not in accepted:
         frames = 2 * getattr(config, "max_source_positions", 50)
         bins = getattr(config, "num_mel_bins", None) or getattr(config, "input_feat_per_channel", 80)
-        inputs["input_features"] = torch.zeros(batch, bins, frames, dtype=floats)
+        # Speech2Text takes frames of features, Whisper features of frames
+        sizes = (frames, bins) if hasattr(config, "input_feat_per_channel") else (bins, frames)
+        inputs["input_features"] = torch.zeros(batch, *sizes, dtype=floats)
     if config.is_encoder_decoder and "decoder_input_ids" in accepted:
         inputs["decoder_input_ids"] = ids(length - 1)
         if "decoder_attention_mask" in accepted and "input_ids" in accepted:
