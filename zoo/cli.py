@@ -241,12 +241,14 @@ def convert_model(
         width = max(map(len, done.names.values()), default=0)
         for name, origin in done.names.items():
             print(f"{origin:<{width}}  ->  {name}")
-    for name, why in done.dropped.items():
-        print(f"dropped {name}: {why}")
+    for why in dict.fromkeys(done.dropped.values()):
+        names = [name for name, reason in done.dropped.items() if reason == why]
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        print(f"left out, since {why}: {shown}")
     for name in done.nans:
         console(stderr=True).print(f"[yellow]warning:[/] {_plain(name)} holds NaN")
     what = f"{len(done.names)} tensors, {done.nbytes / 1e6:.1f} MB, {done.dialect} to {done.target}"
-    checked = ", every tensor and the outputs compared" if verify and not dry_run else ""
+    checked = f", {done.verified} compared" if done.verified else ""
     console().print(f"{'would write' if dry_run else 'wrote'} {_plain(str(output))}: {what}{checked}", soft_wrap=True)
 
 

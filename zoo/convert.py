@@ -20,7 +20,7 @@ from converters.checkpoint import BLOCK, Checkpoint, TensorInfo, little_endian
 from converters.dialects import canonical, derived_tokenizer, dialect_of, dropped
 from converters.targets import TARGETS, Target
 from converters.view import Cast, Concatenate, Made, Recipe, Subset, View
-from zoo.errors import ConfigError, SourceError, VerifyError, WeightsError
+from zoo.errors import CaptureError, ConfigError, SourceError, VerifyError, WeightsError
 from zoo.registry import parse
 from zoo.tolerances import ROUNDING
 
@@ -42,6 +42,7 @@ class Conversion:
         dropped: tensor of the source -> why it is not in the target.
         nans: names of tensors that hold NaN.
         nbytes: size of the tensors written.
+        verified: what was compared; outputs only of models that can be captured.
     """
 
     folder: Path | None
@@ -52,6 +53,7 @@ class Conversion:
     dropped: dict[str, str] = field(default_factory=dict)
     nans: list[str] = field(default_factory=list)
     nbytes: int = 0
+    verified: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain data."""
@@ -105,7 +107,10 @@ def convert(
     found = parse(model)
     place, _ = fetch_checkpoint(found, offline, progress)
     config = config_of(place, found)
-    graph = graph_for(config, task, "float32")
+    try:
+        graph = graph_for(config, task, "float32")
+    except CaptureError:
+        graph = _parameters(config, task)
     if graph.meta.get("class"):
         config = {**config, "architectures": [graph.meta["class"]]}
 
@@ -139,7 +144,10 @@ def convert(
             (fresh / RECORD).write_text(json.dumps(_record(result, dtype), indent=2) + "\n", "utf-8")
             if verify:
                 _verify(ours, fresh, config, graph, dtype)
-                _compare_outputs(place, fresh, config, graph, dtype)
+                result.verified = "every tensor"
+                if graph.nodes:
+                    _compare_outputs(place, fresh, config, graph, dtype)
+                    result.verified = "every tensor and the outputs"
     result.folder = out
     return result
 
@@ -156,12 +164,17 @@ def _in_graph_names(checkpoint: Checkpoint, graph: Graph, keep: bool) -> tuple[C
     Args:
         keep: what the class does not use but another head may need is kept, under the name it has.
     """
-    from zoo.graph.computed import COMPUTED
+    from zoo.graph.computed import COMPUTED, is_computed
     from zoo.weights import fit, prune, untie
 
     graph = untie(graph, checkpoint)
     fitted = fit(graph, {name: info.shape for name, info in checkpoint.infos.items()}, checkpoint.path)
-    prune(graph, fitted, checkpoint.path)  # raises if the main output lacks a tensor
+    if graph.nodes:
+        prune(graph, fitted, checkpoint.path)  # raises if the main output lacks a tensor
+    elif lacking := [name for name in fitted.missing if not is_computed(name)]:
+        raise WeightsError(
+            f"the checkpoint lacks {len(lacking)} of the model's tensors", where=checkpoint.path, got=", ".join(lacking)
+        )
     recipes: dict[str, Recipe | Concatenate | Made] = {name: Recipe(own) for name, own in fitted.names.items()}
     if not keep:  # other forms may store what torch computes
         recipes |= {name: Made(table.shape, table.dtype.name, table.view) for name, table in fitted.made.items()}
@@ -173,6 +186,13 @@ def _in_graph_names(checkpoint: Checkpoint, graph: Graph, keep: bool) -> tuple[C
         else:
             gone[name] = why
     return View(checkpoint, recipes), gone
+
+
+def _parameters(config: Mapping[str, Any], task: str | None) -> Graph:
+    """Names and shapes alone: a model that cannot be captured can still be converted."""
+    from zoo.capture.huggingface import config_from, parameters_of
+
+    return parameters_of(config_from(config), task)
 
 
 class _Watched(View):

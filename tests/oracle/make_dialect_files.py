@@ -14,6 +14,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,16 @@ def timm() -> None:
     from timm.models.resnet import BasicBlock, Bottleneck, ResNet
     from timm.models.vision_transformer import VisionTransformer
 
-    sizes = {"img_size": 20, "patch_size": 5, "embed_dim": 12, "depth": 2, "num_heads": 3, "num_classes": 7, "mlp_ratio": 2}
-    widths = {"num_classes": 7, "stem_width": 5, "channels": (2, 3, 4, 6)}
+    sizes = {
+        "img_size": 20,
+        "patch_size": 5,
+        "embed_dim": 12,
+        "depth": 2,
+        "num_heads": 3,
+        "num_classes": 7,
+        "mlp_ratio": 2,
+    }
+    widths = {"num_classes": 7, "channels": (2, 3, 4, 6)}
     models = {
         "vit": VisionTransformer(**sizes),
         "deit": VisionTransformerDistilled(**sizes),
@@ -44,15 +53,15 @@ def timm() -> None:
         with torch.no_grad():
             for tensor in [*model.parameters(), *model.buffers()]:
                 if tensor.is_floating_point():
-                    tensor += 0.3 * torch.rand(tensor.shape, generator=generator)
-        pixels = torch.randn(2, 3, 40 if "resnet" in name else 20, 40 if "resnet" in name else 20, generator=generator)
+                    tensor += 0.6 * torch.rand(tensor.shape, generator=generator) - 0.3
+        size = 24 if "resnet" in name else 20
+        pixels = torch.randn(2, 3, size, size, generator=generator)
         with torch.no_grad():
             found = model.forward_features(pixels) if name == "dinov2" else model(pixels)
         save(f"timm-{name}", model.state_dict(), {"pixel_values": pixels}, {"main": found}, {})
 
 
 def keras_applications() -> None:
-    import keras
     from keras.src.applications import resnet
 
     def stacks(x: Any) -> Any:
@@ -61,11 +70,11 @@ def keras_applications() -> None:
         return x
 
     model = resnet.ResNet(
-        stacks, False, True, weights=None, classes=7, classifier_activation=None, input_shape=(40, 40, 3), name="tiny"
+        stacks, False, True, weights=None, classes=7, classifier_activation=None, input_shape=(32, 32, 3), name="tiny"
     )
     randomise(model)
     weights = {f"{v.path.split('/')[0]}/{v.path}:0": np.asarray(v) for v in model.variables if "seed" not in v.path}
-    pixels = np.random.default_rng(1).normal(size=(2, 40, 40, 3)).astype(np.float32)
+    pixels = np.random.default_rng(1).normal(size=(2, 32, 32, 3)).astype(np.float32)
     logits = model.predict(pixels, verbose=0)
     save("keras-resnet", weights, {"pixel_values": pixels.transpose(0, 3, 1, 2)}, {"main": logits}, {})
 
@@ -137,7 +146,7 @@ def keras_hub() -> None:
             preset = Path(folder, "config.json").read_text()
             weights: dict[str, np.ndarray] = {}
             with h5py.File(Path(folder, "model.weights.h5")) as file:
-                file.visititems(lambda path, item: keep(weights, path, item))
+                file.visititems(partial(keep, weights))
         save(f"keras-hub-{name}", weights, inputs, {"main": main}, {"config": preset})
 
 
@@ -148,11 +157,15 @@ def keep(weights: dict[str, np.ndarray], path: str, item: Any) -> None:
 
 def randomise(model: Any) -> None:
     rng = np.random.default_rng(3)
-    model.set_weights([(w + 0.3 * rng.random(w.shape)).astype(w.dtype) for w in model.get_weights()])
+    model.set_weights([(w + 0.6 * rng.random(w.shape) - 0.3).astype(w.dtype) for w in model.get_weights()])
 
 
 def save(
-    name: str, weights: Mapping[str, Any], inputs: Mapping[str, Any], outputs: Mapping[str, Any], facts: Mapping[str, Any]
+    name: str,
+    weights: Mapping[str, Any],
+    inputs: Mapping[str, Any],
+    outputs: Mapping[str, Any],
+    facts: Mapping[str, Any],
 ) -> None:
     arrays = dict(weights)
     arrays |= {f"in:{key}": value for key, value in inputs.items()}

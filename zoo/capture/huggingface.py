@@ -19,11 +19,11 @@ import transformers
 from zoo.capture.torch_export import capture_program, export, ties_of
 from zoo.errors import CaptureError, ConfigError
 from zoo.graph.computed import is_computed, sinusoids
-from zoo.graph.ir import Graph, Input, Ref, map_refs, param_ref
+from zoo.graph.ir import Graph, Input, Param, Ref, map_refs, param_ref
 from zoo.graph.key import shaping
 from zoo.tasks import TASKS, task_name
 
-__all__ = ["build", "capture_config", "config_from", "model_class", "native_module"]
+__all__ = ["build", "capture_config", "config_from", "model_class", "native_module", "parameters_of"]
 
 
 def config_from(fields: Mapping[str, Any]) -> transformers.PretrainedConfig:
@@ -150,6 +150,21 @@ def capture_config(config: transformers.PretrainedConfig, task: str | None = Non
     module.tie_weights()
     graph = capture_program(program, ties_of(module))
     return _named(graph, module, config, task, dtype)
+
+
+def parameters_of(config: transformers.PretrainedConfig, task: str | None = None, dtype: str = "float32") -> Graph:
+    """A graph of a model's parameters alone: what a checkpoint of it holds, for models that cannot be captured."""
+    cls = model_class(config, task)
+    ties = ties_of(build(config, cls, dtype))
+    module = build(config, cls, dtype, tied=False)
+    trainable = {name for name, tensor in module.named_parameters() if tensor.requires_grad}
+    params = {}
+    for name, tensor in module.state_dict().items():
+        if name not in ties:
+            aliases = tuple(other for other, first in ties.items() if first == name)
+            kind = str(tensor.dtype).removeprefix("torch.")
+            params[name] = Param(name, kind, tuple(tensor.shape), name in trainable, aliases)
+    return _named(Graph((), params, {}, [], {}), module, config, task, dtype)
 
 
 def example_inputs(module: transformers.PreTrainedModel, dtype: str = "float32") -> dict[str, torch.Tensor]:
@@ -312,13 +327,12 @@ def _sinusoidal(graph: Graph, module: Any, renamed: Mapping[str, str]) -> list[s
 
 
 def _legacy_names(module: Any) -> list[list[str]]:
-    """(pattern, replacement) for the names that older checkpoints of this very class have."""
+    """(pattern, replacement) for the prefixes that older checkpoints of this very class have and newer ones do not."""
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+    from transformers.core_model_loading import PrefixChange
 
     changes = get_checkpoint_conversion_mapping(type(module).__name__) or ()
-    return [
-        [change.source_patterns[0], change.target_patterns[0]] for change in changes if len(change.source_patterns) == 1
-    ]
+    return [[c.source_patterns[0], c.target_patterns[0]] for c in changes if isinstance(c, PrefixChange)]
 
 
 def _rename_params(graph: Graph, params: dict[str, Any], canonical: Mapping[str, str]) -> Graph:
