@@ -58,7 +58,7 @@ def sample():
     while not over.wait(0.005):
         most = max(most, status("RssAnon"))
 
-thread = threading.Thread(target=sample)
+thread = threading.Thread(target=sample, daemon=True)
 thread.start()
 def progress(what, done, total):
     if not first:

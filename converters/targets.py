@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -27,6 +27,7 @@ class Target:
         about: one line for people.
         sharded: whether its readers take it in several files with an index.
         metadata: what its readers expect to be told in the file.
+        shard_metadata: the same for one of several files, where that differs.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Target:
     about: str
     sharded: bool = False
     metadata: Mapping[str, str] = field(default_factory=dict)
+    shard_metadata: Mapping[str, str] | None = None
 
     def view(self, checkpoint: Checkpoint, config: Mapping[str, Any]) -> Checkpoint:
         """A canonical checkpoint in the names and layouts of this form; closed together with it.
@@ -45,6 +47,16 @@ class Target:
         """
         dialect = self._dialect()
         return checkpoint if dialect is None else View(checkpoint, dialect.foreign(checkpoint, config), aliases={})
+
+    def knows(self, config: Mapping[str, Any]) -> Callable[[str], bool] | None:
+        """Whether the form has a place for a tensor of a canonical name; None if it takes any."""
+        knows = getattr(self._dialect(), "knows", None)
+        return None if knows is None else knows(config)
+
+    def config(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What belongs into config.json beside this form."""
+        derive = getattr(self._dialect(), "foreign_config", None)
+        return config if derive is None else derive(config)
 
     def in_shards(self, checkpoint: Checkpoint) -> tuple[Checkpoint, dict[str, str]]:
         """A view of this form with the names that its shards use, and those -> the names that the index uses."""
@@ -56,14 +68,22 @@ class Target:
         return view, {stored: index for stored, (index, _) in names.items()}
 
     def write(
-        self, path: Path, checkpoint: Checkpoint, config: Mapping[str, Any], tokenizer: str | None = None
+        self,
+        path: Path,
+        checkpoint: Checkpoint,
+        config: Mapping[str, Any],
+        tokenizer: str | None = None,
+        shard: bool = False,
     ) -> None:
         """Write a view of this form to a path that does not exist yet.
 
         Args:
             tokenizer: tokenizer.json's text, for forms that hold the tokenizer too.
+            shard: whether it is one of several files.
         """
         metadata: Mapping[str, Any] = self.metadata
+        if shard and self.shard_metadata is not None:
+            metadata = self.shard_metadata
         derive = getattr(self._dialect(), "metadata", None)
         if derive is not None:
             metadata = {**metadata, **derive(config, tokenizer)}
@@ -94,13 +114,26 @@ TARGETS: Mapping[str, Target] = {
             "the TensorFlow models of transformers 4",
             sharded=True,
             metadata={"backend": "tensorflow", "keras_version": "2.19.0"},
+            shard_metadata={"shard": "true"},
         ),
         Target("flax", "msgpack", "hf_flax", "flax_model.msgpack", "the Flax models of transformers 4", sharded=True),
         Target("npz", "npz", None, "model.npz", "torch's names, for NumPy alone"),
         Target("gguf", "gguf", "gguf", "model.gguf", "llama.cpp"),
         Target("tf-checkpoint", "tensor_bundle", "google_tf1", "bert_model.ckpt", "Google's own BERT, ALBERT, ELECTRA"),
         Target("orbax", "orbax", "hf_flax", "checkpoint", "a tree of arrays in Flax's names and layouts"),
-        Target("keras-hub", "h5", "keras_hub", "model.weights.h5", "a preset of KerasHub"),
+        Target("keras-hub", "h5", "keras_hub", "model.weights.h5", "a preset of KerasHub: backbones"),
+        Target(
+            "keras-applications",
+            "h5",
+            "keras_applications",
+            "model.weights.h5",
+            "keras.applications: ResNet, MobileNetV2",
+            metadata={"backend": "tensorflow", "keras_version": "2.19.0"},
+        ),
+        Target(
+            "torchvision", "safetensors", "torchvision", "model.safetensors", "torchvision: ResNet, ViT, MobileNetV2"
+        ),
+        Target("timm", "safetensors", "timm", "model.safetensors", "timm: ViT, DeiT, DINOv2"),
     )
 }
 """Every form, by name."""

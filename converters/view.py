@@ -144,7 +144,7 @@ class RotaryRows(Layout):
 
 @dataclass(frozen=True, slots=True)
 class Shift(Layout):
-    """Every value plus a number: the one step that computes, in float32, rounded as float32 addition rounds.
+    """Every value plus a number, computed in float32 and rounded as float32 addition rounds.
 
     Its inverse gives the same values back only where neither sum was rounded.
     """
@@ -235,7 +235,8 @@ class View(Checkpoint):
     def exact(self, name: str) -> bool:
         recipe = self._recipes[name]
         steps = () if isinstance(recipe, Made) else recipe.steps
-        return not any(isinstance(step, Shift) for step in steps) and all(map(self.source.exact, self.sources(name)))
+        computed = isinstance(recipe, Difference) or any(isinstance(step, Shift) for step in steps)
+        return not computed and all(map(self.source.exact, self.sources(name)))
 
     def sources(self, name: str) -> list[str]:
         """The source's tensors that a tensor is made of."""
@@ -296,6 +297,9 @@ class Cast(Checkpoint):
         }
         super().__init__(source.path, infos, metadata=source.metadata, aliases=source.aliases)
         self.source = source
+
+    def exact(self, name: str) -> bool:
+        return self.source.exact(name)
 
     def sources(self, name: str) -> list[str]:
         """The source's tensors that a tensor is made of: itself."""

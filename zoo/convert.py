@@ -21,6 +21,7 @@ from converters.dialects import canonical, derived_tokenizer, dialect_of, droppe
 from converters.targets import TARGETS, Target
 from converters.view import Cast, Concatenate, Made, Recipe, Subset, View
 from zoo.errors import CaptureError, ConfigError, SourceError, VerifyError, WeightsError
+from zoo.graph.computed import COMPUTED, is_computed
 from zoo.registry import parse
 from zoo.tolerances import ROUNDING
 
@@ -119,7 +120,8 @@ def convert(
         dialect = dialect_of(raw)
         read = canonical(raw, config, expected_shapes(graph))
         ours, gone = _in_graph_names(read, graph, keep=target.dialect is None)
-        written: Checkpoint = target.view(ours, config)
+        ours, placed, homeless = _in_places(ours, graph, target, config)
+        written: Checkpoint = target.view(placed, config)
         if dtype is not None:
             written = Cast(written, dtype)
         result = Conversion(
@@ -128,7 +130,7 @@ def convert(
             dialect.NAME if dialect else "hf-torch",
             target.name,
             {name: ", ".join(_origins(written, name)) for name in written.infos},
-            {**gone, **(dropped(raw, _used(read)) if read is not raw else {})},
+            {**gone, **homeless, **(dropped(raw, _used(read)) if read is not raw else {})},
             nbytes=sum(info.nbytes for name, info in written.infos.items() if name not in written.aliases),
         )
         if dry_run:
@@ -137,7 +139,7 @@ def convert(
         out.parent.mkdir(parents=True, exist_ok=True)
         with replacing(out) as fresh:
             fresh.mkdir()
-            _companions(place if place.is_dir() else place.parent, fresh, config, raw)
+            _companions(place if place.is_dir() else place.parent, fresh, target.config(config), raw)
             watched = _Watched(written, progress, strict)
             _write(fresh, target, watched, config, shard_size)
             result.nans = watched.nans
@@ -158,13 +160,12 @@ RECORD = "conversion.json"
 _ROOM = 1 << 24  # what the files beside the weights may take
 
 
-def _in_graph_names(checkpoint: Checkpoint, graph: Graph, keep: bool) -> tuple[Checkpoint, dict[str, str]]:
+def _in_graph_names(checkpoint: Checkpoint, graph: Graph, keep: bool) -> tuple[View, dict[str, str]]:
     """The tensors under the names that the model's class gives them, tied ones once, and what is left out and why.
 
     Args:
         keep: what the class does not use but another head may need is kept, under the name it has.
     """
-    from zoo.graph.computed import COMPUTED, is_computed
     from zoo.weights import fit, prune, untie
 
     graph = untie(graph, checkpoint)
@@ -186,6 +187,36 @@ def _in_graph_names(checkpoint: Checkpoint, graph: Graph, keep: bool) -> tuple[C
         else:
             gone[name] = why
     return View(checkpoint, recipes), gone
+
+
+def _in_places(
+    ours: View, graph: Graph, target: Target, config: Mapping[str, Any]
+) -> tuple[View, View, dict[str, str]]:
+    """What of the tensors can be written, under the model's names and under those that the form has places for.
+
+    A form may know a tensor by the name in its file, by another name of a tied weight, or by an older one. Tensors
+    without a place are left out, with the reason, if the form computes them or if no output needs them.
+    """
+    from zoo.weights import needed, other_names
+
+    has_place = target.knows(config)
+    if has_place is None:
+        return ours, ours, {}
+    wanted = needed(graph) if graph.nodes else set(ours.infos)
+    names, gone, known = {}, {}, False
+    for name in ours.infos:
+        own = ours.sources(name)
+        others = (other for other in other_names(graph, name) if other not in ours.infos)
+        found = next(filter(has_place, (*own, name, *others)), None)
+        known |= found is not None
+        if found is not None or (own and name in wanted):
+            names[found or name] = name
+        else:
+            gone[name] = "no output needs it, and the form has no place for it" if own else COMPUTED
+    if not known:  # the form does not know the class, and says so itself
+        return ours, ours, {}
+    placed = View(ours, {place: Recipe(name) for place, name in names.items()})
+    return Subset(ours, names.values()), placed, gone
 
 
 def _parameters(config: Mapping[str, Any], task: str | None) -> Graph:
@@ -244,7 +275,7 @@ def _write(folder: Path, target: Target, checkpoint: Checkpoint, config: Mapping
     weight_map: dict[str, str] = {}
     for number, names in enumerate(groups, 1):
         file = f"{stem}-{number:05d}-of-{len(groups):05d}.{suffix}"
-        target.write(folder / file, Subset(checkpoint, names), config)
+        target.write(folder / file, Subset(checkpoint, names), config, shard=True)
         weight_map.update((in_index[name], file) for name in names)
     total = sum(info.nbytes for info in checkpoint.infos.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}

@@ -11,6 +11,7 @@ Canonical names are those of the torch checkpoint. A dialect is one file of this
     def config(checkpoint) -> dict | None       where it can tell: the config.json of a checkpoint that has none
     def tokenizer(checkpoint) -> str | None     where it can tell: the tokenizer.json of a checkpoint that has none
     def metadata(config, tokenizer) -> dict     where its format holds any: what to write about the model beside tensors
+    def foreign_config(config) -> dict          where its readers want another config.json than Hugging Face's
     DROPPED: tuple[tuple[str, str], ...]        patterns of its own names that are no weights, each with the reason
 
 `config` is the model's config.json. What a dialect does not know keeps its own name, for `zoo.weights.fit` to accept
@@ -25,12 +26,32 @@ from types import MappingProxyType, ModuleType
 from typing import Any
 
 from converters.checkpoint import Checkpoint
-from converters.dialects import gguf, google_tf1, hf_flax, hf_tf, llama2c
+from converters.dialects import (
+    gguf,
+    google_tf1,
+    hf_flax,
+    hf_tf,
+    keras_applications,
+    keras_hub,
+    llama2c,
+    timm,
+    torchvision,
+)
 from converters.view import Recipe, Reshape, View
 
 __all__ = ["DIALECTS", "canonical", "derived_config", "derived_tokenizer", "dialect_of", "dropped"]
 
-DIALECTS: tuple[ModuleType, ...] = (hf_tf, hf_flax, gguf, llama2c, google_tf1)
+DIALECTS: tuple[ModuleType, ...] = (
+    hf_tf,
+    hf_flax,
+    gguf,
+    llama2c,
+    google_tf1,
+    keras_hub,
+    keras_applications,
+    torchvision,
+    timm,
+)
 """Every dialect but the canonical one, in the order in which they are tried."""
 
 NO_SHAPES: Mapping[str, tuple[int, ...]] = MappingProxyType({})
