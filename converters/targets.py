@@ -11,8 +11,9 @@ from typing import Any
 
 from converters.checkpoint import Checkpoint
 from converters.view import Recipe, View
+from zoo.errors import ConfigError
 
-__all__ = ["TARGETS", "Target"]
+__all__ = ["ALIASES", "TARGETS", "Target", "find_target"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +122,7 @@ TARGETS: Mapping[str, Target] = {
         Target("gguf", "gguf", "gguf", "model.gguf", "llama.cpp"),
         Target("tf-checkpoint", "tensor_bundle", "google_tf1", "bert_model.ckpt", "Google's own BERT, ALBERT, ELECTRA"),
         Target("orbax", "orbax", "hf_flax", "checkpoint", "a tree of arrays in Flax's names and layouts"),
+        Target("keras", "h5", "keras_graph", "model.weights.h5", "load_weights of our own Keras models"),
         Target("keras-hub", "h5", "keras_hub", "model.weights.h5", "a preset of KerasHub: backbones"),
         Target(
             "keras-applications",
@@ -137,3 +139,27 @@ TARGETS: Mapping[str, Target] = {
     )
 }
 """Every form, by name."""
+
+ALIASES: Mapping[str, str] = {
+    "pytorch": "torch",
+    "bin": "torch",
+    "tf": "tf-h5",
+    "tensorflow": "tf-h5",
+    "h5": "tf-h5",
+    "msgpack": "flax",
+    "numpy": "npz",
+    "tf1": "tf-checkpoint",
+}
+"""Other names of them."""
+
+
+def find_target(name: str) -> Target:
+    """The form of a name or alias.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    found = TARGETS.get(ALIASES.get(name, name))
+    if found is None:
+        raise ConfigError("no such form to convert to", got=name, expected=", ".join(TARGETS))
+    return found

@@ -18,7 +18,7 @@ from converters import open_checkpoint
 from converters.atomic import replacing
 from converters.checkpoint import BLOCK, Checkpoint, TensorInfo, little_endian
 from converters.dialects import canonical, derived_tokenizer, dialect_of, dropped
-from converters.targets import TARGETS, Target
+from converters.targets import Target, find_target
 from converters.view import Cast, Concatenate, Made, Recipe, Subset, View
 from zoo.errors import CaptureError, ConfigError, SourceError, VerifyError, WeightsError
 from zoo.graph.computed import COMPUTED, is_computed
@@ -99,9 +99,7 @@ def convert(
     from zoo.loading import config_of, fetch_checkpoint, graph_for
     from zoo.weights import expected_shapes
 
-    target = TARGETS.get(to)
-    if target is None:
-        raise ConfigError("no such form to convert to", got=to, expected=", ".join(TARGETS))
+    target = find_target(to)
     out = Path(folder)
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / RECORD).is_file())):
         raise ConfigError("the folder holds something else", where=out, do="choose an empty or a new folder")

@@ -269,10 +269,15 @@ def _refuse(where: object, misshaped: list[str], unexpected: list[str], missing:
 
 def _equal(checkpoint: Any, a: str, b: str) -> bool:
     """Whether two tensors of a checkpoint are the same; those of different shape are left to `fit` to report."""
+    from converters.checkpoint import in_step
+
     if a == b or checkpoint.aliases.get(b, b) == checkpoint.aliases.get(a, a):
         return True
-    x, y = checkpoint.read(a), checkpoint.read(b)
-    return x.shape != y.shape or bool(np.array_equal(x, y))
+    if checkpoint.infos[a].shape != checkpoint.infos[b].shape:
+        return True
+    if checkpoint.infos[a].dtype != checkpoint.infos[b].dtype:
+        return bool(np.array_equal(checkpoint.read(a), checkpoint.read(b)))
+    return all(np.array_equal(x, y) for x, y in in_step(checkpoint.blocks(a), checkpoint.blocks(b)))
 
 
 def as_dtype(array: np.ndarray, dtype: str) -> Any:

@@ -30,7 +30,9 @@ _LEAVES = {
 
 
 def recognises(checkpoint: Checkpoint) -> bool:
-    """Whether it is a tree of names in Flax's own serialisation, in one file or in shards."""
+    """Whether it is a tree of names in Flax's own serialisation, in one file or in shards, or such a tree in Orbax."""
+    if checkpoint.format == "orbax":
+        return any(name.rpartition("/")[2] in ("kernel", "scale", "embedding") for name in checkpoint.infos)
     return checkpoint.format == "flax" or (
         checkpoint.format == "sharded" and all(info.file.suffix == ".msgpack" for info in checkpoint.infos.values())
     )
