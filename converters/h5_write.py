@@ -71,6 +71,10 @@ _DTYPES = {name for name, dtype in DTYPES.items() if not name.startswith("float8
 def _write_tensor(file: Any, checkpoint: Checkpoint, info: TensorInfo) -> None:
     from h5py import h5s
 
+    leader = checkpoint.aliases.get(info.name)
+    if leader is not None and leader in file:
+        file[info.name] = file[leader]  # one dataset under two names, where Keras would write it twice
+        return
     brain = info.dtype == "bfloat16"
     dtype = np.dtype("V2") if brain else DTYPES[info.dtype].newbyteorder("<")
     dataset = file.create_dataset(info.name, info.shape, dtype)

@@ -46,22 +46,22 @@ class Target:
         Raises:
             FormatError, WeightsError: this form has no such class, or no place for some tensors.
         """
-        dialect = self._dialect()
+        dialect = self.dialect_module()
         return checkpoint if dialect is None else View(checkpoint, dialect.foreign(checkpoint, config), aliases={})
 
     def knows(self, config: Mapping[str, Any]) -> Callable[[str], bool] | None:
         """Whether the form has a place for a tensor of a canonical name; None if it takes any."""
-        knows = getattr(self._dialect(), "knows", None)
+        knows = getattr(self.dialect_module(), "knows", None)
         return None if knows is None else knows(config)
 
     def config(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
         """What belongs into config.json beside this form."""
-        derive = getattr(self._dialect(), "foreign_config", None)
+        derive = getattr(self.dialect_module(), "foreign_config", None)
         return config if derive is None else derive(config)
 
     def in_shards(self, checkpoint: Checkpoint) -> tuple[Checkpoint, dict[str, str]]:
         """A view of this form with the names that its shards use, and those -> the names that the index uses."""
-        rename = getattr(self._dialect(), "shard_names", None)
+        rename = getattr(self.dialect_module(), "shard_names", None)
         if rename is None:
             return checkpoint, {name: name for name in checkpoint.infos}
         names = {stored: (index, name) for name in checkpoint.infos for index, stored in [rename(name)]}
@@ -85,12 +85,13 @@ class Target:
         metadata: Mapping[str, Any] = self.metadata
         if shard and self.shard_metadata is not None:
             metadata = self.shard_metadata
-        derive = getattr(self._dialect(), "metadata", None)
+        derive = getattr(self.dialect_module(), "metadata", None)
         if derive is not None:
             metadata = {**metadata, **derive(config, tokenizer)}
         import_module(f"converters.{self.format}").write(path, checkpoint, metadata)
 
-    def _dialect(self) -> ModuleType | None:
+    def dialect_module(self) -> ModuleType | None:
+        """The module of its dialect."""
         return None if self.dialect is None else import_module(f"converters.dialects.{self.dialect}")
 
 

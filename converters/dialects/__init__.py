@@ -21,7 +21,7 @@ or refuse by name: nothing is lost silently.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType, ModuleType
 from typing import Any
 
@@ -39,6 +39,7 @@ from converters.dialects import (
     torchvision,
 )
 from converters.view import Recipe, Reshape, View
+from zoo.graph.computed import COMPUTED, is_computed
 
 __all__ = ["DIALECTS", "canonical", "derived_config", "derived_tokenizer", "dialect_of", "dropped"]
 
@@ -77,14 +78,15 @@ def derived_tokenizer(checkpoint: Checkpoint) -> str | None:
     return None if derive is None else derive(checkpoint)
 
 
-def dropped(checkpoint: Checkpoint, used: Collection[str]) -> dict[str, str]:
-    """Tensor -> why, for those of a checkpoint that its canonical form makes nothing of."""
-    patterns = getattr(dialect_of(checkpoint), "DROPPED", ())
-    return {
-        name: next((why for pattern, why in patterns if re.fullmatch(pattern, name)), "it is stored more than once")
-        for name in checkpoint.infos
-        if name not in used
-    }
+def dropped(dialect: ModuleType | None, names: Iterable[str], used: Collection[str]) -> dict[str, str]:
+    """Tensor -> why, for those that a dialect makes nothing of, on either side."""
+    patterns = getattr(dialect, "DROPPED", ())
+    found = {}
+    for name in names:
+        if name not in used:
+            known = (why for pattern, why in patterns if re.fullmatch(pattern, name))
+            found[name] = next(known, COMPUTED if is_computed(name) else "another tensor holds the same")
+    return found
 
 
 def canonical(

@@ -197,11 +197,9 @@ def load_tf(model_class: Any, folder: Path, inputs: dict[str, Any]) -> tuple[Any
 
 
 def load_flax(model_class: Any, folder: Path, inputs: dict[str, Any]) -> tuple[Any, list[str], list[str]]:
-    import jax
     import make_checkpoints as oracle
     import numpy as np
 
-    jax.clear_caches()
     with Said("transformers.modeling_flax_utils") as said:
         model = model_class.from_pretrained(str(folder))
     taken, _ = oracle._accepted(model.__call__, inputs)
