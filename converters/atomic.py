@@ -1,38 +1,105 @@
-"""Writing that happens whole or not at all: under another name, flushed to the disk, then renamed."""
+"""Writing that happens whole or not at all: in a folder beside the target, flushed to the disk, then put in its place.
+
+Whoever writes holds a lock on that folder, which ends with the process. What a killed process left is thus known to be
+nobody's, and is removed by the next one that writes to the same place.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import hashlib
 import os
+import re
 import secrets
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["replacing"]
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path beside `path` for a new file or folder, which takes `path`'s place when the block ends well.
+    """A path for a new file or folder, which takes `path`'s place when the block ends well.
 
-    What stood at `path` stays whole until then. A folder that is replaced is moved aside for the moment between two
-    renames, and comes back if the second fails. When the block raises, nothing is left of what it wrote.
+    What stood at `path` stays whole until then, and both change places in one step: whoever looks, or whenever the
+    process is killed, there is the old or the new. (Where the system cannot exchange two folders, the old one is moved
+    aside for a moment; if the process is killed just then, the next one that writes there puts it back.) When the
+    block raises, nothing is left of what it wrote.
 
     Args:
         path: a file or a folder; its parent must exist.
     """
-    fresh = path.with_name(f".{path.name[:64]}.{secrets.token_hex(8)}.tmp")
+    path = path.absolute()
+    _remove_left(path)
+    work, lock = _workplace(path)
+    fresh = work / path.name
     try:
         yield fresh
         _sync(fresh)
         _swap(fresh, path)
         _sync_folder(path.parent)
     finally:
-        if fresh.is_dir():
-            shutil.rmtree(fresh, ignore_errors=True)
-        else:
-            fresh.unlink(missing_ok=True)
+        shutil.rmtree(work, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _prefix(path: Path) -> str:
+    """What the names of a target's workplaces begin with: its own name as far as it is short, and a hash of all."""
+    return f".{path.name[:48]}.{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8]}."
+
+
+def _workplace(path: Path) -> tuple[Path, int | None]:
+    """A new folder beside `path`, and the descriptor that holds the lock on it, where the system has such locks."""
+    while True:
+        work = path.with_name(f"{_prefix(path)}{secrets.token_hex(8)}.tmp")
+        work.mkdir()
+        lock = _locked(work)
+        if lock is None or work.exists():  # else somebody took it for left over before it was locked
+            return work, lock
+        os.close(lock)
+
+
+def _locked(folder: Path) -> int | None:
+    """A descriptor that locks the folder until it is closed or the process ends; None if that cannot be had."""
+    if fcntl is None:
+        return None
+    try:
+        fd = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # somebody's, or no locks on this filesystem
+        os.close(fd)
+        return None
+    return fd
+
+
+def _remove_left(path: Path) -> None:
+    """Removes what processes left that were killed while they wrote to `path`: folders that nobody has locked."""
+    name = re.compile(re.escape(_prefix(path)) + r"[0-9a-f]{16}\.tmp")
+    for work in [item for item in path.parent.iterdir() if name.fullmatch(item.name)]:
+        lock = _locked(work)
+        if lock is None:
+            continue
+        try:
+            if (work / _OLD).exists() and not path.exists():
+                (work / _OLD).replace(path)
+            shutil.rmtree(work, ignore_errors=True)
+        finally:
+            os.close(lock)
+
+
+_OLD = ".old"
 
 
 def _sync(path: Path) -> None:
@@ -54,14 +121,27 @@ def _swap(fresh: Path, target: Path) -> None:
             target.rmdir()
         fresh.replace(target)
         return
-    old = fresh.with_name(f"{fresh.name}.old")
+    if _exchange(fresh, target):
+        return
+    old = fresh.with_name(_OLD)
     target.replace(old)
     try:
         fresh.replace(target)
     except BaseException:
         old.replace(target)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Lets two folders change names in one step; False where the system or the filesystem cannot."""
+    libc = ctypes.CDLL(None) if os.name == "posix" else None
+    names = os.fsencode(one), os.fsencode(other)
+    if sys.platform == "linux" and hasattr(libc, "renameat2"):
+        here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE: linux/fcntl.h, linux/fs.h
+        return libc.renameat2(here, names[0], here, names[1], exchange) == 0
+    if sys.platform == "darwin" and hasattr(libc, "renamex_np"):
+        return libc.renamex_np(*names, 2) == 0  # RENAME_SWAP: sys/stdio.h
+    return False
 
 
 def _sync_folder(folder: Path) -> None:

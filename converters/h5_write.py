@@ -27,7 +27,8 @@ def write(path: Path, checkpoint: Checkpoint, metadata: Mapping[str, str] = NO_M
 
     With "keras_version" in the metadata the file is laid out as Keras 2 and transformers do: the first part of each
     name is its layer, the root (or, for whole models, the group model_weights) lists the layers and each layer its
-    weights. "empty_layers" then names layers without weights, one per line. Else the names alone make the groups.
+    weights. "empty_layers" then names layers without weights, one per line. With "shard" in it the root lists every
+    tensor by its whole path, as in the shards of transformers. Else the names alone make the groups.
     All other metadata becomes text attributes of the root.
 
     Args:
@@ -48,7 +49,7 @@ def write(path: Path, checkpoint: Checkpoint, metadata: Mapping[str, str] = NO_M
     layers = _layers(path, checkpoint, metadata, top) if keras else {}
     # Aligned, so that what is mapped later is aligned, too.
     with h5py.File(path, "x", alignment_threshold=1024, alignment_interval=64) as file:
-        for key in metadata.keys() - {"empty_layers"}:
+        for key in metadata.keys() - {"empty_layers", "shard"}:
             file.attrs[key] = metadata[key].encode()
         if keras:
             group = file.require_group(top or "/")
@@ -57,6 +58,8 @@ def write(path: Path, checkpoint: Checkpoint, metadata: Mapping[str, str] = NO_M
             _save_list(group, "layer_names", [name for where, name in layers if where == top and name not in _UNLISTED])
         for (where, layer), names in layers.items():
             _save_list(file.require_group(f"{where}/{layer}"), "weight_names", names)
+        if "shard" in metadata:
+            _save_list(file, "layer_names", list(checkpoint.infos))
         for info in checkpoint.infos.values():
             _write_tensor(file, checkpoint, info)
 
@@ -68,6 +71,10 @@ _DTYPES = {name for name, dtype in DTYPES.items() if not name.startswith("float8
 def _write_tensor(file: Any, checkpoint: Checkpoint, info: TensorInfo) -> None:
     from h5py import h5s
 
+    leader = checkpoint.aliases.get(info.name)
+    if leader is not None and leader in file:
+        file[info.name] = file[leader]  # one dataset under two names, where Keras would write it twice
+        return
     brain = info.dtype == "bfloat16"
     dtype = np.dtype("V2") if brain else DTYPES[info.dtype].newbyteorder("<")
     dataset = file.create_dataset(info.name, info.shape, dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -11,8 +11,9 @@ from typing import Any
 
 from converters.checkpoint import Checkpoint
 from converters.view import Recipe, View
+from zoo.errors import ConfigError
 
-__all__ = ["TARGETS", "Target"]
+__all__ = ["ALIASES", "TARGETS", "Target", "find_target"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class Target:
         about: one line for people.
         sharded: whether its readers take it in several files with an index.
         metadata: what its readers expect to be told in the file.
+        shard_metadata: the same for one of several files, where that differs.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Target:
     about: str
     sharded: bool = False
     metadata: Mapping[str, str] = field(default_factory=dict)
+    shard_metadata: Mapping[str, str] | None = None
 
     def view(self, checkpoint: Checkpoint, config: Mapping[str, Any]) -> Checkpoint:
         """A canonical checkpoint in the names and layouts of this form; closed together with it.
@@ -43,27 +46,52 @@ class Target:
         Raises:
             FormatError, WeightsError: this form has no such class, or no place for some tensors.
         """
-        dialect = self._dialect()
+        dialect = self.dialect_module()
         return checkpoint if dialect is None else View(checkpoint, dialect.foreign(checkpoint, config), aliases={})
+
+    def knows(self, config: Mapping[str, Any]) -> Callable[[str], bool] | None:
+        """Whether the form has a place for a tensor of a canonical name; None if it takes any."""
+        knows = getattr(self.dialect_module(), "knows", None)
+        return None if knows is None else knows(config)
+
+    def config(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What belongs into config.json beside this form."""
+        derive = getattr(self.dialect_module(), "foreign_config", None)
+        return config if derive is None else derive(config)
 
     def in_shards(self, checkpoint: Checkpoint) -> tuple[Checkpoint, dict[str, str]]:
         """A view of this form with the names that its shards use, and those -> the names that the index uses."""
-        rename = getattr(self._dialect(), "shard_names", None)
+        rename = getattr(self.dialect_module(), "shard_names", None)
         if rename is None:
             return checkpoint, {name: name for name in checkpoint.infos}
         names = {stored: (index, name) for name in checkpoint.infos for index, stored in [rename(name)]}
         view = View(checkpoint, {stored: Recipe(name) for stored, (_, name) in names.items()})
         return view, {stored: index for stored, (index, _) in names.items()}
 
-    def write(self, path: Path, checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:
-        """Write a view of this form to a path that does not exist yet."""
+    def write(
+        self,
+        path: Path,
+        checkpoint: Checkpoint,
+        config: Mapping[str, Any],
+        tokenizer: str | None = None,
+        shard: bool = False,
+    ) -> None:
+        """Write a view of this form to a path that does not exist yet.
+
+        Args:
+            tokenizer: tokenizer.json's text, for forms that hold the tokenizer too.
+            shard: whether it is one of several files.
+        """
         metadata: Mapping[str, Any] = self.metadata
-        derive = getattr(self._dialect(), "metadata", None)
+        if shard and self.shard_metadata is not None:
+            metadata = self.shard_metadata
+        derive = getattr(self.dialect_module(), "metadata", None)
         if derive is not None:
-            metadata = {**metadata, **derive(config)}
+            metadata = {**metadata, **derive(config, tokenizer)}
         import_module(f"converters.{self.format}").write(path, checkpoint, metadata)
 
-    def _dialect(self) -> ModuleType | None:
+    def dialect_module(self) -> ModuleType | None:
+        """The module of its dialect."""
         return None if self.dialect is None else import_module(f"converters.dialects.{self.dialect}")
 
 
@@ -88,13 +116,51 @@ TARGETS: Mapping[str, Target] = {
             "the TensorFlow models of transformers 4",
             sharded=True,
             metadata={"backend": "tensorflow", "keras_version": "2.19.0"},
+            shard_metadata={"shard": "true"},
         ),
         Target("flax", "msgpack", "hf_flax", "flax_model.msgpack", "the Flax models of transformers 4", sharded=True),
         Target("npz", "npz", None, "model.npz", "torch's names, for NumPy alone"),
         Target("gguf", "gguf", "gguf", "model.gguf", "llama.cpp"),
         Target("tf-checkpoint", "tensor_bundle", "google_tf1", "bert_model.ckpt", "Google's own BERT, ALBERT, ELECTRA"),
         Target("orbax", "orbax", "hf_flax", "checkpoint", "a tree of arrays in Flax's names and layouts"),
-        Target("keras-hub", "h5", "keras_hub", "model.weights.h5", "a preset of KerasHub"),
+        Target("keras", "h5", "keras_graph", "model.weights.h5", "load_weights of our own Keras models"),
+        Target("keras-hub", "h5", "keras_hub", "model.weights.h5", "a preset of KerasHub: backbones"),
+        Target(
+            "keras-applications",
+            "h5",
+            "keras_applications",
+            "model.weights.h5",
+            "keras.applications: ResNet, MobileNetV2",
+            metadata={"backend": "tensorflow", "keras_version": "2.19.0"},
+        ),
+        Target(
+            "torchvision", "safetensors", "torchvision", "model.safetensors", "torchvision: ResNet, ViT, MobileNetV2"
+        ),
+        Target("timm", "safetensors", "timm", "model.safetensors", "timm: ViT, DeiT, DINOv2"),
     )
 }
 """Every form, by name."""
+
+ALIASES: Mapping[str, str] = {
+    "pytorch": "torch",
+    "bin": "torch",
+    "tf": "tf-h5",
+    "tensorflow": "tf-h5",
+    "h5": "tf-h5",
+    "msgpack": "flax",
+    "numpy": "npz",
+    "tf1": "tf-checkpoint",
+}
+"""Other names of them."""
+
+
+def find_target(name: str) -> Target:
+    """The form of a name or alias.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    found = TARGETS.get(ALIASES.get(name, name))
+    if found is None:
+        raise ConfigError("no such form to convert to", got=name, expected=", ".join(TARGETS))
+    return found

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from converters.checkpoint import BLOCK, DTYPES, Checkpoint, TensorInfo, tensor_info
+from converters.checkpoint import BLOCK, DTYPES, Checkpoint, TensorInfo, copy_into, tensor_info
 from zoo.errors import FormatError, WeightsError
 
 __all__ = [
@@ -144,7 +144,7 @@ class RotaryRows(Layout):
 
 @dataclass(frozen=True, slots=True)
 class Shift(Layout):
-    """Every value plus a number: the one step that computes, in float32, rounded as float32 addition rounds.
+    """Every value plus a number, computed in float32 and rounded as float32 addition rounds.
 
     Its inverse gives the same values back only where neither sum was rounded.
     """
@@ -232,6 +232,12 @@ class View(Checkpoint):
         self.source = source
         self._recipes = dict(recipes)
 
+    def exact(self, name: str) -> bool:
+        recipe = self._recipes[name]
+        steps = () if isinstance(recipe, Made) else recipe.steps
+        computed = isinstance(recipe, Difference) or any(isinstance(step, Shift) for step in steps)
+        return not computed and all(map(self.source.exact, self.sources(name)))
+
     def sources(self, name: str) -> list[str]:
         """The source's tensors that a tensor is made of."""
         recipe = self._recipes[name]
@@ -245,14 +251,25 @@ class View(Checkpoint):
             return recipe.make(self.source).view()
         if isinstance(recipe, Made):
             return recipe.make()
-        parts = [part.make(self.source) for part in recipe.parts]
         if isinstance(recipe, Difference):
+            parts = [part.make(self.source) for part in recipe.parts]
             first, second = (part.astype(np.float64) for part in parts)
             array = np.asarray(first - second).astype(parts[0].dtype)
         else:
-            array = np.concatenate(parts)
+            array = self._joined(recipe.parts)
         for step in recipe.steps:
             array = step.apply(array)
+        return array
+
+    def _joined(self, parts: Sequence[Recipe]) -> np.ndarray:
+        """The parts' tensors along the first axis, one after the other in memory."""
+        infos = [self.source.infos[part.source] for part in parts]
+        shapes = [part.shape(info.shape) for part, info in zip(parts, infos, strict=True)]
+        array = np.empty((sum(shape[0] for shape in shapes), *shapes[0][1:]), DTYPES[infos[0].dtype])
+        row = 0
+        for part, shape in zip(parts, shapes, strict=True):
+            copy_into(array[row : row + shape[0]], part.make(self.source))
+            row += shape[0]
         return array
 
     def blocks(self, name: str, size: int = BLOCK) -> Iterator[np.ndarray]:
@@ -291,6 +308,9 @@ class Cast(Checkpoint):
         }
         super().__init__(source.path, infos, metadata=source.metadata, aliases=source.aliases)
         self.source = source
+
+    def exact(self, name: str) -> bool:
+        return self.source.exact(name)
 
     def sources(self, name: str) -> list[str]:
         """The source's tensors that a tensor is made of: itself."""

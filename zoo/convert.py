@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -15,12 +16,14 @@ import numpy as np
 
 from converters import open_checkpoint
 from converters.atomic import replacing
-from converters.checkpoint import BLOCK, DTYPES, Checkpoint, TensorInfo
-from converters.dialects import canonical, dialect_of
-from converters.targets import TARGETS, Target
+from converters.checkpoint import BLOCK, Checkpoint, TensorInfo, little_endian
+from converters.dialects import canonical, derived_tokenizer, dialect_of, dropped
+from converters.targets import Target, find_target
 from converters.view import Cast, Concatenate, Made, Recipe, Subset, View
-from zoo.errors import ConfigError, SourceError, VerifyError, WeightsError
+from zoo.errors import CaptureError, ConfigError, SourceError, VerifyError, WeightsError
+from zoo.graph.computed import COMPUTED, is_computed
 from zoo.registry import parse
+from zoo.tolerances import ROUNDING
 
 if TYPE_CHECKING:
     from zoo.graph.ir import Graph
@@ -40,6 +43,7 @@ class Conversion:
         dropped: tensor of the source -> why it is not in the target.
         nans: names of tensors that hold NaN.
         nbytes: size of the tensors written.
+        verified: what was compared; outputs only of models that can be captured.
     """
 
     folder: Path | None
@@ -50,6 +54,7 @@ class Conversion:
     dropped: dict[str, str] = field(default_factory=dict)
     nans: list[str] = field(default_factory=list)
     nbytes: int = 0
+    verified: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain data."""
@@ -94,26 +99,28 @@ def convert(
     from zoo.loading import config_of, fetch_checkpoint, graph_for
     from zoo.weights import expected_shapes
 
-    target = TARGETS.get(to)
-    if target is None:
-        raise ConfigError("no such form to convert to", got=to, expected=", ".join(TARGETS))
+    target = find_target(to)
     out = Path(folder)
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / RECORD).is_file())):
         raise ConfigError("the folder holds something else", where=out, do="choose an empty or a new folder")
     found = parse(model)
     place, _ = fetch_checkpoint(found, offline, progress)
     config = config_of(place, found)
-    graph = graph_for(config, task, "float32")
+    try:
+        graph = graph_for(config, task, "float32")
+    except CaptureError:
+        graph = _parameters(config, task)
     if graph.meta.get("class"):
         config = {**config, "architectures": [graph.meta["class"]]}
 
     with ExitStack() as stack:
         raw = stack.enter_context(open_checkpoint(place))
         dialect = dialect_of(raw)
-        ours, dropped = _in_graph_names(
-            canonical(raw, config, expected_shapes(graph)), graph, keep=target.dialect is None
-        )
-        written: Checkpoint = target.view(ours, config)
+        read = canonical(raw, config, expected_shapes(graph))
+        ours, gone = _in_graph_names(read, graph, keep=target.dialect is None)
+        ours, placed, homeless = _in_places(ours, graph, target, config)
+        written: Checkpoint = target.view(placed, config)
+        kept = _used(written, ours)
         if dtype is not None:
             written = Cast(written, dtype)
         result = Conversion(
@@ -122,7 +129,12 @@ def convert(
             dialect.NAME if dialect else "hf-torch",
             target.name,
             {name: ", ".join(_origins(written, name)) for name in written.infos},
-            dropped,
+            {
+                **gone,
+                **homeless,
+                **(dropped(dialect, raw.infos, _used(read)) if read is not raw else {}),
+                **dropped(target.dialect_module(), ours.infos, kept),
+            },
             nbytes=sum(info.nbytes for name, info in written.infos.items() if name not in written.aliases),
         )
         if dry_run:
@@ -131,14 +143,17 @@ def convert(
         out.parent.mkdir(parents=True, exist_ok=True)
         with replacing(out) as fresh:
             fresh.mkdir()
+            _companions(place if place.is_dir() else place.parent, fresh, target.config(config), raw)
             watched = _Watched(written, progress, strict)
             _write(fresh, target, watched, config, shard_size)
             result.nans = watched.nans
-            _companions(place if place.is_dir() else place.parent, fresh, config)
             (fresh / RECORD).write_text(json.dumps(_record(result, dtype), indent=2) + "\n", "utf-8")
             if verify:
-                _verify(ours, fresh, config, graph, dtype)
-                _compare_outputs(place, fresh, config, graph, dtype)
+                _verify(Subset(ours, sorted(kept)), fresh, config, graph, dtype)
+                result.verified = "every tensor"
+                if graph.nodes:
+                    _compare_outputs(place, fresh, config, graph, dtype)
+                    result.verified = "every tensor and the outputs"
     result.folder = out
     return result
 
@@ -149,29 +164,70 @@ RECORD = "conversion.json"
 _ROOM = 1 << 24  # what the files beside the weights may take
 
 
-def _in_graph_names(checkpoint: Checkpoint, graph: Graph, keep: bool) -> tuple[Checkpoint, dict[str, str]]:
+def _in_graph_names(checkpoint: Checkpoint, graph: Graph, keep: bool) -> tuple[View, dict[str, str]]:
     """The tensors under the names that the model's class gives them, tied ones once, and what is left out and why.
 
     Args:
         keep: what the class does not use but another head may need is kept, under the name it has.
     """
-    from zoo.graph.computed import COMPUTED
     from zoo.weights import fit, prune, untie
 
     graph = untie(graph, checkpoint)
     fitted = fit(graph, {name: info.shape for name, info in checkpoint.infos.items()}, checkpoint.path)
-    prune(graph, fitted, checkpoint.path)  # raises if the main output lacks a tensor
+    if graph.nodes:
+        prune(graph, fitted, checkpoint.path)  # raises if the main output lacks a tensor
+    elif lacking := [name for name in fitted.missing if not is_computed(name)]:
+        raise WeightsError(
+            f"the checkpoint lacks {len(lacking)} of the model's tensors", where=checkpoint.path, got=", ".join(lacking)
+        )
     recipes: dict[str, Recipe | Concatenate | Made] = {name: Recipe(own) for name, own in fitted.names.items()}
     if not keep:  # other forms may store what torch computes
         recipes |= {name: Made(table.shape, table.dtype.name, table.view) for name, table in fitted.made.items()}
-    dropped = {}
+    gone = {}
     for name in set(checkpoint.infos) - set(fitted.names.values()):
         why = fitted.unused.get(name, "it is the same as another tensor, which is written")
         if keep and name in fitted.unused and why != COMPUTED:
             recipes[name] = Recipe(name)
         else:
-            dropped[name] = why
-    return View(checkpoint, recipes), dropped
+            gone[name] = why
+    return View(checkpoint, recipes), gone
+
+
+def _in_places(
+    ours: View, graph: Graph, target: Target, config: Mapping[str, Any]
+) -> tuple[View, View, dict[str, str]]:
+    """What of the tensors can be written, under the model's names and under those that the form has places for.
+
+    A form may know a tensor by the name in its file, by another name of a tied weight, or by an older one. Tensors
+    without a place are left out, with the reason, if the form computes them or if no output needs them.
+    """
+    from zoo.weights import needed, other_names
+
+    has_place = target.knows(config)
+    if has_place is None:
+        return ours, ours, {}
+    wanted = needed(graph) if graph.nodes else set(ours.infos)
+    names, gone, known = {}, {}, False
+    for name in ours.infos:
+        own = ours.sources(name)
+        others = (other for other in other_names(graph, name) if other not in ours.infos)
+        found = next(filter(has_place, (*own, name, *others)), None)
+        known |= found is not None
+        if found is not None or (own and name in wanted):
+            names[found or name] = name
+        else:
+            gone[name] = "no output needs it, and the form has no place for it" if own else COMPUTED
+    if not known:  # the form does not know the class, and says so itself
+        return ours, ours, {}
+    placed = View(ours, {place: Recipe(name) for place, name in names.items()})
+    return Subset(ours, names.values()), placed, gone
+
+
+def _parameters(config: Mapping[str, Any], task: str | None) -> Graph:
+    """Names and shapes alone: a model that cannot be captured can still be converted."""
+    from zoo.capture.huggingface import config_from, parameters_of
+
+    return parameters_of(config_from(config), task)
 
 
 class _Watched(View):
@@ -181,7 +237,8 @@ class _Watched(View):
         super().__init__(source, {name: Recipe(name) for name in source.infos}, source.aliases)
         self.nans: list[str] = []
         self._progress, self._strict = progress, strict
-        self._done, self._total = 0, sum(info.nbytes for info in source.infos.values())
+        self._done = 0
+        self._total = sum(info.nbytes for name, info in source.infos.items() if name not in source.aliases)
 
     def blocks(self, name: str, size: int = BLOCK) -> Iterator[np.ndarray]:
         for block in super().blocks(name, size):
@@ -206,7 +263,9 @@ def _write(folder: Path, target: Target, checkpoint: Checkpoint, config: Mapping
     """The weights, in one file or in shards of at most `limit` bytes with their index."""
     infos = checkpoint.infos
     if limit is None or not target.sharded or sum(info.nbytes for info in infos.values()) <= limit:
-        target.write(folder / target.file, checkpoint, config)
+        tokenizer = folder / "tokenizer.json"
+        text = tokenizer.read_text("utf-8") if tokenizer.is_file() else None
+        target.write(folder / target.file, checkpoint, config, text)
         return
     checkpoint, in_index = target.in_shards(checkpoint)
     groups: list[list[str]] = [[]]
@@ -221,20 +280,23 @@ def _write(folder: Path, target: Target, checkpoint: Checkpoint, config: Mapping
     weight_map: dict[str, str] = {}
     for number, names in enumerate(groups, 1):
         file = f"{stem}-{number:05d}-of-{len(groups):05d}.{suffix}"
-        target.write(folder / file, Subset(checkpoint, names), config)
+        target.write(folder / file, Subset(checkpoint, names), config, shard=True)
         weight_map.update((in_index[name], file) for name in names)
     total = sum(info.nbytes for info in checkpoint.infos.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / f"{target.file}.index.json").write_text(json.dumps(index, indent=2) + "\n", "utf-8")
 
 
-def _companions(source: Path, folder: Path, config: Mapping[str, Any]) -> None:
+def _companions(source: Path, folder: Path, config: Mapping[str, Any], raw: Checkpoint) -> None:
+    """The files beside the weights, and those that follow from what the weights' own file says."""
     from zoo.sources.local import companions, inside, names_in
 
     for name in companions(names_in(source)):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         if name != "graph.json.gz":
             shutil.copyfile(inside(source, name), folder / name)
+    if not (folder / "tokenizer.json").is_file() and (tokenizer := derived_tokenizer(raw)) is not None:
+        (folder / "tokenizer.json").write_text(tokenizer, "utf-8")
     (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
@@ -262,11 +324,16 @@ def _need_room(out: Path, nbytes: int) -> None:
         )
 
 
-def _origins(checkpoint: Checkpoint, name: str) -> list[str]:
-    """The tensors of the file at the bottom of the views that `name` is made of."""
-    if not isinstance(checkpoint, (View, Cast)):
+def _used(view: Checkpoint, bottom: Checkpoint | None = None) -> set[str]:
+    """The tensors of `bottom` (of the file, if it is not given) that a view is made of."""
+    return {origin for name in view.infos for origin in _origins(view, name, bottom)}
+
+
+def _origins(view: Checkpoint, name: str, bottom: Checkpoint | None = None) -> list[str]:
+    """The tensors of `bottom` (of the file, if it is not given) that one tensor of a view is made of."""
+    if view is bottom or not isinstance(view, (View, Cast)):
         return [name]
-    return [origin for source in checkpoint.sources(name) for origin in _origins(checkpoint.source, source)]
+    return [origin for source in view.sources(name) for origin in _origins(view.source, source, bottom)]
 
 
 def _verify(ours: Checkpoint, folder: Path, config: Mapping[str, Any], graph: Graph, dtype: str | None) -> None:
@@ -283,7 +350,8 @@ def _verify(ours: Checkpoint, folder: Path, config: Mapping[str, Any], graph: Gr
         for name, info in expected.infos.items():
             if name not in back.infos:
                 raise VerifyError("a tensor is not in what was written", where=f"{folder}, tensor {name!r}")
-            if not _same(expected, back, info):
+            exact = expected.exact(name) and back.exact(name)
+            if not (_same(expected, back, info) if exact else _close(expected, back, info)):
                 raise VerifyError(
                     "a tensor is not what it was",
                     where=f"{folder}, tensor {name!r}",
@@ -304,6 +372,8 @@ def _compare_outputs(place: Path, folder: Path, config: dict[str, Any], graph: G
     limit = 0.0 if dtype is None else CEILINGS[dtype]
     for name, value in left.items():
         scale = float(np.abs(value).max(initial=0.0)) or 1.0
+        if name not in right:
+            continue  # it needs a tensor that the form has no place for, and that is said
         worst = float(np.abs(np.asarray(value, np.float64) - right[name]).max(initial=0.0)) / scale
         if not worst <= limit:
             raise VerifyError(
@@ -314,13 +384,20 @@ def _compare_outputs(place: Path, folder: Path, config: dict[str, Any], graph: G
             )
 
 
+def _close(one: Checkpoint, other: Checkpoint, info: TensorInfo) -> bool:
+    """Whether two tensors are the same up to the rounding of what a form computes on the way (Gemma's norms)."""
+    x, y = (checkpoint.read(info.name).astype(np.float64) for checkpoint in (one, other))
+    return x.shape == y.shape and bool(np.all(np.abs(x - y) <= ROUNDING[info.dtype] * np.maximum(np.abs(x), 1)))
+
+
 def _same(one: Checkpoint, other: Checkpoint, info: TensorInfo) -> bool:
     found = other.infos[info.name]
-    if (found.shape, found.dtype) != (info.shape, info.dtype):
-        return False
-    unit = np.dtype(f"u{DTYPES[info.dtype].itemsize}") if DTYPES[info.dtype].itemsize <= 8 else None
-    for x, y in zip(one.blocks(info.name), other.blocks(info.name), strict=True):
-        bits = (x.view(unit), y.view(unit)) if unit is not None and x.ndim else (x, y)
-        if not np.array_equal(*bits):
-            return False
-    return True
+    return (found.shape, found.dtype) == (info.shape, info.dtype) and _digest(one, info) == _digest(other, info)
+
+
+def _digest(checkpoint: Checkpoint, info: TensorInfo) -> bytes:
+    """Of a tensor's bits; checkpoints may cut it into different blocks."""
+    found = hashlib.sha256()
+    for block in checkpoint.blocks(info.name):
+        found.update(little_endian(block))
+    return found.digest()

@@ -210,7 +210,7 @@ def assemble(name: str, backend: str, graph: Graph, place: Path, config: dict[st
     notes = [f"output {output!r} is left out: {why}" for output, why in dropped.items()]
     notes += [f"tensor {tensor!r} is not used: {why}" for tensor, why in fitted.unused.items()]
     folder = place if place.is_dir() else place.parent
-    return Model(name, _canonical(module), graph, params, config, folder, notes, _backend=module)
+    return Model(name, _canonical(module), graph, params, config, folder, notes, checkpoint.path, _backend=module)
 
 
 def fetch_checkpoint(

@@ -117,6 +117,7 @@ class Model:
         params: {checkpoint name: the backend's own array}.
         config: config.json's fields, empty for models that have none.
         folder: the files it came from, if any.
+        weights: the file of weights among them, or the index of its shards.
         notes: what a user should know: outputs left out, tensors of the checkpoint not used.
     """
 
@@ -127,6 +128,7 @@ class Model:
     config: dict[str, Any]
     folder: Path | None
     notes: list[str] = field(default_factory=list)
+    weights: Path | None = None
     _backend: ModuleType = field(kw_only=True)
     _module: Any = field(default=None, init=False)
     _function: Callable[..., Any] | None = field(default=None, init=False)

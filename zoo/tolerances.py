@@ -7,7 +7,7 @@ in the same dtype; the numbers here say how many times that a backend may have, 
 
 from __future__ import annotations
 
-__all__ = ["CEILINGS", "FACTORS", "FLOORS", "GRADIENTS", "VACUOUS", "gradient_tolerance", "tolerance"]
+__all__ = ["CEILINGS", "FACTORS", "FLOORS", "GRADIENTS", "ROUNDING", "VACUOUS", "gradient_tolerance", "tolerance"]
 
 FACTORS: dict[tuple[str, str], float] = {
     (backend, dtype): 4.0
@@ -28,6 +28,9 @@ GRADIENTS: dict[tuple[str, str], float] = {
     for dtype, relative in (("float32", 1e-4), ("bfloat16", 1e-1), ("float16", 2e-2))
 }
 """(backend, dtype) -> largest difference of a parameter's gradient from PyTorch's, over PyTorch's largest there."""
+
+ROUNDING: dict[str, float] = {"float32": 2.0**-23, "bfloat16": 2.0**-7, "float16": 2.0**-10}
+"""Dtype -> one unit in the last place at 1: what a value may change by where a form of checkpoint adds to it."""
 
 VACUOUS = 1e-5
 """An output that varies by less, relative to its largest value, is constant: two backends' agreeing says nothing."""

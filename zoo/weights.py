@@ -14,7 +14,7 @@ from zoo.errors import WeightsError
 from zoo.graph.computed import COMPUTED, is_computed, sinusoids
 from zoo.graph.ir import Graph, param_ref, refs
 
-__all__ = ["Fit", "as_dtype", "expected_shapes", "fit", "prune", "untie"]
+__all__ = ["Fit", "as_dtype", "expected_shapes", "fit", "needed", "other_names", "prune", "untie"]
 
 # Spellings of old checkpoints -> those of the module today. Both directions are tried.
 _RENAMED = (
@@ -118,6 +118,25 @@ def untie(graph: Graph, checkpoint: Any) -> Graph:
         params[param.name] = replace(param, aliases=tied)
         params.update((own, replace(param, name=own, aliases=())) for own in apart)
     return replace(graph, params=params)
+
+
+def needed(graph: Graph) -> set[str]:
+    """The parameters that some output is computed from."""
+    needs = _dependencies(graph)
+    found = set().union(*(needs[ref.name] for ref in graph.outputs.values()))
+    return {name for name in graph.params if param_ref(name) in found}
+
+
+def other_names(graph: Graph, name: str) -> Iterator[str]:
+    """Further names of a parameter: those of a tied weight, that of the module's own class, older ones."""
+    param = graph.params.get(name)
+    yield from param.aliases if param is not None else ()
+    if name in graph.meta.get("renamed", {}):
+        yield graph.meta["renamed"][name]
+    for pattern, replacement in graph.meta.get("legacy", ()):
+        outer = re.fullmatch(r"\^(\w+)\\\.\(\.\+\)", pattern)  # a module that was around all others
+        if outer and replacement == r"\1":
+            yield f"{outer[1]}.{name}"
 
 
 def prune(graph: Graph, fitted: Fit, where: object) -> tuple[Graph, dict[str, str]]:
@@ -250,10 +269,15 @@ def _refuse(where: object, misshaped: list[str], unexpected: list[str], missing:
 
 def _equal(checkpoint: Any, a: str, b: str) -> bool:
     """Whether two tensors of a checkpoint are the same; those of different shape are left to `fit` to report."""
+    from converters.checkpoint import in_step
+
     if a == b or checkpoint.aliases.get(b, b) == checkpoint.aliases.get(a, a):
         return True
-    x, y = checkpoint.read(a), checkpoint.read(b)
-    return x.shape != y.shape or bool(np.array_equal(x, y))
+    if checkpoint.infos[a].shape != checkpoint.infos[b].shape:
+        return True
+    if checkpoint.infos[a].dtype != checkpoint.infos[b].dtype:
+        return bool(np.array_equal(checkpoint.read(a), checkpoint.read(b)))
+    return all(np.array_equal(x, y) for x, y in in_step(checkpoint.blocks(a), checkpoint.blocks(b)))
 
 
 def as_dtype(array: np.ndarray, dtype: str) -> Any:

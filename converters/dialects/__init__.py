@@ -9,6 +9,9 @@ Canonical names are those of the torch checkpoint. A dialect is one file of this
     def foreign(checkpoint, config) -> dict[str, Recipe | Concatenate]
                                                 where it can be written: the other way, from canonical tensors
     def config(checkpoint) -> dict | None       where it can tell: the config.json of a checkpoint that has none
+    def tokenizer(checkpoint) -> str | None     where it can tell: the tokenizer.json of a checkpoint that has none
+    def metadata(config, tokenizer) -> dict     where its format holds any: what to write about the model beside tensors
+    def foreign_config(config) -> dict          where its readers want another config.json than Hugging Face's
     DROPPED: tuple[tuple[str, str], ...]        patterns of its own names that are no weights, each with the reason
 
 `config` is the model's config.json. What a dialect does not know keeps its own name, for `zoo.weights.fit` to accept
@@ -17,17 +20,41 @@ or refuse by name: nothing is lost silently.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType, ModuleType
 from typing import Any
 
 from converters.checkpoint import Checkpoint
-from converters.dialects import hf_flax, hf_tf
+from converters.dialects import (
+    gguf,
+    google_tf1,
+    hf_flax,
+    hf_tf,
+    keras_applications,
+    keras_graph,
+    keras_hub,
+    llama2c,
+    timm,
+    torchvision,
+)
 from converters.view import Recipe, Reshape, View
+from zoo.graph.computed import COMPUTED, is_computed
 
-__all__ = ["DIALECTS", "canonical", "derived_config", "dialect_of"]
+__all__ = ["DIALECTS", "canonical", "derived_config", "derived_tokenizer", "dialect_of", "dropped"]
 
-DIALECTS: tuple[ModuleType, ...] = (hf_tf, hf_flax)
+DIALECTS: tuple[ModuleType, ...] = (
+    hf_tf,
+    hf_flax,
+    gguf,
+    llama2c,
+    google_tf1,
+    keras_graph,
+    keras_hub,
+    keras_applications,
+    torchvision,
+    timm,
+)
 """Every dialect but the canonical one, in the order in which they are tried."""
 
 NO_SHAPES: Mapping[str, tuple[int, ...]] = MappingProxyType({})
@@ -43,6 +70,23 @@ def derived_config(checkpoint: Checkpoint) -> dict[str, Any] | None:
     dialect = dialect_of(checkpoint)
     derive = getattr(dialect, "config", None)
     return None if derive is None else derive(checkpoint)
+
+
+def derived_tokenizer(checkpoint: Checkpoint) -> str | None:
+    """The tokenizer.json that follows from a checkpoint's own metadata, where its dialect can tell."""
+    derive = getattr(dialect_of(checkpoint), "tokenizer", None)
+    return None if derive is None else derive(checkpoint)
+
+
+def dropped(dialect: ModuleType | None, names: Iterable[str], used: Collection[str]) -> dict[str, str]:
+    """Tensor -> why, for those that a dialect makes nothing of, on either side."""
+    patterns = getattr(dialect, "DROPPED", ())
+    found = {}
+    for name in names:
+        if name not in used:
+            known = (why for pattern, why in patterns if re.fullmatch(pattern, name))
+            found[name] = next(known, COMPUTED if is_computed(name) else "another tensor holds the same")
+    return found
 
 
 def canonical(

@@ -15,13 +15,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from converters.checkpoint import Checkpoint
-from converters.dialects.gguf_config import architecture_of, config, metadata
+from converters.dialects.gguf_config import architecture_of, config
+from converters.dialects.gguf_config import metadata as model_metadata
 from converters.dialects.tabled import Dropped, read, write
 from converters.dialects.tables import Row, Table
+from converters.gguf_tokenizer import tokenizer_json, tokenizer_metadata
 from converters.view import Concatenate, Layout, Recipe, RotaryRows, Shift
 from zoo.errors import ConfigError, WeightsError
 
-__all__ = ["DROPPED", "NAME", "canonical", "config", "foreign", "metadata", "recognises"]
+__all__ = ["DROPPED", "NAME", "canonical", "config", "foreign", "metadata", "recognises", "tokenizer"]
 
 NAME = "gguf"
 
@@ -63,6 +65,17 @@ def foreign(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Reci
     if architecture in _GEMMA:
         _need_float32(checkpoint)
     return write(table, checkpoint, ties, DROPPED)
+
+
+def metadata(config: Mapping[str, Any], tokenizer: str | None = None) -> dict[str, Any]:
+    """The key/values of a GGUF file: the model's, and those of its tokenizer.json where llama.cpp has names for it."""
+    found = model_metadata(config)
+    return found if tokenizer is None else {**found, **(tokenizer_metadata(tokenizer) or {})}
+
+
+def tokenizer(checkpoint: Checkpoint) -> str | None:
+    """The tokenizer.json that a file's key/values describe, for byte-level BPE."""
+    return tokenizer_json(checkpoint.metadata)
 
 
 _GEMMA = ("gemma", "gemma2", "gemma3")

@@ -7,7 +7,7 @@ Source: the files themselves; https://flax-linen.readthedocs.io for the layouts 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from converters.checkpoint import Checkpoint
@@ -15,7 +15,7 @@ from converters.dialects import hf_names
 from converters.dialects.shared import KERNELS, kernel_steps, merge
 from converters.view import Concatenate, Recipe, Subset
 
-__all__ = ["NAME", "canonical", "canonical_name", "foreign", "recognises"]
+__all__ = ["NAME", "canonical", "canonical_name", "foreign", "knows", "recognises"]
 
 NAME = "hf-flax"
 
@@ -30,7 +30,9 @@ _LEAVES = {
 
 
 def recognises(checkpoint: Checkpoint) -> bool:
-    """Whether it is a tree of names in Flax's own serialisation, in one file or in shards."""
+    """Whether it is a tree of names in Flax's own serialisation, in one file or in shards, or such a tree in Orbax."""
+    if checkpoint.format == "orbax":
+        return any(name.rpartition("/")[2] in ("kernel", "scale", "embedding") for name in checkpoint.infos)
     return checkpoint.format == "flax" or (
         checkpoint.format == "sharded" and all(info.file.suffix == ".msgpack" for info in checkpoint.infos.values())
     )
@@ -47,6 +49,11 @@ def foreign(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Reci
         stored = [name for name in checkpoint.infos if not name.endswith("coder.embed_positions.weight")]
         checkpoint = Subset(checkpoint, stored)
     return hf_names.foreign("flax", checkpoint, config)
+
+
+def knows(config: Mapping[str, Any]) -> Callable[[str], bool]:
+    """Whether the config's class has a place for a tensor in transformers 4, by its torch name."""
+    return hf_names.knows("flax", config)
 
 
 def canonical_name(path: str) -> str:

@@ -1,7 +1,8 @@
 """Where transformers 4 keeps each tensor of a class in its TensorFlow and its Flax files, as found by value.
 
-hf_names.json.gz is {"tf" | "flax": {class: {torch name: ["layout|name", …]}}}, with {} for the numbers of layers; a
-tensor that several layers of TensorFlow share is in several places. tests/oracle/make_tables.py derives it from
+hf_names.json.gz is {"tf" | "flax": {class: {torch name: ["layout|name", …]}}}, with {} for the numbers of layers, where
+they only count; a tensor that several layers of TensorFlow share is in several places. "class?field=value" has what is
+called otherwise if the config says so. tests/oracle/make_tables.py derives it from
 files that transformers 4.57 wrote.
 """
 
@@ -11,7 +12,7 @@ import difflib
 import gzip
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from converters.view import Concatenate, Layout, Permute, Recipe, Reshape
 from zoo.errors import FormatError, WeightsError
 from zoo.graph.computed import is_computed
 
-__all__ = ["classes", "foreign"]
+__all__ = ["classes", "foreign", "knows"]
 
 _TABLE = Path(__file__).with_name("hf_names.json.gz")
 _NUMBER = re.compile(r"(?<![A-Za-z0-9:])\d+(?![A-Za-z0-9])")
@@ -30,7 +31,13 @@ _NUMBER = re.compile(r"(?<![A-Za-z0-9:])\d+(?![A-Za-z0-9])")
 
 def classes(kind: str) -> list[str]:
     """The classes that can be written as "tf" or "flax"."""
-    return sorted(_table()[kind])
+    return sorted({name.partition("?")[0] for name in _table()[kind]})
+
+
+def knows(kind: str, config: Mapping[str, Any]) -> Callable[[str], bool]:
+    """Whether the class of a config has a place for a tensor, by its torch name."""
+    table = _names(kind, config) or {}
+    return lambda name: any(True for _ in _places(table, name))
 
 
 def foreign(kind: str, checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Recipe | Concatenate]:
@@ -45,14 +52,14 @@ def foreign(kind: str, checkpoint: Checkpoint, config: Mapping[str, Any]) -> dic
         FormatError: transformers 4 has no such class.
         WeightsError: the class has no place for some tensors; all are named.
     """
-    name = next(iter(config.get("architectures") or []), None)
-    table = _table()[kind].get(str(name))
+    name = _class(config)
+    table = _names(kind, config)
     if table is None:
         raise FormatError(
             f"transformers 4 has no {name} for {'TensorFlow' if kind == 'tf' else 'Flax'}, or its names are not known",
             where=checkpoint.path,
             expected=f"one of its {len(classes(kind))} classes, such as "
-            + ", ".join(difflib.get_close_matches(str(name), classes(kind), 5, 0.3)),
+            + ", ".join(difflib.get_close_matches(name, classes(kind), 5, 0.3)),
             do="convert to another form, or load the model's head or base class that exists there: --task",
         )
     found: dict[str, Recipe | Concatenate] = {}
@@ -76,12 +83,30 @@ def foreign(kind: str, checkpoint: Checkpoint, config: Mapping[str, Any]) -> dic
     return found
 
 
+def _class(config: Mapping[str, Any]) -> str:
+    return str(next(iter(config.get("architectures") or []), None))
+
+
+def _names(kind: str, config: Mapping[str, Any]) -> Mapping[str, list[str]] | None:
+    name = _class(config)
+    for key, names in _table()[kind].items():
+        own, _, condition = key.partition("?")
+        field, _, value = condition.partition("=")
+        if own == name and condition and str(config.get(field)) == value:
+            return names
+    return _table()[kind].get(name)
+
+
 def _places(table: Mapping[str, list[str]], name: str) -> Iterator[tuple[str, str]]:
+    """(layout, name there) for each place of a tensor; numbers that the table spells out win over those that count."""
     numbers = _NUMBER.findall(name)
-    # A name with numbers that are no layers' stands in the table as it is.
-    for place in table.get(name) or table.get(_NUMBER.sub("{}", name)) or ():
-        layout, _, template = place.partition("|")
-        yield layout, template.format(*numbers)
+    for free in range(len(numbers) + 1):
+        template = _NUMBER.sub("{}", name, count=free) if free else name
+        if template in table:
+            for place in table[template]:
+                layout, _, there = place.partition("|")
+                yield layout, there.format(*numbers[:free])
+            return
 
 
 def _steps(layout: str, info: TensorInfo) -> tuple[Layout, ...]:

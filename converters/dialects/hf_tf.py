@@ -9,7 +9,7 @@ Source: the files themselves, and transformers 4.57 modeling_tf_pytorch_utils.py
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from converters.checkpoint import Checkpoint
@@ -17,7 +17,7 @@ from converters.dialects import hf_names
 from converters.dialects.shared import KERNELS, kernel_steps, merge
 from converters.view import Concatenate, Layout, Recipe
 
-__all__ = ["NAME", "canonical", "canonical_name", "foreign", "recognises", "shard_names"]
+__all__ = ["NAME", "canonical", "canonical_name", "foreign", "knows", "recognises", "shard_names"]
 
 NAME = "hf-tf"
 
@@ -63,6 +63,11 @@ def canonical(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Re
 def foreign(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Recipe | Concatenate]:
     """Name -> recipe, for every place in which transformers 4 keeps the tensors of the config's class."""
     return hf_names.foreign("tf", checkpoint, config)
+
+
+def knows(config: Mapping[str, Any]) -> Callable[[str], bool]:
+    """Whether the config's class has a place for a tensor in transformers 4, by its torch name."""
+    return hf_names.knows("tf", config)
 
 
 def shard_names(path: str) -> tuple[str, str]:

@@ -1,7 +1,7 @@
 """The configs of keras-hub's backbones and Hugging Face's, each from the other; see `keras_hub`.
 
-What a backbone's code fixes (eps, GELU) is said here as the backbone does it. Source: keras_hub/src/models/*/*_backbone.py
-of keras-hub 0.32 and the configuration_*.py of transformers 5.23.
+What a backbone's code fixes (eps, GELU) is said here as the backbone does it.
+Source: keras_hub/src/models/*/*_backbone.py of keras-hub 0.32 and the configuration_*.py of transformers 5.23.
 """
 
 from __future__ import annotations
@@ -156,7 +156,8 @@ def _special_back(backbone: Backbone, config: Config, own: Config) -> dict[str, 
                 "query_head_dim_normalize": config["query_pre_attn_scalar"] == config["head_dim"],
                 "use_post_ffw_norm": True,
                 "use_post_attention_norm": True,
-                "use_sliding_window_attention": True,
+                "use_sliding_window_attention": "sliding_attention"
+                in config.get("layer_types", ("sliding_attention",)),
                 "final_logit_soft_cap": config.get("final_logit_softcapping"),
                 "attention_logit_soft_cap": config.get("attn_logit_softcapping"),
             }
@@ -175,8 +176,8 @@ def _special_back(backbone: Backbone, config: Config, own: Config) -> dict[str, 
             "activation": approximate if act in ("gelu", "gelu_new") else {"gelu_python": "gelu"}.get(act, act),
         }
     if kind == "vit":
-        size = config["image_size"]
-        return {"image_shape": [size, size, config.get("num_channels", 3)]}
+        size, patch = config["image_size"], config["patch_size"]
+        return {"image_shape": [size, size, config.get("num_channels", 3)], "patch_size": [patch, patch]}
     if kind == "whisper":
         return {
             "num_layers": config["encoder_layers"],
@@ -302,7 +303,6 @@ BACKBONES: tuple[Backbone, ...] = (
             "num_heads": "num_attention_heads",
             "hidden_dim": "hidden_size",
             "mlp_dim": "intermediate_size",
-            "patch_size": "patch_size",
             "layer_norm_epsilon": "layer_norm_eps",
             "use_mha_bias": "qkv_bias",
         },

@@ -181,11 +181,16 @@ def _t5(config: Config) -> Iterator[Row]:
         yield Row(f"{part}.final_layer_norm.weight", f"layers/t5_layer_norm{'_1' * stack}/vars/0")
         for layer in range(depth):
             number = layer + stack * depth
-            ours, theirs = f"{part}.block.{layer}.layer.", f"layers/t5_transformer_layer{f'_{number}' if number else ''}/"
+            ours, theirs = (
+                f"{part}.block.{layer}.layer.",
+                f"layers/t5_transformer_layer{f'_{number}' if number else ''}/",
+            )
             for i, kind in enumerate(parts):
                 attention = theirs + ("self_attention" if kind == "Self" else "cross_attention")
                 for own, name in (("q", "query"), ("k", "key"), ("v", "value"), ("o", "output")):
-                    yield Row(f"{ours}{i}.{kind}Attention.{own}.weight", f"{attention}/{name}_projector/vars/0", "dense")
+                    yield Row(
+                        f"{ours}{i}.{kind}Attention.{own}.weight", f"{attention}/{name}_projector/vars/0", "dense"
+                    )
                 yield Row(f"{ours}{i}.layer_norm.weight", f"{attention}_layer_norm/vars/0")
             if layer == 0:
                 bias = f"{ours}0.SelfAttention.relative_attention_bias.weight"

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from converters.checkpoint import Checkpoint
+from converters.checkpoint import Checkpoint, in_step
 from converters.view import Concatenate, Layout, Permute, Recipe
 from zoo.errors import FormatError
 
@@ -64,5 +64,11 @@ def same_values(checkpoint: Checkpoint, a: str, b: str) -> bool:
     one, other = checkpoint.infos[a], checkpoint.infos[b]
     if (one.shape, one.dtype) != (other.shape, other.dtype):
         return False
-    pairs = zip(checkpoint.blocks(a), checkpoint.blocks(b), strict=True)
-    return all(np.array_equal(x, y, equal_nan=x.dtype.kind == "f") for x, y in pairs)
+    return all(_same(x, y) for x, y in in_step(checkpoint.blocks(a), checkpoint.blocks(b)))
+
+
+def _same(x: np.ndarray, y: np.ndarray) -> bool:
+    """Equal bits are equal values, and found so much faster."""
+    if x.ndim and np.array_equal(x.view(np.uint8), y.view(np.uint8)):
+        return True
+    return np.array_equal(x, y, equal_nan=x.dtype.kind == "f")

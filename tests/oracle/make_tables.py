@@ -27,6 +27,10 @@ from safetensors.numpy import load_file
 
 TABLE = Path(__file__).parents[2] / "converters" / "dialects" / "hf_names.json.gz"
 FILES = {"tf": "tf_model.h5", "flax": "flax_model.msgpack"}
+NUMBER = re.compile(r"(?<![A-Za-z0-9:])\d+(?![A-Za-z0-9])")
+KINDS = {"resnet": ("layer_type", "bottleneck"), "mobilebert": ("normalization_type", "no_norm")}
+"""Models whose layers have other names by a field of the config: the field, and the value that the plain class has."""
+
 KERNELS = {"kernel": (1, 0), "kernel1d": (2, 1, 0), "kernel2d": (3, 2, 0, 1)}
 
 
@@ -39,15 +43,19 @@ def main() -> None:
         report = folder / "report.json"
         if not report.is_file():
             continue
-        name = json.loads((folder / "torch" / "config.json").read_text())["architectures"][0]
+        config = json.loads((folder / "torch" / "config.json").read_text())
+        name = config["architectures"][0]
+        field, usual = KINDS.get(config["model_type"], ("", None))
+        if field and config[field] != usual:
+            name = f"{name}?{field}={config[field]}"
         for kind, file in FILES.items():
             if not (folder / kind / file).is_file():
                 continue
             places, odd = match(load_file(folder / "torch" / "model.safetensors"), read(folder / kind / file))
             known = table[kind].setdefault(name, {})
-            for torch_name, found in places.items():
-                known.setdefault(torch_name, [])
-                known[torch_name] += [place for place in found if place not in known[torch_name]]
+            for torch_name, found in generalised(places).items():
+                if known.setdefault(torch_name, found) != found:
+                    print(f"{folder.name} {kind}: {torch_name} is at {found} here, at {known[torch_name]} elsewhere")
             for line in odd:
                 print(f"{folder.name} {kind}: {line}")
     text = json.dumps(table, sort_keys=True, separators=(",", ":"))
@@ -56,7 +64,7 @@ def main() -> None:
 
 
 def match(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> tuple[dict[str, list[str]], list[str]]:
-    """Torch template -> their templates, each with its layout; and what could not be matched."""
+    """Torch name -> their names, each with its layout; and what could not be matched."""
     by_values: dict[object, list[str]] = {}
     for name, array in ours.items():
         by_values.setdefault(values(array), []).append(name)
@@ -71,19 +79,47 @@ def match(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> t
             if layout is None:
                 odd.append(f"{name} {array.shape} is {own} {ours[own].shape} in an unknown layout")
                 continue
-            ours_template, theirs_template = templates(own, name)
-            place = f"{layout}|{theirs_template}"
-            if place not in places.setdefault(ours_template, []):
-                places[ours_template].append(place)
+            places.setdefault(own, []).append(f"{layout}|{name}")
     return places, odd
 
 
-def templates(own: str, name: str) -> tuple[str, str]:
-    """Both names with {} for the numbers that they share, in the same order; as they are if those differ."""
-    numbers = r"(?<![A-Za-z0-9:])\d+(?![A-Za-z0-9])"
-    if re.findall(numbers, own) != re.findall(numbers, name):
-        return own, name
-    return re.sub(numbers, "{}", own), re.sub(numbers, "{}", name)
+def generalised(places: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """The same with {} for numbers, wherever all tensors that differ in those numbers alone are in like places.
+
+    A number that says what kind of layer it is (0 a norm, 1 a convolution) stays; the last ones stay first.
+    """
+    found: dict[str, list[str]] = {}
+    left = dict(places)
+    for kept in range(max((len(NUMBER.findall(name)) for name in places), default=0) + 1):
+        groups: dict[str, dict[str, list[str] | None]] = {}
+        for name, theirs in left.items():
+            template, free = with_free(name, kept)
+            filled = [fill(place, free) for place in theirs]
+            groups.setdefault(template, {})[name] = None if None in filled else [one for one in filled if one]
+        for template, members in groups.items():
+            first = next(iter(members.values()))
+            if first is not None and all(member == first for member in members.values()):
+                found[template] = first
+                for name in members:
+                    del left[name]
+    return found | left
+
+
+def with_free(name: str, kept: int) -> tuple[str, list[str]]:
+    """The name with {} for all numbers but the last `kept`, and those numbers."""
+    numbers = NUMBER.findall(name)
+    free = len(numbers) - kept
+    if free <= 0:
+        return name, []
+    return NUMBER.sub("{}", name, count=free), numbers[:free]
+
+
+def fill(place: str, free: list[str]) -> str | None:
+    """A place with {} for its first numbers, if they are `free` in this order."""
+    layout, _, name = place.partition("|")
+    if NUMBER.findall(name)[: len(free)] != free:
+        return None
+    return f"{layout}|{NUMBER.sub('{}', name, count=len(free)) if free else name}"
 
 
 def layout_of(array: np.ndarray, own: np.ndarray) -> str | None:
@@ -112,7 +148,8 @@ def read(path: Path) -> dict[str, np.ndarray]:
         return dict(flat(msgpack.unpackb(path.read_bytes(), ext_hook=unpack_array, strict_map_key=False)))
     found = {}
     with h5py.File(path) as file:
-        for layer in map(str, file.attrs["layer_names"]):
+        # Weights that belong to no layer are in a group that the list does not have.
+        for layer in [*map(str, file.attrs["layer_names"]), *({"top_level_model_weights"} & set(file))]:
             for name in map(str, file[layer].attrs["weight_names"]):
                 found[f"{layer}/{name}"] = np.asarray(file[layer][name])
     return found

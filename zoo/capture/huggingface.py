@@ -19,11 +19,11 @@ import transformers
 from zoo.capture.torch_export import capture_program, export, ties_of
 from zoo.errors import CaptureError, ConfigError
 from zoo.graph.computed import is_computed, sinusoids
-from zoo.graph.ir import Graph, Input, Ref, map_refs, param_ref
+from zoo.graph.ir import Graph, Input, Param, Ref, map_refs, param_ref
 from zoo.graph.key import shaping
 from zoo.tasks import TASKS, task_name
 
-__all__ = ["build", "capture_config", "config_from", "model_class", "native_module"]
+__all__ = ["build", "capture_config", "config_from", "model_class", "native_module", "parameters_of"]
 
 
 def config_from(fields: Mapping[str, Any]) -> transformers.PretrainedConfig:
@@ -152,6 +152,21 @@ def capture_config(config: transformers.PretrainedConfig, task: str | None = Non
     return _named(graph, module, config, task, dtype)
 
 
+def parameters_of(config: transformers.PretrainedConfig, task: str | None = None, dtype: str = "float32") -> Graph:
+    """A graph of a model's parameters alone: what a checkpoint of it holds, for models that cannot be captured."""
+    cls = model_class(config, task)
+    ties = ties_of(build(config, cls, dtype))
+    module = build(config, cls, dtype, tied=False)
+    trainable = {name for name, tensor in module.named_parameters() if tensor.requires_grad}
+    params = {}
+    for name, tensor in module.state_dict().items():
+        if name not in ties:
+            aliases = tuple(other for other, first in ties.items() if first == name)
+            kind = str(tensor.dtype).removeprefix("torch.")
+            params[name] = Param(name, kind, tuple(tensor.shape), name in trainable, aliases)
+    return _named(Graph((), params, {}, [], {}), module, config, task, dtype)
+
+
 def example_inputs(module: transformers.PreTrainedModel, dtype: str = "float32") -> dict[str, torch.Tensor]:
     """Inputs that reach all parts of the model: sizes above 1 and different, masks all ones."""
     config, accepted = module.config, inspect.signature(module.forward).parameters
@@ -181,6 +196,10 @@ def example_inputs(module: transformers.PreTrainedModel, dtype: str = "float32")
     if "pixel_values" in accepted:
         height, width = _image_size(config)
         inputs["pixel_values"] = torch.zeros(batch, _channels(config), height, width, dtype=floats)
+    if "visual_feats" in accepted and hasattr(config, "visual_feat_dim"):
+        regions = 5
+        inputs["visual_feats"] = torch.zeros(batch, regions, config.visual_feat_dim, dtype=floats)
+        inputs["visual_pos"] = torch.zeros(batch, regions, config.visual_pos_dim, dtype=floats)
     if "input_values" in accepted:
         if hasattr(config, "num_mel_bins") and hasattr(config, "max_length"):  # a spectrogram, as AST takes
             inputs["input_values"] = torch.zeros(batch, config.max_length, config.num_mel_bins, dtype=floats)
@@ -191,7 +210,9 @@ def example_inputs(module: transformers.PreTrainedModel, dtype: str = "float32")
     if "input_features" in accepted and "pixel_values" not in accepted:
         frames = 2 * getattr(config, "max_source_positions", 50)
         bins = getattr(config, "num_mel_bins", None) or getattr(config, "input_feat_per_channel", 80)
-        inputs["input_features"] = torch.zeros(batch, bins, frames, dtype=floats)
+        # Speech2Text takes frames of features, Whisper features of frames
+        sizes = (frames, bins) if hasattr(config, "input_feat_per_channel") else (bins, frames)
+        inputs["input_features"] = torch.zeros(batch, *sizes, dtype=floats)
     if config.is_encoder_decoder and "decoder_input_ids" in accepted:
         inputs["decoder_input_ids"] = ids(length - 1)
         if "decoder_attention_mask" in accepted and "input_ids" in accepted:
@@ -306,13 +327,12 @@ def _sinusoidal(graph: Graph, module: Any, renamed: Mapping[str, str]) -> list[s
 
 
 def _legacy_names(module: Any) -> list[list[str]]:
-    """(pattern, replacement) for the names that older checkpoints of this very class have."""
+    """(pattern, replacement) for the prefixes that older checkpoints of this very class have and newer ones do not."""
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+    from transformers.core_model_loading import PrefixChange
 
     changes = get_checkpoint_conversion_mapping(type(module).__name__) or ()
-    return [
-        [change.source_patterns[0], change.target_patterns[0]] for change in changes if len(change.source_patterns) == 1
-    ]
+    return [[c.source_patterns[0], c.target_patterns[0]] for c in changes if isinstance(c, PrefixChange)]
 
 
 def _rename_params(graph: Graph, params: dict[str, Any], canonical: Mapping[str, str]) -> Graph:

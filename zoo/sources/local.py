@@ -11,6 +11,7 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Literal
 
+from converters import FOLDERS
 from converters.folder import USUAL, weights_in
 from zoo.errors import ChecksumError, FormatError, SourceError, UnsafeFile
 from zoo.registry import parse_uri
@@ -56,7 +57,8 @@ def fetch(
     for name in files or ():
         if inside(root, name).is_file() and name not in names:
             names.append(name)
-    for name in select(names, files, where=str(root)):
+    whole = any(format_.recognises_folder(root) for format_ in FOLDERS)
+    for name in select(names, files, where=str(root), weights=not whole):
         _check_hash(inside(root, name), name, sha256)
     return root
 
@@ -103,13 +105,14 @@ def safe_name(name: str, where: object) -> str:
     return name
 
 
-def select(names: Iterable[str], files: Sequence[str] | None = None, *, where: str) -> list[str]:
+def select(names: Iterable[str], files: Sequence[str] | None = None, *, where: str, weights: bool = True) -> list[str]:
     """Which of a source's files to take.
 
     Args:
         names: all its files, as paths with "/" relative to the source's folder.
         files: exactly these instead of the usual choice.
         where: the source, for messages.
+        weights: False where the folder itself is the checkpoint, or holds one that is a folder.
 
     Returns:
         Config, tokenizer and processor files, and one set of weights, of the first format that is there
@@ -123,7 +126,8 @@ def select(names: Iterable[str], files: Sequence[str] | None = None, *, where: s
     if files is not None:
         return [_wanted(name, listing, where) for name in files]
     taken = companions(listing)
-    taken += _weights([name for name in listing if "/" not in name], where, optional="graph.json.gz" in taken)
+    optional = not weights or "graph.json.gz" in taken
+    taken += _weights([name for name in listing if "/" not in name], where, optional=optional)
     return [name for name in dict.fromkeys(taken) if not _is_code(name)]
 
 

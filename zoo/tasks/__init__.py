@@ -24,6 +24,7 @@ TASKS: dict[str, tuple[str, ...]] = {
     "automatic-speech-recognition": ("AutoModelForCTC", "AutoModelForSpeechSeq2Seq"),
     "image-text-to-text": ("AutoModelForImageTextToText",),
     "zero-shot-image-classification": ("AutoModelForZeroShotImageClassification",),
+    "pretraining": ("AutoModelForPreTraining",),  # last: most such classes are named by what they serve else
 }
 """Task, by the hub's name -> the transformers auto classes that serve it."""
 

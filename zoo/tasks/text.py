@@ -20,7 +20,7 @@ __all__ = ["embed", "load_tokenizer", "tokenize"]
 
 
 def load_tokenizer(model: Model) -> Any:
-    """The tokenizer of the model's files: tokenizer.json, or a BERT vocabulary (vocab.txt).
+    """The tokenizer of the model's files: tokenizer.json, a BERT vocabulary (vocab.txt), or what a GGUF file says.
 
     Raises:
         ConfigError: the files hold neither.
@@ -38,6 +38,8 @@ def load_tokenizer(model: Model) -> Any:
 
         lowercase = bool(settings.get("do_lower_case", True))
         tokenizer = BertWordPieceTokenizer(str(folder / "vocab.txt"), lowercase=lowercase)._tokenizer
+    elif (text := _derived(model)) is not None:
+        tokenizer = Tokenizer.from_str(text)
     else:
         raise ConfigError("no tokenizer this release reads", where=folder, expected="tokenizer.json or vocab.txt")
     limit = _max_length(model, settings)
@@ -46,6 +48,16 @@ def load_tokenizer(model: Model) -> Any:
     pad = model.config.get("pad_token_id") or 0
     tokenizer.enable_padding(pad_id=pad, pad_token=tokenizer.id_to_token(pad) or "[PAD]")
     return tokenizer
+
+
+def _derived(model: Model) -> str | None:
+    from converters import open_checkpoint
+    from converters.dialects import derived_tokenizer
+
+    if model.weights is None:
+        return None
+    with open_checkpoint(model.weights) as checkpoint:
+        return derived_tokenizer(checkpoint)
 
 
 def tokenize(model: Model, texts: Sequence[str]) -> dict[str, np.ndarray]:
