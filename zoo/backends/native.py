@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from zoo.backends.execute import Program, resolve_over
+from zoo.backends.execute import resolve_over
 from zoo.backends.namespace import Namespace
 from zoo.backends.numpy import NumpyNamespace
 from zoo.graph.ir import Graph
 from zoo.native import kernels
 from zoo.native.kernels import supported
 from zoo.native.library import library
-from zoo.ops import OPS
+from zoo.native.passes import fused
+from zoo.native.program import Program
 
 __all__ = ["NativeNamespace", "compile_graph", "module_of", "namespace", "params_from"]
 
@@ -26,15 +28,13 @@ COPIES = False
 
 
 def compile_graph(graph: Graph) -> Any:
-    """A function (params, inputs) -> outputs on NumPy arrays, in the graph's own dtype."""
-    weights = _Weights()
-    program = Program(graph, resolve_over(_XP, {**_OVERRIDES, "linear": weights.linear}))
+    """A function (params, inputs) -> outputs on NumPy arrays, in the graph's own dtype. Threads may share it."""
+    weights = Weights()
+    program = Program(fused(graph), {**DIRECT, **weights.direct}, resolve_over(_XP, {}))
 
     def apply(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
-        weights.take(params)
         with np.errstate(all="ignore"):
-            outputs = program(params, {name: np.asarray(array) for name, array in inputs.items()}, graph.constants)
-        return {name: np.asarray(array) for name, array in outputs.items()}
+            return program(params, {name: np.asarray(array) for name, array in inputs.items()})
 
     return apply
 
@@ -52,28 +52,82 @@ def module_of(model: Any) -> Any:
     return model.apply
 
 
-class _Weights:
-    """Parameters in the kernels' layout, packed when first used and kept while the parameter is the same array."""
+class Weights:
+    """Parameters in the kernels' layout: packed when first used, and kept while they are the same arrays."""
 
     def __init__(self) -> None:
-        self.params: dict[int, np.ndarray] = {}
-        self.packed: dict[tuple[Any, ...], tuple[np.ndarray, kernels.Packed]] = {}
+        self.known: dict[tuple[int, ...], tuple[tuple[Any, ...], Any]] = {}
+        self.direct: dict[str, Callable[..., Any]] = {"native::linear": self.linear, "native::conv": self.conv}
 
-    def take(self, params: Mapping[str, np.ndarray]) -> None:
-        self.params = {id(array): array for array in params.values()}
+    def made(self, function: Callable[..., Any], *arrays: Any) -> Any:
+        """function(*arrays), computed once."""
+        key = (id(function), *map(id, arrays))
+        found = self.known.get(key)
+        if found is None or any(a is not b for a, b in zip(found[0], arrays, strict=True)):
+            found = self.known[key] = arrays, function(*arrays)
+        return found[1]
 
-    def linear(self, x: Any, weight: Any, bias: Any = None) -> Any:
-        if not supported(x, weight, bias) or weight.ndim != 2 or x.ndim < 1:
-            return OPS["linear"].function(_XP, x, weight, bias)
-        return kernels.linear(x, self.weight(weight), bias)
+    def linear(self, x: Any, weights: Any, biases: Any, activation: str, residual: Any) -> Any:
+        packed = self.made(_pack_all, *weights)
+        bias = self.made(_join, *biases) if biases else None
+        result = kernels.linear(x, packed, bias, activation, residual)
+        if len(weights) == 1:
+            return result
+        ends = np.cumsum([len(weight) for weight in weights])
+        return tuple(result[..., end - len(weight) : end] for end, weight in zip(ends, weights, strict=True))
 
-    def weight(self, weight: np.ndarray) -> kernels.Packed:
-        if id(weight) not in self.params:
-            return kernels.pack_weight(weight)
-        known = self.packed.get((id(weight),))
-        if known is None or known[0] is not weight:
-            known = self.packed[(id(weight),)] = weight, kernels.pack_weight(weight)
-        return known[1]
+    def conv(
+        self,
+        x: Any,
+        weight: Any,
+        bias: Any,
+        stride: Any,
+        padding: Any,
+        dilation: Any,
+        groups: int,
+        batch_norm: Any,
+        activation: str,
+        residual: Any,
+    ) -> Any:
+        dims = weight.ndim - 2
+        stride, padding, dilation = (_each(v, dims) for v in (stride, padding, dilation))
+        if batch_norm is not None:
+            weight, bias = self.made(_fold(batch_norm[4]), weight, bias, *batch_norm[:4])
+        depthwise = weight.shape[1] == 1 and len(weight) == groups and residual is None
+        packed = None if depthwise else self.made(_pack_conv(groups), weight)
+        pairs = [(p, p) for p in padding]
+        return kernels.conv(x, weight, stride, pairs, dilation, groups, packed, bias, activation, residual)
+
+
+def _each(value: Any, dims: int) -> tuple[int, ...]:
+    value = value if isinstance(value, tuple) else (value,)
+    return value * dims if len(value) == 1 else value
+
+
+def _pack_all(*weights: np.ndarray) -> kernels.Packed:
+    return kernels.pack_weight(_join(*weights))
+
+
+def _join(*arrays: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(arrays[0] if len(arrays) == 1 else np.concatenate(arrays))
+
+
+@functools.cache
+def _pack_conv(groups: int) -> Callable[[np.ndarray], kernels.Packed]:
+    return lambda weight: kernels.pack_conv(weight, groups)
+
+
+@functools.cache
+def _fold(eps: float) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
+    """A batch norm's scale and shift in the weight and the bias of the convolution before it, computed in float64."""
+
+    def fold(weight: Any, bias: Any, scale: Any, shift: Any, mean: Any, variance: Any) -> tuple[np.ndarray, np.ndarray]:
+        factor = (1 if scale is None else scale) / np.sqrt(variance.astype(np.float64) + eps)
+        moved = ((0 if bias is None else bias) - mean) * factor + (0 if shift is None else shift)
+        wide = weight * factor.reshape(-1, *[1] * (weight.ndim - 1))
+        return wide.astype(np.float32), moved.astype(np.float32)
+
+    return fold
 
 
 class NativeNamespace(NumpyNamespace):
@@ -133,35 +187,21 @@ def namespace() -> Namespace:
 _XP = NativeNamespace()
 
 
-def _activation(name: str) -> Callable[..., Any]:
-    definition = OPS[name].function
-    return lambda x: kernels.unary(x, name) if supported(x) else definition(_XP, x)
+# What a kernel does as a whole; NotImplemented leaves the arguments to the op table.
 
 
-def _gelu(x: Any, approximate: str = "none") -> Any:
-    if not supported(x):
-        return OPS["gelu"].function(_XP, x, approximate=approximate)
-    return kernels.unary(x, "gelu_tanh" if approximate == "tanh" else "gelu")
+def _linear(x: Any, weight: Any, bias: Any = None) -> Any:
+    """A weight that is no parameter but computed."""
+    if not supported(x, weight, bias) or weight.ndim != 2 or not 2 <= x.ndim <= 5:
+        return NotImplemented
+    result = kernels.matmul(x, weight.T)
+    return result if bias is None else kernels.binary(result, bias, "add")
 
 
-def _layer_norm(
-    x: Any, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5, cudnn: bool = True
-) -> Any:
-    cols = math.prod(normalized_shape)
-    if not supported(x, weight, bias) or not x.size:
-        return OPS["layer_norm"].function(_XP, x, normalized_shape, weight, bias, eps)
-    return kernels.norm(x, cols, weight, bias, eps)[0]
-
-
-def _rms_norm(x: Any, normalized_shape: Any, weight: Any = None, eps: float | None = None) -> Any:
-    cols = math.prod(normalized_shape)
-    if not supported(x, weight) or not x.size:
-        return OPS["rms_norm"].function(_XP, x, normalized_shape, weight, eps)
-    return kernels.norm(x, cols, weight, None, 2**-23 if eps is None else eps, rms=True)[0]
-
-
-def _embedding(table: Any, index: Any, *rest: Any) -> Any:
-    return kernels.embedding(table, index)
+def _matmul(x: Any, y: Any) -> Any:
+    if not supported(x, y) or not (2 <= x.ndim <= 5 and 2 <= y.ndim <= 5):
+        return NotImplemented
+    return kernels.matmul(x, y)
 
 
 def _attention(
@@ -175,27 +215,83 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Any:
-    dims = {x.ndim for x in (query, key, value)}
-    if not supported(query, key, value) or dims not in ({3}, {4}) or not query.size or not key.size:
-        definition = OPS["scaled_dot_product_attention"].function
-        return definition(_XP, query, key, value, attn_mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa)
+    if not supported(query, key, value) or not query.ndim == key.ndim == value.ndim == 4:
+        return NotImplemented
+    batch = np.broadcast_shapes(query.shape[:1], key.shape[:1], value.shape[:1])
+    query, key, value = (np.broadcast_to(x, batch + x.shape[1:]) for x in (query, key, value))
     mask = attn_mask
-    if dims == {3}:
-        query, key, value = query[:, None], key[:, None], value[:, None]
-        mask = mask[:, None] if mask is not None and mask.ndim == 3 else mask
-    lead = np.broadcast_shapes(query.shape[:1], key.shape[:1], value.shape[:1])
-    query, key, value = (np.broadcast_to(x, lead + x.shape[1:]) for x in (query, key, value))
     if mask is not None and not isinstance(mask, kernels.PreparedMask):
-        mask = kernels.PreparedMask(mask if mask.dtype == bool else mask.astype(np.float32, copy=False))
-    result = kernels.attention(query, key, value, mask, is_causal, scale)
-    return result[:, 0] if dims == {3} else result
+        mask = kernels.PreparedMask(mask)
+    return kernels.attention(query, key, value, mask, is_causal, scale)
 
 
-_OVERRIDES: dict[str, Callable[..., Any]] = {
-    **{name: _activation(name) for name in ("relu", "silu")},
-    "gelu": _gelu,
+def _norm(x: Any, residual: Any, cols: int, weight: Any, bias: Any, eps: float, rms: bool) -> Any:
+    return kernels.norm(x, cols, weight, bias, eps, rms, residual)
+
+
+def _layer_norm(
+    x: Any, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5, cudnn: bool = True
+) -> Any:
+    if not supported(x, weight, bias) or not x.size:
+        return NotImplemented
+    return kernels.norm(x, math.prod(normalized_shape), weight, bias, eps)[0]
+
+
+def _softmax(x: Any, dim: int, *rest: Any, **options: Any) -> Any:
+    if not supported(x) or not x.size or dim % x.ndim != x.ndim - 1 or any(rest) or any(options.values()):
+        return NotImplemented
+    return kernels.softmax(x)
+
+
+def _embedding(table: Any, index: Any, *rest: Any) -> Any:
+    return kernels.embedding(table, index) if table.ndim == 2 else NotImplemented
+
+
+def _unary(name: str) -> Callable[..., Any]:
+    return lambda x: kernels.unary(x, name) if supported(x) else NotImplemented
+
+
+def _gelu(x: Any, approximate: str = "none") -> Any:
+    if not supported(x):
+        return NotImplemented
+    return kernels.unary(x, "gelu_tanh" if approximate == "tanh" else "gelu")
+
+
+def _binary(name: str) -> Callable[..., Any]:
+    def function(x: Any, y: Any, *rest: Any, **options: Any) -> Any:
+        if rest or options or not isinstance(x, np.ndarray) or x.dtype != np.float32 or x.ndim > 6:
+            return NotImplemented
+        if isinstance(y, (int, float)):
+            y = np.float32(y).reshape(())
+        if not isinstance(y, np.ndarray) or y.dtype != np.float32 or y.ndim > 6:
+            return NotImplemented
+        return kernels.binary(x, y, name)
+
+    return function
+
+
+def _max_pool(
+    x: Any, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
+) -> Any:
+    sizes = [v if isinstance(v, tuple) else (v, v) for v in (kernel, stride or kernel, padding, dilation)]
+    if not supported(x) or x.ndim != 4 or ceil_mode or any(len(v) != 2 for v in sizes) or set(sizes[3]) != {1}:
+        return NotImplemented
+    return kernels.pool(x, sizes[0], sizes[1], [(p, p) for p in sizes[2]], False)
+
+
+DIRECT: dict[str, Callable[..., Any]] = {
+    "linear": _linear,
+    **dict.fromkeys(("matmul", "mm", "bmm"), _matmul),
+    **dict.fromkeys(("scaled_dot_product_attention", "native::attention"), _attention),
     "layer_norm": _layer_norm,
-    "rms_norm": _rms_norm,
+    **dict.fromkeys(("softmax.int", "_softmax"), _softmax),
     "embedding": _embedding,
-    "scaled_dot_product_attention": _attention,
+    **{name: _unary(name) for name in ("relu", "silu", "tanh", "sigmoid", "exp", "erf")},
+    "gelu": _gelu,
+    **{f"{name}.{kind}": _binary(name) for name in ("add", "sub", "mul", "div") for kind in ("Tensor", "Scalar")},
+    "max_pool2d": _max_pool,
+    "native::norm": _norm,
+    "native::gated": kernels.binary,
+    "native::mask": kernels.PreparedMask,
 }
+"""Operations that are kernels as a whole, in the table's names and in those of `zoo.native.passes`."""

@@ -14,13 +14,15 @@ from typing import Any
 import numpy as np
 
 from zoo.native import library as lib
-from zoo.native.tape import call, empty
+from zoo.native.tape import call, empty, step
 
 __all__ = [
     "Packed",
     "PreparedMask",
     "attention",
+    "binary",
     "conv",
+    "copy",
     "embedding",
     "linear",
     "matmul",
@@ -28,7 +30,6 @@ __all__ = [
     "pack_conv",
     "pack_weight",
     "pool",
-    "prepare_mask",
     "softmax",
     "supported",
     "unary",
@@ -97,16 +98,13 @@ def linear(
 
 
 def matmul(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """np.matmul of arrays with at least two dims."""
+    """np.matmul of arrays with two to five dims."""
     (m, k), (k2, n) = x.shape[-2:], y.shape[-2:]
     if k != k2:
         raise ValueError(f"matmul of {x.shape} and {y.shape}")
     batch = np.broadcast_shapes(x.shape[:-2], y.shape[:-2])
     out = empty((*batch, m, n))
     x, y = (np.broadcast_to(v, (*batch, *v.shape[-2:])) for v in (x, y))
-    while len(batch) > 3:
-        x, y = (v.reshape(-1, *v.shape[2:]) for v in (x, y))
-        batch = x.shape[:-2]
     lead = (1,) * (3 - len(batch))
     a_strides, b_strides = _strides(x), _strides(y)
     none = (0,) * (3 - len(batch))
@@ -126,10 +124,10 @@ class PreparedMask:
     def __init__(self, mask: np.ndarray) -> None:
         self.struct = lib.Mask()
         self.array: np.ndarray | None = None
-        self.fill(mask)
+        step(self.fill, mask)
 
     def fill(self, mask: np.ndarray) -> None:
-        """Take another mask's values (bool, or float32 to add), [B, H, T, S] or what broadcasts to it."""
+        """Take a mask's values (bool, or floats to add), [B, H, T, S] or what broadcasts to it."""
         mask = mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
         # dims that are broadcast hold one row of numbers
         mask = mask[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in mask.strides)]
@@ -146,15 +144,12 @@ class PreparedMask:
             mask = mask[:, :, :1]
         if mask.dtype == bool:
             mask = np.where(mask, np.float32(0), np.float32(-np.inf))
+        mask = mask.astype(np.float32, copy=False)
         # scores are computed transposed, so numbers of neighbouring queries lie side by side
         self.array = np.ascontiguousarray(mask.swapaxes(2, 3)).swapaxes(2, 3)
         sizes = zip(_strides(self.array), self.array.shape, strict=True)
         self.struct.data = self.array.ctypes.data
         self.struct.stride[:] = [0 if size == 1 else stride for stride, size in sizes]
-
-
-def prepare_mask(mask: np.ndarray | None) -> PreparedMask | None:
-    return None if mask is None else PreparedMask(mask)
 
 
 def attention(
@@ -167,6 +162,8 @@ def attention(
 ) -> np.ndarray:
     """softmax(q k.T * scale + mask) v of [B, H, T, D], [B, G, S, D], [B, G, S, E], each of G heads serving H / G.
 
+    With `causal` a query sees the keys up to its own position, and the mask is not read.
+
     The result [B, H, T, E] lies in memory as [B, T, H, E], which is how models go on.
     """
     batch, heads, queries, width = q.shape
@@ -175,9 +172,7 @@ def attention(
         raise ValueError(f"attention of {q.shape}, {k.shape} and {v.shape}")
     q, k, v = (_inner(x) for x in (q, k, v))
     out = empty((batch, queries, heads, value_width)).transpose(0, 2, 1, 3)
-    struct = mask.struct if mask is not None else lib.Mask()
-    if causal:
-        struct = lib.Mask(struct.data, struct.stride, 1)
+    struct = mask.struct if mask is not None and not causal else lib.Mask(causal=causal)
     call(
         lib.Attention(
             q.ctypes.data, k.ctypes.data, v.ctypes.data, ctypes.pointer(struct), out.ctypes.data, batch, heads,
@@ -227,13 +222,35 @@ def softmax(x: np.ndarray) -> np.ndarray:
     return out
 
 
-def unary(x: np.ndarray, op: str, other: np.ndarray | None = None) -> np.ndarray:
-    """op(x), or op(x) * other; `op` is one of `ACTIVATIONS`."""
+def unary(x: np.ndarray, op: str) -> np.ndarray:
+    """One of `ACTIVATIONS`, element by element."""
     x = _contiguous(x)
-    if other is not None:
-        other = _contiguous(np.broadcast_to(other, x.shape))
     out = empty(x.shape)
-    call(lib.Unary(x.ctypes.data, _address(other), out.ctypes.data, x.size, lib.ACTIVATIONS[op]), x, other, out)
+    call(lib.Unary(x.ctypes.data, out.ctypes.data, x.size, lib.ACTIVATIONS[op]), x, out)
+    return out
+
+
+def binary(a: np.ndarray, b: np.ndarray, op: str) -> np.ndarray:
+    """One of `BINARY`, element by element, with NumPy's broadcasting; up to six dims once joined."""
+    shape = np.broadcast_shapes(a.shape, b.shape)
+    a, b = np.broadcast_to(a, shape), np.broadcast_to(b, shape)
+    out = empty(shape)
+    sizes, a_strides, b_strides = _joined(shape, _strides(a), _strides(b))
+    call(
+        lib.Binary(a.ctypes.data, b.ctypes.data, out.ctypes.data, sizes, a_strides, b_strides, lib.BINARY[op]),
+        a, b, out,
+    )  # fmt: skip
+    return out
+
+
+def copy(x: np.ndarray) -> np.ndarray:
+    """The array without gaps."""
+    out = empty(x.shape, x.dtype)
+    if x.dtype != F32 or x.ndim > 6:
+        step(np.copyto, out, x)
+        return out
+    sizes, strides, _ = _joined(x.shape, _strides(x), _strides(x))
+    call(lib.Binary(x.ctypes.data, None, out.ctypes.data, sizes, strides, strides, lib.BINARY["copy"]), x, out)
     return out
 
 
@@ -241,7 +258,9 @@ def embedding(table: np.ndarray, index: np.ndarray) -> np.ndarray:
     """Rows of a table [rows, width] of any dtype."""
     table = np.ascontiguousarray(table)
     out = empty((*index.shape, table.shape[1]), table.dtype)
-    index = np.ascontiguousarray(index, np.int64)
+    if index.dtype != np.int64 or not index.flags.c_contiguous:
+        given, index = index, empty(index.shape, np.int64)
+        step(np.copyto, index, given)
     call(
         lib.Embedding(
             table.ctypes.data, index.ctypes.data, out.ctypes.data, table.shape[0], table.shape[1] * table.itemsize,
@@ -367,11 +386,20 @@ def _rows(x: np.ndarray) -> tuple[np.ndarray, int]:
     return copy(x), x.shape[-1]
 
 
-def copy(x: np.ndarray) -> np.ndarray:
-    """A copy without gaps."""
-    from zoo.native.tape import copied
-
-    return copied(x)
+def _joined(shape: tuple[int, ...], a: tuple[int, ...], b: tuple[int, ...]) -> Any:
+    """Shape and strides in six dims, neighbours joined where both arrays go on at the same step."""
+    dims: list[list[int]] = []
+    for size, step_a, step_b in zip(shape, a, b, strict=True):
+        if size == 1 and dims:
+            continue
+        if dims and dims[-1][1] == size * step_a and dims[-1][2] == size * step_b:
+            dims[-1] = [dims[-1][0] * size, step_a, step_b]
+        else:
+            dims.append([size, step_a, step_b])
+    if len(dims) > 6:
+        raise ValueError(f"more than six dims: {shape}")
+    dims = [[1, 0, 0]] * (6 - len(dims)) + dims
+    return tuple(tuple(dim[i] for dim in dims) for i in range(3))
 
 
 def _is_causal(mask: np.ndarray) -> bool:

@@ -13,6 +13,7 @@ from zoo.errors import MissingFramework, ZooError
 
 __all__ = [
     "ACTIVATIONS",
+    "BINARY",
     "KERNELS",
     "fail",
     "find",
@@ -31,6 +32,12 @@ ACTIVATIONS = {
     name: number
     for number, name in enumerate(("none", "relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid", "exp", "erf"))
 }
+
+BINARY = {
+    **{name: number for number, name in enumerate(("copy", "add", "sub", "mul", "div"))},
+    **{name: 100 + ACTIVATIONS[name] for name in ("relu", "gelu", "gelu_tanh", "silu", "sigmoid")},
+}
+"""Operations of two arrays; an activation's is activation(a) * b."""
 
 
 def find() -> Path | None:
@@ -169,7 +176,15 @@ class Softmax(Structure):
 
 class Unary(Structure):
     kernel = "zoo_unary"
-    _fields_ = [("x", c_void_p), ("other", c_void_p), ("out", c_void_p), ("n", c_int64), ("op", c_int32)]
+    _fields_ = [("x", c_void_p), ("out", c_void_p), ("n", c_int64), ("op", c_int32)]
+
+
+class Binary(Structure):
+    kernel = "zoo_binary"
+    _fields_ = [
+        ("a", c_void_p), ("b", c_void_p), ("out", c_void_p), ("shape", c_int64 * 6), ("a_stride", c_int64 * 6),
+        ("b_stride", c_int64 * 6), ("op", c_int32),
+    ]  # fmt: skip
 
 
 class Embedding(Structure):
@@ -213,4 +228,4 @@ class Step(Structure):
     _fields_ = [("kernel_address", c_void_p), ("args", c_void_p)]
 
 
-KERNELS = (Linear, Matmul, Attention, Norm, Softmax, Unary, Embedding, Conv, Depthwise, Pool)
+KERNELS = (Linear, Matmul, Attention, Norm, Softmax, Unary, Binary, Embedding, Conv, Depthwise, Pool)

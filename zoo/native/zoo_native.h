@@ -113,15 +113,33 @@ typedef struct {
 } zoo_softmax_args;
 ZOO_API int zoo_softmax(const zoo_softmax_args* args);
 
-/* Element by element over n contiguous numbers; with `other` the result is op(x) * other (a gated activation). */
+/* Element by element over n contiguous numbers; op is one of zoo_unary_op. */
 typedef struct {
     const float* x;
-    const float* other;
     float* out;
     int64_t n;
     int32_t op;
 } zoo_unary_args;
 ZOO_API int zoo_unary(const zoo_unary_args* args);
+
+enum zoo_binary_op {
+    ZOO_COPY = 0, /* a alone; b is not read */
+    ZOO_ADD = 1,
+    ZOO_SUB = 2,
+    ZOO_MUL = 3,
+    ZOO_DIV = 4,
+    ZOO_GATED = 100 /* + a zoo_unary_op: op(a) * b */
+};
+
+/* Element by element over arrays with any strides, 0 where they are broadcast; out is contiguous. Leading dims may be 1. */
+typedef struct {
+    const float* a;
+    const float* b;
+    float* out;
+    int64_t shape[6], a_stride[6], b_stride[6];
+    int32_t op;
+} zoo_binary_args;
+ZOO_API int zoo_binary(const zoo_binary_args* args);
 
 /* Rows of a contiguous table by index; ZOO_OUT_OF_RANGE for an index outside of it. */
 typedef struct {

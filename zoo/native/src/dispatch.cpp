@@ -133,6 +133,13 @@ int zoo_unary(const zoo_unary_args* x) {
     return kernels().unary(x);
 }
 
+int zoo_binary(const zoo_binary_args* x) {
+    for (int64_t size : x->shape)
+        if (size < 0) return ZOO_BAD_ARGUMENT;
+    if (x->op < ZOO_COPY || (x->op > ZOO_DIV && (x->op < ZOO_GATED || !known(x->op - ZOO_GATED)))) return ZOO_BAD_ARGUMENT;
+    return kernels().binary(x);
+}
+
 int zoo_embedding(const zoo_embedding_args* x) {
     if (any_negative({x->rows, x->row_bytes, x->n})) return ZOO_BAD_ARGUMENT;
     for (int64_t i = 0; i < x->n; ++i)

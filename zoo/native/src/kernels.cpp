@@ -7,7 +7,7 @@
 namespace zoo::ZOO_ISA {
 
 extern const Kernels kernels = {
-    ZOO_ISA_NAME, pack_right, pack_left, linear, matmul, attention, norm, softmax, unary, conv, depthwise, pool,
+    ZOO_ISA_NAME, pack_right, pack_left, linear, matmul, attention, norm, softmax, unary, binary, conv, depthwise, pool,
 };
 
 static zoo_packed* new_packed(int64_t groups, int64_t m, int64_t n, int64_t k, int64_t floats) {

@@ -18,6 +18,7 @@ struct Kernels {
     int (*norm)(const zoo_norm_args*);
     int (*softmax)(const zoo_softmax_args*);
     int (*unary)(const zoo_unary_args*);
+    int (*binary)(const zoo_binary_args*);
     int (*conv)(const zoo_conv_args*);
     int (*depthwise)(const zoo_depthwise_args*);
     int (*pool)(const zoo_pool_args*);

@@ -113,9 +113,7 @@ static void unary_run(void* context, int64_t task) {
     const zoo_unary_args& a = *(const zoo_unary_args*)context;
     int64_t end = least(a.n, (task + 1) * kRun);
     for (int64_t i = task * kRun; i < end; i += W) {
-        V y = activate(read(a.x + i, end - i), OP);
-        if (a.other) y *= read(a.other + i, end - i);
-        write(a.out + i, y, end - i);
+        write(a.out + i, activate(read(a.x + i, end - i), OP), end - i);
     }
 }
 
@@ -123,6 +121,74 @@ static int unary(const zoo_unary_args* args) {
     static constexpr zoo_body runs[] = {unary_run<0>, unary_run<1>, unary_run<2>, unary_run<3>, unary_run<4>,
                                         unary_run<5>, unary_run<6>, unary_run<7>, unary_run<8>};
     parallel(ceil_div(args->n, kRun), runs[args->op], (void*)args);
+    return ZOO_OK;
+}
+
+template <int OP>
+ZOO_INLINE V combine(V a, V b) {
+    if constexpr (OP == ZOO_COPY) return a;
+    if constexpr (OP == ZOO_ADD) return a + b;
+    if constexpr (OP == ZOO_SUB) return a - b;
+    if constexpr (OP == ZOO_MUL) return a * b;
+    if constexpr (OP == ZOO_DIV) return a / b;
+    return activate(a, OP - ZOO_GATED) * b;
+}
+
+// n numbers from p, `stride` apart; n may be more than W.
+ZOO_INLINE V pick(const float* p, int64_t stride, int64_t n) {
+    if (stride == 1) return read(p, n);
+    if (stride == 0) return splat(*p);
+    V v{};
+    for (int64_t i = 0; i < least(n, W); ++i) v[i] = p[i * stride];
+    return v;
+}
+
+template <int OP>
+static void binary_row(const void* args, int64_t r) {
+    const zoo_binary_args& x = *(const zoo_binary_args*)args;
+    const int64_t n = x.shape[5], sa = x.a_stride[5], sb = x.b_stride[5];
+    const float* a = x.a;
+    const float* b = x.b;
+    float* out = x.out + r * n;
+    for (int d = 4; d >= 0; --d) {
+        const int64_t i = r % x.shape[d];
+        r /= x.shape[d];
+        a += i * x.a_stride[d];
+        if (OP != ZOO_COPY) b += i * x.b_stride[d];
+    }
+    if (sa == 1 && (sb == 1 || OP == ZOO_COPY)) {
+        int64_t i = 0;
+        for (; i + W <= n; i += W) store(out + i, combine<OP>(load(a + i), OP == ZOO_COPY ? V{} : load(b + i)));
+        if (i < n) store_some(out + i, combine<OP>(load_some(a + i, n - i), OP == ZOO_COPY ? V{} : load_some(b + i, n - i)), n - i);
+        return;
+    }
+    for (int64_t i = 0; i < n; i += W) {
+        V right = OP == ZOO_COPY ? V{} : pick(b + i * sb, sb, n - i);
+        write(out + i, combine<OP>(pick(a + i * sa, sa, n - i), right), n - i);
+    }
+}
+
+constexpr int gated(int op) { return (int)ZOO_GATED + op; }
+
+static int binary(const zoo_binary_args* x) {
+    int64_t rows = 1;
+    for (int d = 0; d < 5; ++d) rows *= x->shape[d];
+    if (rows == 0 || x->shape[5] == 0) return ZOO_OK;
+    void (*row)(const void*, int64_t) = nullptr;
+    switch (x->op) {
+        case ZOO_COPY: row = binary_row<ZOO_COPY>; break;
+        case ZOO_ADD: row = binary_row<ZOO_ADD>; break;
+        case ZOO_SUB: row = binary_row<ZOO_SUB>; break;
+        case ZOO_MUL: row = binary_row<ZOO_MUL>; break;
+        case ZOO_DIV: row = binary_row<ZOO_DIV>; break;
+        case gated(ZOO_RELU): row = binary_row<gated(ZOO_RELU)>; break;
+        case gated(ZOO_GELU): row = binary_row<gated(ZOO_GELU)>; break;
+        case gated(ZOO_GELU_TANH): row = binary_row<gated(ZOO_GELU_TANH)>; break;
+        case gated(ZOO_SILU): row = binary_row<gated(ZOO_SILU)>; break;
+        case gated(ZOO_SIGMOID): row = binary_row<gated(ZOO_SIGMOID)>; break;
+        default: return ZOO_BAD_ARGUMENT;
+    }
+    by_rows(x, rows, x->shape[5], row);
     return ZOO_OK;
 }
 

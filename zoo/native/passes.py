@@ -1,0 +1,346 @@
+"""Passes over a graph that join what one kernel does. Each takes a graph and returns another that computes the same.
+
+Nodes that they make, all float32:
+
+    native::linear  (x, weights, biases, activation, residual): one result per weight; biases () where there are none
+    native::conv    (x, weight, bias, stride, padding, dilation, groups, batch norm or None, activation, residual)
+    native::norm    (x, residual, cols, weight, bias, eps, rms): the norm of x + residual, and x + residual
+    native::gated   (x, y, activation): activation(x) * y
+    native::mask    (mask): an attention mask as the kernel wants it
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+from zoo.graph.ir import Graph, Node, Ref, ValueInfo, param_ref, refs
+
+__all__ = ["PASSES", "fused"]
+
+
+def fused(graph: Graph) -> Graph:
+    """The graph after all passes."""
+    for run in PASSES:
+        graph = run(graph)
+    return graph
+
+
+class Values:
+    """Who makes a value, who uses it, and what is known of it."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.maker: dict[str, Node] = {name: node for node in graph.nodes for name in node.outputs}
+        self.position = {name: i for i, node in enumerate(graph.nodes) for name in node.outputs}
+        self.users: dict[str, list[Node]] = {}
+        for node in graph.nodes:
+            for name in {ref.name for ref in refs((node.args, node.kwargs))}:
+                self.users.setdefault(name, []).append(node)
+        self.kept = {ref.name for ref in graph.outputs.values()}
+        self.params = {
+            param_ref(name): param for param in graph.params.values() for name in (param.name, *param.aliases)
+        }
+        self.infos = {name: info for node in graph.nodes for name, info in zip(node.outputs, node.infos, strict=True)}
+        self.infos |= {i.name: ValueInfo(i.dtype, i.shape) for i in graph.inputs}
+        self.infos |= {name: ValueInfo(p.dtype, p.shape) for name, p in self.params.items()}
+        self.infos |= {name: ValueInfo(str(c.dtype), c.shape) for name, c in graph.constants.items()}
+
+    def made_by(self, value: Any, *ops: str) -> Node | None:
+        """The node of one of these ops whose first result a value is."""
+        node = self.maker.get(value.name) if isinstance(value, Ref) else None
+        return node if node is not None and node.op in ops and node.outputs[0] == value.name else None
+
+    def only_for(self, node: Node, user: Node) -> bool:
+        """Whether nobody but `user` takes the node's first result, and nobody any other."""
+        first, *others = node.outputs
+        if any(name in self.kept or self.users.get(name) for name in others):
+            return False
+        return first not in self.kept and all(other is user for other in self.users.get(first, ()))
+
+    def is_param(self, value: Any, ndim: int | None = None) -> bool:
+        """Whether a value is a float32 parameter."""
+        param = self.params.get(value.name) if isinstance(value, Ref) else None
+        return param is not None and param.dtype == "float32" and ndim in (None, len(param.shape))
+
+    def is_float(self, value: Any) -> bool:
+        info = self.infos.get(value.name) if isinstance(value, Ref) else None
+        return info is not None and info.dtype == "float32"
+
+    def same_shape(self, a: Any, b: Any) -> bool:
+        return self.is_float(a) and self.is_float(b) and self.infos[a.name].shape == self.infos[b.name].shape
+
+
+def rewritten(graph: Graph, rule: Callable[[Values, Node], tuple[Node, list[Node]] | None]) -> Graph:
+    """The graph with each node that `rule` gives a new one for replaced, and the nodes that it has joined gone.
+
+    After each replacement the values are looked at anew, a rule seeing the nodes in order.
+    """
+    nodes = list(graph.nodes)
+    values = Values(graph)
+    replaced: dict[int, Node] = {}
+    gone: set[int] = set()
+    for node in nodes:
+        found = rule(values, node)
+        if found is None:
+            continue
+        new, joined = found
+        if any(id(old) in gone or id(old) in replaced for old in joined):
+            continue
+        replaced[id(node)] = new
+        gone.update(id(old) for old in joined)
+    if not replaced:
+        return graph
+    kept = [replaced.get(id(node), node) for node in nodes if id(node) not in gone]
+    return dataclasses.replace(graph, nodes=kept)
+
+
+def linears(graph: Graph) -> Graph:
+    """linear and addmm-like nodes on parameters -> native::linear."""
+
+    def rule(values: Values, node: Node) -> Any:
+        if node.op != "linear" or not values.is_float(node.args[0]) or not values.is_param(node.args[1], 2):
+            return None
+        x, weight, *rest = node.args
+        bias = rest[0] if rest else node.kwargs.get("bias")
+        if bias is not None and not values.is_param(bias, 1):
+            return None
+        args = (x, (weight,), () if bias is None else (bias,), "none", None)
+        return dataclasses.replace(node, op="native::linear", args=args, kwargs={}), []
+
+    return rewritten(graph, rule)
+
+
+def gates(graph: Graph) -> Graph:
+    """activation(x) * y -> native::gated."""
+
+    def rule(values: Values, node: Node) -> Any:
+        if node.op != "mul.Tensor" or not values.is_float(Ref(node.name)):
+            return None
+        for x, y in (node.args, node.args[::-1]):
+            active = values.made_by(x, *_ACTIVATIONS)
+            if active is None or active.op == "tanh" or not values.only_for(active, node):
+                continue
+            if values.same_shape(active.args[0], y):
+                args = (active.args[0], y, _activation(active))
+                return Node("native::gated", args, {}, node.outputs, node.infos), [active]
+        return None
+
+    return rewritten(graph, rule)
+
+
+def activations(graph: Graph) -> Graph:
+    """linear or convolution, then an activation -> one node."""
+
+    def rule(values: Values, node: Node) -> Any:
+        if node.op not in _ACTIVATIONS:
+            return None
+        before = values.made_by(node.args[0], "native::linear", "native::conv")
+        if before is None or len(before.outputs) > 1 or before.args[-2] != "none" or not values.only_for(before, node):
+            return None
+        if before.op == "native::linear" and before.args[-1] is not None:
+            return None
+        args = (*before.args[:-2], _activation(node), before.args[-1])
+        return dataclasses.replace(before, args=args, outputs=node.outputs, infos=node.infos), [before]
+
+    return rewritten(graph, rule)
+
+
+def residuals(graph: Graph) -> Graph:
+    """linear or convolution, then a sum -> one node."""
+
+    def rule(values: Values, node: Node) -> Any:
+        if node.op != "add.Tensor" or len(node.args) != 2 or node.kwargs:
+            return None
+        candidates = []
+        for x, other in (node.args, node.args[::-1]):
+            before = values.made_by(x, "native::linear", "native::conv")
+            if before is None or len(before.outputs) > 1 or before.args[-1] is not None:
+                continue
+            if before.op == "native::conv" and before.args[-2] != "none":
+                continue
+            if values.only_for(before, node) and values.same_shape(x, other) and x != other:
+                candidates.append((values.position[x.name], before, other))
+        if not candidates:
+            return None
+        _, before, other = max(candidates, key=lambda found: found[0])
+        args = (*before.args[:-1], other)
+        return dataclasses.replace(before, args=args, outputs=node.outputs, infos=node.infos), [before]
+
+    return rewritten(graph, rule)
+
+
+def projections(graph: Graph) -> Graph:
+    """Linears of one input, as queries, keys and values are -> one product for all."""
+    values = Values(graph)
+    groups: dict[Any, list[Node]] = {}
+    for node in graph.nodes:
+        if node.op == "native::linear" and len(node.outputs) == 1 and node.args[3:] == ("none", None):
+            groups.setdefault((node.args[0].name, len(node.args[2])), []).append(node)
+    first: dict[int, Node] = {}
+    gone: set[int] = set()
+    for nodes in groups.values():
+        if len(nodes) < 2 or any(node.infos[0].shape[:-1] != nodes[0].infos[0].shape[:-1] for node in nodes):
+            continue
+        weights = tuple(node.args[1][0] for node in nodes)
+        if len({values.params[w.name].shape[1] for w in weights}) > 1:
+            continue
+        args = (nodes[0].args[0], weights, tuple(b for node in nodes for b in node.args[2]), "none", None)
+        names, infos = tuple(node.name for node in nodes), tuple(node.infos[0] for node in nodes)
+        first[id(nodes[0])] = Node("native::linear", args, {}, names, infos)
+        gone.update(id(node) for node in nodes[1:])
+    kept = [first.get(id(node), node) for node in graph.nodes if id(node) not in gone]
+    return dataclasses.replace(graph, nodes=kept)
+
+
+def rms_norms(graph: Graph) -> Graph:
+    """x * rsqrt(mean(x²) + eps) * weight, as exported -> native::norm."""
+
+    def scaled(values: Values, node: Node) -> Any:
+        """(x, eps, the nodes joined) if `node` is x * rsqrt(mean(x²) + eps)."""
+        for x, factor in (node.args, node.args[::-1]):
+            root = values.made_by(factor, "rsqrt")
+            plus = values.made_by(root.args[0], "add.Tensor", "add.Scalar") if root else None
+            mean = values.made_by(plus.args[0], "mean.dim") if plus and isinstance(plus.args[1], float) else None
+            square = values.made_by(mean.args[0], "pow.Tensor_Scalar") if mean else None
+            if root is None or plus is None or mean is None or square is None or not values.is_float(x):
+                continue
+            if mean.args[1:] != ((-1,), True) or mean.kwargs or square.args != (x, 2):
+                continue
+            chain = [square, mean, plus, root, node]
+            if all(values.only_for(a, b) for a, b in itertools.pairwise(chain)):
+                return x, plus.args[1], chain[:-1]
+        return None
+
+    def rule(values: Values, node: Node) -> Any:
+        if node.op != "mul.Tensor" or not values.is_float(Ref(node.name)):
+            return None
+        cols = node.infos[0].shape[-1] if node.infos[0].shape else None
+        if not isinstance(cols, int):
+            return None
+        for weight, inner in (node.args, node.args[::-1]):
+            product = values.made_by(inner, "mul.Tensor")
+            if product is None or not values.only_for(product, node) or not values.is_float(weight):
+                continue
+            found = scaled(values, product)
+            if found is not None and values.infos[weight.name].shape == (cols,):
+                x, eps, joined = found
+                args = (x, None, cols, weight, None, eps, True)
+                return _norm(node, args), [*joined, product]
+        return None
+
+    return rewritten(graph, rule)
+
+
+def norms(graph: Graph) -> Graph:
+    """layer_norm and rms_norm over the last dim, and the sum before one -> native::norm."""
+
+    def rule(values: Values, node: Node) -> Any:
+        if node.op not in ("layer_norm", "rms_norm") or not values.is_float(node.args[0]) or len(node.args[1]) != 1:
+            return None
+        if node.op == "layer_norm":
+            x, (cols,), weight, bias, eps = (*node.args, None, None, 1e-5)[:5] if len(node.args) < 5 else node.args[:5]
+        else:
+            x, (cols,), weight, eps = (*node.args, None, None)[:4] if len(node.args) < 4 else node.args[:4]
+            bias = None
+        if node.kwargs or not isinstance(cols, int):
+            return None
+        if any(v is not None and not values.is_float(v) for v in (weight, bias)):
+            return None
+        eps = 2**-23 if eps is None else eps
+        return _norm(node, (x, None, cols, weight, bias, eps, node.op == "rms_norm")), []
+
+    def sums(values: Values, node: Node) -> Any:
+        if node.op != "native::norm" or node.args[1] is not None:
+            return None
+        add = values.made_by(node.args[0], "add.Tensor")
+        if add is None or len(add.args) != 2 or add.kwargs or not values.same_shape(*add.args):
+            return None
+        # the sum is made where the norm is: nobody may want it before
+        start = values.position[node.name]
+        if any(values.position[user.name] < start for user in values.users[add.name]):
+            return None
+        args = (*add.args, *node.args[2:])
+        outputs = (node.name, add.name)
+        return Node("native::norm", args, {}, outputs, (node.infos[0], add.infos[0])), [add]
+
+    return rewritten(rewritten(graph, rule), sums)
+
+
+def masks(graph: Graph) -> Graph:
+    """What is added to attention scores is prepared once for all layers."""
+    values = Values(graph)
+    made: dict[str, str] = {}
+    nodes: list[Node] = []
+    for node in graph.nodes:
+        heads = [values.infos[ref.name] for ref in node.args[:3] if values.is_float(ref)] if _attends(node) else []
+        if len(heads) == 3 and all(len(info.shape) == 4 for info in heads):
+            mask = node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
+            if isinstance(mask, Ref):
+                if mask.name not in made:
+                    made[mask.name] = f"mask of {mask.name}"
+                    info = (ValueInfo("float32", ()),)
+                    nodes.append(Node("native::mask", (mask,), {}, (made[mask.name],), info))
+                new = Ref(made[mask.name])
+                args, kwargs = node.args, dict(node.kwargs)
+                if len(args) > 3:
+                    args = (*args[:3], new, *args[4:])
+                else:
+                    kwargs["attn_mask"] = new
+                node = dataclasses.replace(node, op="native::attention", args=args, kwargs=kwargs)
+        nodes.append(node)
+    return dataclasses.replace(graph, nodes=nodes)
+
+
+def convolutions(graph: Graph) -> Graph:
+    """Convolutions on parameters, with the batch norm after them -> native::conv."""
+
+    def plain(values: Values, node: Node) -> Any:
+        if node.op not in ("conv1d", "conv2d") or node.kwargs or not values.is_float(node.args[0]):
+            return None
+        given = [*node.args, *(None, 1, 0, 1, 1)[len(node.args) - 2 :]]
+        x, weight, bias, stride, padding, dilation, groups = given
+        dims = 1 if node.op == "conv1d" else 2
+        if not values.is_param(weight, dims + 2) or (bias is not None and not values.is_param(bias, 1)):
+            return None
+        if len(values.infos[x.name].shape) != dims + 2:
+            return None
+        args = (x, weight, bias, stride, padding, dilation, groups, None, "none", None)
+        return dataclasses.replace(node, op="native::conv", args=args), []
+
+    def folded(values: Values, node: Node) -> Any:
+        if node.op != "_native_batch_norm_legit_no_training":
+            return None
+        x, scale, shift, mean, variance, _, eps = node.args
+        conv = values.made_by(x, "native::conv")
+        if conv is None or conv.args[7:] != (None, "none", None) or not values.only_for(conv, node):
+            return None
+        if any(v is not None and not values.is_param(v, 1) for v in (scale, shift, mean, variance)):
+            return None
+        if any(name in values.kept or values.users.get(name) for name in node.outputs[1:]):
+            return None
+        args = (*conv.args[:7], (scale, shift, mean, variance, eps), "none", None)
+        return dataclasses.replace(conv, args=args, outputs=node.outputs[:1], infos=node.infos[:1]), [conv]
+
+    return rewritten(rewritten(graph, plain), folded)
+
+
+_ACTIVATIONS = ("relu", "gelu", "silu", "tanh", "sigmoid")
+
+
+def _activation(node: Node) -> str:
+    tanh = "tanh" in (*node.args[1:], node.kwargs.get("approximate"))
+    return "gelu_tanh" if node.op == "gelu" and tanh else node.op
+
+
+def _attends(node: Node) -> bool:
+    return node.op == "scaled_dot_product_attention"
+
+
+def _norm(node: Node, args: tuple[Any, ...]) -> Node:
+    return Node("native::norm", args, {}, (node.name, f"sum before {node.name}"), (node.infos[0], node.infos[0]))
+
+
+PASSES = (gates, linears, convolutions, residuals, activations, rms_norms, norms, projections, masks)
+"""In the order they run."""

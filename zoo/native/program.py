@@ -1,0 +1,196 @@
+"""Running a graph on the kernels: in Python the first time for inputs of some shapes, from a tape after that."""
+
+from __future__ import annotations
+
+import operator
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from zoo.errors import UnsupportedOp, ZooError
+from zoo.graph.ir import Graph, Ref, map_refs, param_ref, refs
+from zoo.native.tape import Tape, recording, unowned
+from zoo.ops import OPS
+
+__all__ = ["Program"]
+
+KEPT = 12
+"""Tapes that are kept, the least recently used goes first."""
+KEPT_BYTES = 1 << 29
+
+_SHAPE_ONLY = ("sym_size.int", "sym_numel")
+
+
+class _AnotherShape(Exception):
+    """A recorded operation's result has not the recorded shape."""
+
+
+class Program:
+    """A graph with each op's functions looked up.
+
+    Args:
+        graph: what to run.
+        direct: op -> a function whose work is done by recorded kernels, or NotImplemented for arguments it leaves.
+        resolve: op name -> the function for everything else; raises KeyError for an op that is not known.
+    """
+
+    def __init__(
+        self, graph: Graph, direct: Mapping[str, Callable[..., Any]], resolve: Callable[[str], Callable[..., Any]]
+    ) -> None:
+        last: dict[str, int] = {}
+        for position, node in enumerate(graph.nodes):
+            last.update((ref.name, position) for ref in refs((node.args, node.kwargs)))
+        kept = {ref.name for ref in graph.outputs.values()}
+        made = {name for node in graph.nodes for name in node.outputs}
+        self.graph = graph
+        self.steps = []
+        for position, node in enumerate(graph.nodes):
+            try:
+                function = resolve(node.op) if node.op in OPS else direct[node.op]
+            except KeyError:
+                where = f"node {node.name!r}"
+                raise UnsupportedOp("this backend lacks an operation", where=where, got=node.op) from None
+            used = {ref.name for ref in refs((node.args, node.kwargs))}
+            dead = [n for n in {*used, *node.outputs} & made if n not in kept and last.get(n, position) == position]
+            self.steps.append((node, direct.get(node.op), function, tuple(used), tuple(dead)))
+        self.lock = threading.Lock()
+        self.tapes: OrderedDict[Any, list[Tape]] = OrderedDict()
+        self.params: list[Any] = []
+        self.replayable = True
+
+    def __call__(self, params: Mapping[str, Any], inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        key = tuple((name, array.shape, array.dtype) for name, array in inputs.items())
+        tape = self._borrow(key, list(params.values()))
+        if tape is None:
+            tape = Tape() if self.replayable else None
+            outputs = self._record(params, inputs, tape)
+            if not self.replayable or tape is None:
+                return outputs
+            outputs = {name: array.copy() for name, array in outputs.items()}
+        else:
+            try:
+                outputs = tape.run(inputs)
+            except _AnotherShape:  # a shape depends on values: nothing can be recorded
+                self.replayable = False
+                return self._record(params, inputs, None)
+        self._give_back(key, tape, list(params.values()))
+        return outputs
+
+    def _borrow(self, key: Any, params: list[Any]) -> Tape | None:
+        """A tape that no other thread uses."""
+        with self.lock:
+            if len(params) != len(self.params) or not all(map(operator.is_, params, self.params)):
+                self.tapes.clear()  # they hold the old parameters' addresses
+                self.params = params
+            idle = self.tapes.get(key)
+            return idle.pop() if idle else None
+
+    def _give_back(self, key: Any, tape: Tape, params: list[Any]) -> None:
+        with self.lock:
+            if not all(map(operator.is_, params, self.params)):
+                return
+            self.tapes.setdefault(key, []).append(tape)
+            self.tapes.move_to_end(key)
+            while len(self.tapes) > 1 and (
+                len(self.tapes) > KEPT or sum(t.bytes() for idle in self.tapes.values() for t in idle) > KEPT_BYTES
+            ):
+                self.tapes.popitem(last=False)
+
+    def _record(
+        self, params: Mapping[str, Any], inputs: Mapping[str, np.ndarray], tape: Tape | None
+    ) -> dict[str, np.ndarray]:
+        values: dict[str, Any] = dict(self.graph.constants)
+        for param in self.graph.params.values():
+            for name in (param.name, *param.aliases):
+                values[param_ref(name)] = params[param.name]
+        # what the inputs' values (not only their shapes) reach: the rest is computed once
+        varying = set(inputs)
+        if tape is None:
+            values.update(inputs)
+        else:
+            tape.inputs = {name: array.copy() for name, array in inputs.items()}
+            values.update(tape.inputs)
+
+        def value(ref: Ref) -> Any:
+            return values[ref.name]
+
+        for node, direct, function, used, dead in self.steps:
+            varies = not varying.isdisjoint(used) and node.op not in _SHAPE_ONLY
+            if varies and node.infos[0].dtype == "size":
+                self.replayable, tape = False, None
+            args, kwargs = map_refs(value, node.args), map_refs(value, node.kwargs)
+            try:
+                with recording(tape if varies else None):
+                    result = NotImplemented if direct is None else direct(*args, **kwargs)
+                if result is NotImplemented:
+                    with recording(None):
+                        result = function(*args, **kwargs)
+                    if varies and tape is not None:
+                        result = _again(tape, function, args, kwargs, result)
+            except ZooError:
+                raise
+            except Exception as error:
+                shapes = ", ".join(
+                    f"{r.name}: {_described(values.get(r.name))}" for r in refs((node.args, node.kwargs))
+                )
+                error.add_note(f"in node {node.name!r} ({node.op}) of the graph, inputs {shapes}")
+                raise
+            if varies:
+                varying.update(node.outputs)
+            if len(node.outputs) == 1 and not isinstance(result, (tuple, list)):
+                values[node.outputs[0]] = result
+            else:
+                values.update(zip(node.outputs, result, strict=False))
+            args = kwargs = result = None
+            for name in dead:
+                values.pop(name, None)
+        outputs = {name: np.asarray(values[ref.name]) for name, ref in self.graph.outputs.items()}
+        if tape is not None:
+            tape.finish(outputs)
+        return outputs
+
+
+def _again(tape: Tape, function: Any, args: Any, kwargs: Any, result: Any) -> Any:
+    """Record a function of NumPy's: its results are copied to where they were the first time. A view needs nothing."""
+    several = isinstance(result, (tuple, list))
+    given = [x for x in _arrays((args, kwargs)) if x.size]
+    fixed = [x if isinstance(x, np.ndarray) else np.asarray(x) for x in (result if several else (result,))]
+    if all(any(np.may_share_memory(x, y) for y in given) for x in fixed):
+        return result
+    # a result that shares memory with an argument must not be written over
+    fixed = [x.copy() if any(np.may_share_memory(x, y) for y in given) else x for x in fixed]
+    fixed = [x if x.flags.writeable else x.copy() for x in fixed]
+
+    def run() -> None:
+        new = function(*held[0], **held[1])
+        for to, value in zip(fixed, new if several else (new,), strict=True):
+            if np.shape(value) != to.shape:
+                raise _AnotherShape
+            np.copyto(to, value)
+
+    held = _map(unowned, args), _map(unowned, kwargs)
+    tape.segments.append((run, ()))
+    return type(result)(fixed) if several else fixed[0]
+
+
+def _arrays(tree: Any) -> list[np.ndarray]:
+    if isinstance(tree, np.ndarray):
+        return [tree]
+    if isinstance(tree, dict):
+        tree = tuple(tree.values())
+    return [x for item in tree for x in _arrays(item)] if isinstance(tree, (tuple, list)) else []
+
+
+def _map(function: Callable[[Any], Any], tree: Any) -> Any:
+    if isinstance(tree, (tuple, list)):
+        return tuple(_map(function, item) for item in tree)
+    if isinstance(tree, dict):
+        return {key: _map(function, item) for key, item in tree.items()}
+    return function(tree)
+
+
+def _described(x: Any) -> str:
+    return f"{getattr(x, 'dtype', '')}{tuple(getattr(x, 'shape', ()))}"
