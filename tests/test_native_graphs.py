@@ -1,0 +1,150 @@
+"""Graphs on the native engine: what passes join computes the same, and a recorded run is right for other values."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+from tolerances import TOLERANCES
+
+from zoo.backends import native
+from zoo.graph.ir import Graph, Input, Node, Ref, ValueInfo
+from zoo.model import prepare_inputs
+from zoo.native import passes
+
+PER_TYPE = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in tiny.TYPES]
+
+
+@pytest.mark.parametrize("model_type", PER_TYPE)
+def test_a_recorded_run_is_right_for_other_values(captured: Callable[..., Any], model_type: str) -> None:
+    graph, params = captured(model_type)
+    run = native.compile_graph(graph)
+    first, second = (
+        prepare_inputs(graph.inputs, graph.symbols, tiny.inputs(model_type, 2, 7, seed=seed)) for seed in (0, 1)
+    )
+    for name in second:  # another row is padded
+        if name.endswith("attention_mask"):
+            second[name] = second[name][::-1].copy()
+    recorded = run(params, first)
+    replayed = run(params, second)
+    fresh = native.compile_graph(graph)(params, second)
+    again = run(params, first)
+    for name in fresh:
+        assert np.array_equal(replayed[name], fresh[name], equal_nan=True), name
+        assert np.array_equal(again[name], recorded[name], equal_nan=True), name
+
+
+FIRES = {
+    "bert": {"native::linear": 9, "native::norm": 5, "native::attention": 2, "native::mask": 1},
+    "llama": {"native::linear": 8, "native::norm": 5, "native::gated": 2, "native::attention": 2, "native::mask": 1},
+    "resnet": {"native::conv": 16},
+    "t5": {"native::norm": 15},
+}
+"""Model type -> how often each joined node stands in its graph."""
+
+
+@pytest.mark.parametrize("model_type", [pytest.param(n, marks=pytest.mark.xdist_group(n)) for n in FIRES])
+def test_passes_fire_and_change_nothing(
+    captured: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, model_type: str
+) -> None:
+    graph, params = captured(model_type)
+    joined = passes.fused(graph)
+    counts = joined.op_counts()
+    assert {op: counts.get(op, 0) for op in FIRES[model_type]} == FIRES[model_type]
+    assert not {"linear", "gelu", "silu", "layer_norm", "_native_batch_norm_legit_no_training"} & counts.keys()
+    inputs = prepare_inputs(graph.inputs, graph.symbols, tiny.inputs(model_type, 3, 9))
+    got = native.compile_graph(graph)(params, inputs)
+    monkeypatch.setattr(native, "fused", lambda graph: graph)
+    plain = native.compile_graph(graph)(params, inputs)
+    for name in plain:
+        agree(got[name], plain[name])
+
+
+def agree(got: np.ndarray, expected: np.ndarray) -> None:
+    limit = TOLERANCES["native", "float32"] * np.abs(expected).max()
+    assert got.shape == expected.shape and np.abs(got - expected).max() <= limit
+
+
+def test_queries_keys_and_values_are_one_product(captured: Callable[..., Any]) -> None:
+    graph, _ = captured("bert")
+    joined = passes.projections(passes.linears(graph))
+    three = [node for node in joined.nodes if len(node.outputs) == 3]
+    assert len(three) == 2 and all(len(node.args[1]) == 3 for node in three)
+
+
+def test_a_sum_that_others_need_stays(captured: Callable[..., Any]) -> None:
+    """llama's sums of the residual stream go into the next sum, too."""
+    graph, params = captured("llama")
+    joined = passes.fused(graph)
+    wanted = {ref.name for node in joined.nodes for ref in passes.refs((node.args, node.kwargs))}
+    made = {name for node in joined.nodes for name in node.outputs}
+    own = {item.name for item in graph.inputs} | graph.constants.keys() | {f"p:{name}" for name in params}
+    assert wanted <= made | own
+    assert [len(set(node.outputs)) for node in joined.nodes] == [len(node.outputs) for node in joined.nodes]
+
+
+def graph_of(*nodes: Node, inputs: tuple[Input, ...], output: str) -> Graph:
+    return Graph(inputs, {}, {}, list(nodes), {"out": Ref(output)}, {"n": (1, None)})
+
+
+def test_a_shape_that_depends_on_values_is_never_recorded() -> None:
+    info = (ValueInfo("float32", ("m",)),)
+    graph = graph_of(
+        Node("gt.Scalar", (Ref("x"), 0), {}, ("mask",), (ValueInfo("bool", ("n",)),)),
+        Node("masked_select", (Ref("x"), Ref("mask")), {}, ("picked",), info),
+        Node("exp", (Ref("picked"),), {}, ("out",), info),
+        inputs=(Input("x", "float32", ("n",)),),
+        output="out",
+    )
+    run = native.compile_graph(graph)
+    for seed in range(4):
+        x = np.random.default_rng(seed).standard_normal(9).astype(np.float32)
+        agree(run({}, {"x": x})["out"], np.exp(x[x > 0]))
+
+
+def test_other_parameters_are_other_results(captured: Callable[..., Any]) -> None:
+    graph, params = captured("bert")
+    run = native.compile_graph(graph)
+    inputs = prepare_inputs(graph.inputs, graph.symbols, tiny.inputs("bert", 2, 7))
+    before = run(params, inputs)
+    doubled = {name: array * np.float32(2) for name, array in params.items()}
+    after = run(doubled, inputs)
+    expected = native.compile_graph(graph)(doubled, inputs)
+    for name in before:
+        assert np.array_equal(after[name], expected[name]) and not np.array_equal(after[name], before[name])
+        assert np.array_equal(run(params, inputs)[name], before[name])
+
+
+def test_threads_share_a_model(captured: Callable[..., Any]) -> None:
+    graph, params = captured("bert")
+    run = native.compile_graph(graph)
+    feeds = [prepare_inputs(graph.inputs, graph.symbols, tiny.inputs("bert", 2, 7, seed=s)) for s in range(4)]
+    expected = [native.compile_graph(graph)(params, feed) for feed in feeds]
+    wrong: list[int] = []
+
+    def work(index: int) -> None:
+        for _ in range(20):
+            got = run(params, feeds[index])
+            if any(not np.array_equal(got[name], expected[index][name]) for name in got):
+                wrong.append(index)
+
+    workers = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong
+
+
+def test_an_id_outside_the_table_is_an_error_in_a_recorded_run(captured: Callable[..., Any]) -> None:
+    graph, params = captured("bert")
+    run = native.compile_graph(graph)
+    inputs = dict(prepare_inputs(graph.inputs, graph.symbols, tiny.inputs("bert", 2, 7)))
+    run(params, inputs)
+    inputs["input_ids"] = inputs["input_ids"] + 1000
+    with pytest.raises(IndexError, match="rows"):
+        run(params, inputs)
