@@ -14,7 +14,7 @@ export PIP_BUILD_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format graphs bench wheel clean distclean
+.PHONY: help setup run test lint format graphs bench sanitize wheel clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,13 @@ graphs: $(READY) ## rebuild the packaged graphs
 
 bench: $(READY) ## run every benchmarks/bench_*.py
 	@set -e; for script in $(sort $(wildcard benchmarks/bench_*.py)); do echo "==> $$script"; $(PY) $$script; done
+
+sanitize: ## run the kernels under address, undefined-behaviour and thread sanitizers
+	@set -e; for kinds in address,undefined thread; do \
+		folder=build/sanitize-$${kinds%,*}; echo "==> $$kinds"; \
+		cmake -S . -B $$folder -DZOO_SANITIZE=$$kinds -DCMAKE_BUILD_TYPE=Release >/dev/null; \
+		cmake --build $$folder --parallel 2 >/dev/null; $$folder/kernel_test; \
+	done
 
 wheel: $(READY) ## build the wheel into dist/
 	$(PY) -m build --wheel

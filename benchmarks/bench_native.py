@@ -95,11 +95,11 @@ def onnx_session(model: torch.nn.Module, folder: Path):
     import onnxruntime
 
     ids = torch.ones(2, 8, dtype=torch.int64)
-    axes = {0: "batch", 1: "sequence"}
     names = ["input_ids", "attention_mask"]
+    axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence", max=512)}
     torch.onnx.export(
-        model, (ids, ids), folder / "model.onnx", input_names=names, output_names=["last_hidden_state"], dynamo=False,
-        dynamic_axes=dict.fromkeys([*names, "last_hidden_state"], axes), opset_version=17,
+        model, kwargs=dict.fromkeys(names, ids), f=folder / "model.onnx", input_names=names, dynamo=True,
+        output_names=["last_hidden_state"], dynamic_shapes=dict.fromkeys(names, axes),
     )  # fmt: skip
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1

@@ -1,0 +1,160 @@
+// Kernels on odd shapes and several threads, for the sanitizers: memory of exactly the size that the ABI asks for, and
+// sums checked against a plain loop. Exit code 0 if all agree.
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include <thread>
+#include <vector>
+
+#include "../zoo_native.h"
+
+namespace {
+
+int failures = 0;
+unsigned state = 1;
+
+float number() { return (float)((state = state * 1664525u + 1013904223u) >> 8) / (float)(1 << 24) - 0.5f; }
+
+std::vector<float> numbers(size_t n) {
+    std::vector<float> v(n);
+    for (float& x : v) x = number();
+    return v;
+}
+
+void check(const char* what, const std::vector<float>& got, const std::vector<double>& want) {
+    for (size_t i = 0; i < want.size(); ++i)
+        if (!(fabs(got[i] - want[i]) <= 1e-4 * (1 + fabs(want[i])))) {
+            printf("%s on %s: %g is not %g at %zu\n", what, zoo_get_isa(), got[i], want[i], i);
+            ++failures;
+            return;
+        }
+}
+
+void linear(int64_t m, int64_t k, int64_t n) {
+    auto a = numbers(m * k), w = numbers(n * k), bias = numbers(n), c = numbers(m * n);
+    zoo_packed* packed = zoo_pack_right(w.data(), k, n, 1, k);
+    zoo_linear_args args{a.data(), m, k, k, packed, bias.data(), nullptr, 0, c.data(), n, ZOO_RELU};
+    if (zoo_linear(&args)) ++failures;
+    std::vector<double> want(m * n);
+    for (int64_t i = 0; i < m; ++i)
+        for (int64_t j = 0; j < n; ++j) {
+            double sum = bias[j];
+            for (int64_t p = 0; p < k; ++p) sum += (double)a[i * k + p] * w[j * k + p];
+            want[i * n + j] = sum > 0 ? sum : 0;
+        }
+    check("linear", c, want);
+    zoo_packed_free(packed);
+}
+
+void attention(int64_t heads, int64_t queries, int64_t keys, int64_t width) {
+    auto q = numbers(heads * queries * width), k = numbers(heads * keys * width), v = numbers(heads * keys * width);
+    auto out = numbers(heads * queries * width), added = numbers(queries * keys);
+    zoo_mask mask{added.data(), {0, 0, keys, 1}, 0};
+    zoo_attention_args args{q.data(), k.data(), v.data(), &mask, out.data(), 1, heads, 1, queries, keys, width, width,
+                            {0, queries * width, width}, {0, keys * width, width}, {0, keys * width, width},
+                            {0, queries * width, width}, 0.5f};
+    if (zoo_attention(&args)) ++failures;
+    std::vector<double> want(out.size());
+    for (int64_t h = 0; h < heads; ++h)
+        for (int64_t t = 0; t < queries; ++t) {
+            double total = 0;
+            std::vector<double> row(width);
+            for (int64_t s = 0; s < keys; ++s) {
+                double score = 0;
+                for (int64_t d = 0; d < width; ++d) score += q[(h * queries + t) * width + d] * k[(h * keys + s) * width + d];
+                double p = exp(score * 0.5 + added[t * keys + s]);
+                total += p;
+                for (int64_t d = 0; d < width; ++d) row[d] += p * v[(h * keys + s) * width + d];
+            }
+            for (int64_t d = 0; d < width; ++d) want[(h * queries + t) * width + d] = row[d] / total;
+        }
+    check("attention", out, want);
+}
+
+void rows(int64_t n, int64_t cols) {
+    auto x = numbers(n * cols), y = numbers(n * cols), out = numbers(n * cols), sum = numbers(n * cols);
+    zoo_norm_args norm{x.data(), y.data(), x.data(), y.data(), sum.data(), out.data(), n, cols, cols, cols, 1e-5f, 0};
+    zoo_softmax_args softmax{x.data(), out.data(), n, cols};
+    zoo_unary_args unary{x.data(), out.data(), n * cols, ZOO_GELU};
+    zoo_binary_args binary{x.data(), y.data(), out.data(), {1, 1, 1, 1, n, cols}, {0, 0, 0, 0, cols, 1}, {0, 0, 0, 0, 0, 1}, ZOO_ADD};
+    zoo_step steps[] = {{(int (*)(const void*))zoo_norm, &norm}, {(int (*)(const void*))zoo_softmax, &softmax},
+                        {(int (*)(const void*))zoo_unary, &unary}, {(int (*)(const void*))zoo_binary, &binary}};
+    int64_t failed = -1;
+    if (zoo_run(steps, 4, &failed)) ++failures;
+    std::vector<double> want(n * cols);
+    for (int64_t i = 0; i < n * cols; ++i) want[i] = x[i] + y[i % cols];
+    check("binary", out, want);
+}
+
+void conv(int64_t channels, int64_t size, int64_t out_channels, int64_t kernel, int64_t stride, int64_t pad) {
+    int64_t out_size = (size + 2 * pad - kernel) / stride + 1, taps = channels * kernel * kernel;
+    auto x = numbers(channels * size * size), w = numbers(out_channels * taps), out = numbers(out_channels * out_size * out_size);
+    zoo_packed* packed = zoo_pack_left(w.data(), 1, out_channels, taps);
+    zoo_conv_args args{x.data(), packed, nullptr, nullptr, out.data(), 1, channels, size, size, out_channels, 1,
+                       {kernel, kernel}, {stride, stride}, {pad, pad}, {1, 1}, {out_size, out_size}, ZOO_NONE};
+    if (zoo_conv(&args)) ++failures;
+    std::vector<double> want(out.size());
+    for (int64_t o = 0; o < out_channels; ++o)
+        for (int64_t oh = 0; oh < out_size; ++oh)
+            for (int64_t ow = 0; ow < out_size; ++ow) {
+                double sum = 0;
+                for (int64_t t = 0; t < taps; ++t) {
+                    int64_t c = t / (kernel * kernel), h = oh * stride - pad + t / kernel % kernel, v = ow * stride - pad + t % kernel;
+                    if (h >= 0 && h < size && v >= 0 && v < size) sum += (double)x[(c * size + h) * size + v] * w[o * taps + t];
+                }
+                want[(o * out_size + oh) * out_size + ow] = sum;
+            }
+    check("conv", out, want);
+    auto pooled = numbers(channels * (size / 2) * (size / 2));
+    zoo_pool_args pool{x.data(), pooled.data(), channels, size, size, {2, 2}, {2, 2}, {0, 0}, {size / 2, size / 2}, 0};
+    auto same = numbers(x.size());
+    zoo_depthwise_args depthwise{x.data(), w.data(), nullptr, same.data(), 1, channels, size, size,
+                                 {3, 3}, {1, 1}, {1, 1}, {1, 1}, {size, size}, ZOO_SILU};
+    if (zoo_pool(&pool) || (out_channels * taps >= channels * 9 && zoo_depthwise(&depthwise))) ++failures;
+    zoo_packed_free(packed);
+}
+
+void all() {
+    for (int64_t m : {1, 5, 14, 31})
+        for (int64_t n : {1, 17, 33, 64}) linear(m, 3 * m + 7, n);
+    linear(3, 600, 5);
+    attention(2, 3, 9, 5);
+    attention(3, 40, 300, 19);
+    for (int64_t cols : {1, 15, 16, 17, 100}) rows(7, cols);
+    rows(300, 200);
+    conv(3, 11, 5, 3, 2, 1);
+    conv(8, 9, 20, 1, 1, 0);
+}
+
+}  // namespace
+
+int main() {
+    for (const char* isa : {"base", "avx2", "avx512"}) {
+        if (zoo_set_isa(isa)) {
+            printf("no %s here\n", isa);
+            continue;
+        }
+        for (int64_t threads : {1, 3}) {
+            zoo_set_threads(threads);
+            all();
+        }
+        printf("%s done\n", isa);
+    }
+    // callers at once: one has the pool, the other runs on its own
+    zoo_packed* packed;
+    auto w = numbers(64 * 64), x = numbers(200 * 64);
+    packed = zoo_pack_right(w.data(), 64, 64, 1, 64);
+    auto work = [&] {
+        std::vector<float> c(200 * 64);
+        zoo_linear_args args{x.data(), 200, 64, 64, packed, nullptr, nullptr, 0, c.data(), 64, ZOO_GELU};
+        for (int i = 0; i < 50; ++i)
+            if (zoo_linear(&args)) abort();
+    };
+    std::thread other(work);
+    work();
+    other.join();
+    zoo_packed_free(packed);
+    if (failures) printf("%d failed\n", failures);
+    return failures != 0;
+}
