@@ -13,36 +13,53 @@ struct Conv {
     bool failed;
 };
 
+// Pixels of a panel that lie side by side in one row of the output.
+struct Run {
+    int64_t at, oh, ow, length;
+};
+
+// One tap of a run of pixels: numbers of the input's row `step` apart, 0 beyond its ends.
+ZOO_INLINE void gather_run(const float* row, int64_t width, int64_t iw, int64_t step, int64_t length, float* out) {
+    if (step == 1 && iw >= 0 && iw + length <= width) {
+        if (length == NR)
+            for (int j = 0; j < NV; ++j) store(out + j * W, load(row + iw + j * W));
+        else
+            for (int64_t j = 0; j < length; ++j) out[j] = row[iw + j];
+        return;
+    }
+    for (int64_t j = 0; j < length; ++j, iw += step) out[j] = iw >= 0 && iw < width ? row[iw] : 0;
+}
+
 // [count][NR]: taps from tap0 on (over channels of a group, kernel rows, kernel columns) of the pixels from pixel0 on.
 static void gather(const zoo_conv_args& x, const float* image, int64_t tap0, int64_t count, int64_t pixel0, int64_t n, float* out) {
-    const int64_t KH = x.kernel[0], KW = x.kernel[1], OW = x.out_size[1];
-    for (int64_t t = tap0; t < tap0 + count; ++t, out += NR) {
-        const int64_t kw = t % KW, kh = t / KW % KH;
-        const float* plane = image + t / (KW * KH) * x.height * x.width;
-        int64_t p = 0;
-        while (p < n) {  // a run of pixels in one row of the output
-            const int64_t oh = (pixel0 + p) / OW, ow = (pixel0 + p) % OW, run = least(n - p, OW - ow);
-            const int64_t ih = oh * x.stride[0] - x.pad_before[0] + kh * x.dilation[0];
-            const int64_t iw = ow * x.stride[1] - x.pad_before[1] + kw * x.dilation[1];
-            if (ih < 0 || ih >= x.height) {
-                for (int64_t j = 0; j < run; ++j) out[p + j] = 0;
-            } else {
-                const float* row = plane + ih * x.width;
-                if (x.stride[1] == 1 && iw >= 0 && iw + run <= x.width) {
-                    if (run == NR)
-                        for (int j = 0; j < NV; ++j) store(out + j * W, load(row + iw + j * W));
-                    else
-                        for (int64_t j = 0; j < run; ++j) out[p + j] = row[iw + j];
-                } else {
-                    for (int64_t j = 0; j < run; ++j) {
-                        const int64_t at = iw + j * x.stride[1];
-                        out[p + j] = at >= 0 && at < x.width ? row[at] : 0;
-                    }
-                }
-            }
-            p += run;
+    const int64_t KH = x.kernel[0], KW = x.kernel[1], OW = x.out_size[1], area = x.height * x.width;
+    if (KH == 1 && KW == 1 && x.stride[0] == 1 && x.stride[1] == 1 && x.pad_before[0] == 0 && x.pad_before[1] == 0 &&
+        x.out_size[0] * OW == area) {
+        pack_panel(image + tap0 * area + pixel0, area, 1, n, count, out);
+        return;
+    }
+    Run runs[NR];
+    int64_t many = 0;
+    for (int64_t p = 0; p < n; p += runs[many++].length) {
+        const int64_t oh = (pixel0 + p) / OW, ow = (pixel0 + p) % OW;
+        runs[many] = {p, oh * x.stride[0] - x.pad_before[0], ow * x.stride[1] - x.pad_before[1], least(n - p, OW - ow)};
+    }
+    int64_t kw = tap0 % KW, kh = tap0 / KW % KH;
+    const float* plane = image + tap0 / (KW * KH) * area;
+    for (int64_t t = 0; t < count; ++t, out += NR) {
+        for (int64_t r = 0; r < many; ++r) {
+            const int64_t ih = runs[r].oh + kh * x.dilation[0], length = runs[r].length;
+            float* to = out + runs[r].at;
+            if (ih < 0 || ih >= x.height)
+                for (int64_t j = 0; j < length; ++j) to[j] = 0;
+            else
+                gather_run(plane + ih * x.width, x.width, runs[r].ow + kw * x.dilation[1], x.stride[1], length, to);
         }
-        for (; p < NR; ++p) out[p] = 0;
+        for (int64_t p = n; p < NR; ++p) out[p] = 0;
+        if (++kw == KW) {
+            kw = 0;
+            if (++kh == KH) kh = 0, plane += area;
+        }
     }
 }
 

@@ -144,9 +144,14 @@ ZOO_INLINE void pack_tile(const float* a, int64_t lda, int64_t step, int64_t row
 // One panel of the right-hand side, [k][NR], zeros beyond cols.
 static void pack_panel(const float* b, int64_t stride_k, int64_t stride_n, int64_t cols, int64_t k, float* out) {
     if (stride_n == 1) {
+        if (cols == NR) {
+            for (int64_t p = 0; p < k; ++p, b += stride_k, out += NR)
+                for (int j = 0; j < NV; ++j) store(out + j * W, load(b + j * W));
+            return;
+        }
         for (int64_t p = 0; p < k; ++p, b += stride_k, out += NR) {
             memcpy(out, b, sizeof(float) * cols);
-            if (cols < NR) memset(out + cols, 0, sizeof(float) * (NR - cols));
+            memset(out + cols, 0, sizeof(float) * (NR - cols));
         }
         return;
     }
