@@ -53,7 +53,7 @@ def record(name: str, result: Any) -> Path:
 
 def environment() -> dict[str, Any]:
     versions = {}
-    for package in ("torch", "tensorflow-cpu", "jax", "keras", "transformers", "numpy"):
+    for package in ("torch", "tensorflow-cpu", "jax", "keras", "transformers", "numpy", "onnxruntime"):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:

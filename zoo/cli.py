@@ -31,7 +31,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-_Backend = Annotated[str, typer.Option("--backend", "-b", help="torch, jax, tensorflow, keras or numpy.")]
+_Backend = Annotated[str, typer.Option("--backend", "-b", help="torch, jax, tensorflow, keras, numpy or native.")]
 _AnyBackend = Annotated[str | None, typer.Option("--backend", "-b", help="Only models that load on it here.")]
 _Task = Annotated[str | None, typer.Option("--task", "-t", help="By the hub's name, such as fill-mask.")]
 _Json = Annotated[bool, typer.Option("--json", help="Write JSON.")]
@@ -66,7 +66,7 @@ def list_models(backend: _AnyBackend = None, task: _Task = None, as_json: _Json 
     if as_json:
         _write_json([model.to_json() for model in models])
         return
-    from zoo.backends import BACKENDS, installed
+    from zoo.backends import BACKENDS, how_to_install, installed
 
     # plain text: drawing a table with rich would take as long as all the rest
     rows = [("name", "type", "task", "parameters", "graph")]
@@ -78,7 +78,7 @@ def list_models(backend: _AnyBackend = None, task: _Task = None, as_json: _Json 
         name, kind, served, count, graph = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         print(f"{name}  {kind}  {served}  {count.strip():>{widths[3]}}  {graph.rstrip()}")
     here = [name for name in BACKENDS if installed(name)]
-    lacking = [f"{name} (pip install 'anyzoo[{name}]')" for name in BACKENDS if name not in here]
+    lacking = [f"{name} ({how_to_install(name)})" for name in BACKENDS if name not in here]
     print(f"\n{len(models)} models. Frameworks here: {', '.join(here)}")
     if lacking:
         print(f"Not installed: {', '.join(lacking)}")

