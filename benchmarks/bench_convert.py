@@ -1,15 +1,13 @@
-"""`zoo convert` on a checkpoint of 2 GB: speed as a ratio to `cp` in the same run, memory, and what kill -9 leaves.
+"""`zoo convert` on a checkpoint of 2 GB: speed as a ratio to `cp` in the same run, and memory.
 
     python benchmarks/bench_convert.py [--model xlm-roberta-large] [--rounds 3] [--sample]
-    python benchmarks/bench_convert.py --kills 50
 
 The checkpoint has the shapes of a registered model and random values. `cp` (then fsync) and every conversion take
 turns; each is a process of its own, its source is in the page cache, and what it wrote is deleted before the next.
 Seconds: "all" is the whole call of zoo.convert, the graph's loading and the flushing to the disk included, but not
 Python's start and the imports; "tensors" is from the moment when the first tensor is read. Memory above that after
 the imports: "rss" is VmHWM, which counts mapped pages of the source; "anonymous" leaves those out (RssAnon, sampled).
---kills ends a conversion (of a small checkpoint in shards, over an older output) at random moments and looks at what
-is left; --sample takes a model of 70 MB.
+--sample takes a model of 70 MB. What a kill leaves is looked at by tests/kills.py.
 """
 
 from __future__ import annotations
@@ -19,21 +17,18 @@ import hashlib
 import json
 import math
 import os
-import random
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from common import record
 
-from converters import open_checkpoint
 from zoo import registry
 from zoo.loading import graph_for
 
@@ -80,14 +75,10 @@ def main() -> None:
     parser.add_argument("--model", default=LARGE)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sample", action="store_true")
-    parser.add_argument("--kills", type=int, default=0)
-    parser.add_argument("--folder", type=Path, help="where to make the files; the system's temporary folder if left out")
+    parser.add_argument("--folder", type=Path, help="where to make the files")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="zoo-convert-", dir=options.folder) as folder:
-        if options.kills:
-            kill_often(Path(folder), options.kills)
-        else:
-            compare(Path(folder), SAMPLE if options.sample else options.model, options.rounds, options.sample)
+        compare(Path(folder), SAMPLE if options.sample else options.model, options.rounds, options.sample)
 
 
 def compare(folder: Path, model: str, rounds: int, sample: bool) -> None:
@@ -148,9 +139,7 @@ def convert(source: Path, out: Path, to: str) -> dict[str, Any]:
     for path in source.iterdir():
         digest(path)
     os.sync()
-    run = subprocess.run(
-        [sys.executable, "-c", CHILD, source, out, to], check=True, stdout=subprocess.PIPE, text=True
-    )
+    run = subprocess.run([sys.executable, "-c", CHILD, source, out, to], check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, Any] = json.loads(run.stdout.strip().splitlines()[-1])
     assert not found["nans"]
     return found
