@@ -24,7 +24,7 @@ from typing import Any
 
 os.environ.update(TF_CPP_MIN_LOG_LEVEL="3", KERAS_BACKEND="tensorflow")
 
-import torch  # noqa: F401  # before TensorFlow: the other order has crashed
+import torch  # before TensorFlow: the other order has crashed
 
 # isort: split
 import numpy as np
@@ -72,6 +72,9 @@ class Row:
             form = checkpoint.format
         self.facts |= {"form": form, "dialect": done.dialect, "tensors": len(done.names), "left out": len(done.dropped)}
         self.facts["seconds to convert and verify"] = round(time.perf_counter() - started, 1)
+        direct, package = zoo.load(source, "torch", **options).params, self.load("torch").params
+        right = direct.keys() == package.keys() and all(torch.equal(direct[name], package[name]) for name in direct)
+        self.check("loads as it is", right, f"{len(direct)} parameters, the same as the package's")
         self.check("converted", done.verified == "every tensor and the outputs", f"{done.verified} compared")
 
     def load(self, backend: str, **options: Any) -> Any:
@@ -105,7 +108,9 @@ def minilm(row: Row) -> None:
     for name, array in values(row.package).items():
         differences = np.abs(halves[name] - array)
         worst = max(worst, float(differences.max()))
-        nearest &= bool((differences <= np.spacing(halves[name].astype(np.float16)).astype(np.float64) / 2).all())
+        nearest &= bool(
+            (differences <= np.spacing(np.abs(halves[name]).astype(np.float16)).astype(np.float64) / 2).all()
+        )
     row.check("float16 copy", float(f"{worst:.1e}") <= FP16, f"largest difference {worst:.3e}, two digits of {FP16:g}")
     row.check("float16 copy, each value", nearest, "at most half a unit in the last place away")
     for form in ("torch", "tf-h5", "flax", "npz", "gguf"):
@@ -193,6 +198,9 @@ def stories(row: Row) -> None:
 def resnet50(row: Row) -> None:
     folder = file_of("resnet50", "ResNet50")
     row.convert(folder)
+    shards = sorted(folder.glob("*.bin"))
+    row.facts["sha256 of the shards"] = {path.name: sha256(path) for path in shards}
+    row.facts["bytes"] = sum(path.stat().st_size for path in shards)
     images = {photo: caffe(pixels(photo, 224)) for photo in PHOTOS}
     labels(row, images, original_resnet(folder))
 
@@ -227,7 +235,10 @@ def dinov2(row: Row) -> None:
     mean, std = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
     crops = [pixels(photo, 518, corner, 300) for photo in PHOTOS for corner in ((0, 0), (100, 300))]
     images = ((np.stack(crops) / 255 - mean) / std).transpose(0, 3, 1, 2).astype(np.float32)
-    tokens = unit(row.outputs({"pixel_values": images})["pooler_output"])
+    pooled = row.outputs({"pixel_values": images})["pooler_output"]
+    worst = relative(pooled, original_dinov2(file_of("dinov2", "dinov2s.pt"), images))
+    row.check("its authors' network", worst <= LIMIT, f"relative difference {worst:.1e}")
+    tokens = unit(pooled)
     cosines = tokens @ tokens.T
     inside, across = min(cosines[0, 1], cosines[2, 3]), cosines[:2, 2:].max()
     got = f"cosine of two crops of one photo at least {inside:.3f}, of two photos at most {across:.3f}"
@@ -310,7 +321,7 @@ TRASTUZUMAB = (
 )
 
 PHOTOS: dict[str, set[str]] = {"china": {"palace", "monastery", "stupa"}, "flower": set()}
-"""scikit-learn's two photographs -> labels that are right: a Chinese hall. A dahlia has none among the 1000."""
+"""scikit-learn's two photographs -> labels that are right: a tower in China; a dahlia is none of the 1000."""
 
 
 def main() -> None:
@@ -433,6 +444,31 @@ def original_squeezenet(file: Path) -> Any:
         for name, layer in convolutions.items():
             layer.set_weights([opened[f"{name}/{name}_{leaf}:0"][()] for leaf in "Wb"])
     return model
+
+
+def original_dinov2(file: Path, images: np.ndarray) -> np.ndarray:
+    """The class token as dinov2/models/vision_transformer.py computes it, from the file's own names, in float64."""
+    state = {name: tensor.double() for name, tensor in torch.load(file, "cpu", weights_only=True).items()}
+    functions = torch.nn.functional
+
+    def of(name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        return state[f"{name}.weight"], state[f"{name}.bias"]
+
+    def norm(name: str, x: torch.Tensor) -> torch.Tensor:
+        return functions.layer_norm(x, x.shape[-1:], *of(name), eps=1e-6)
+
+    x = functions.conv2d(torch.tensor(images).double(), *of("patch_embed.proj"), stride=14).flatten(2).transpose(1, 2)
+    batch = len(images)
+    x = torch.cat([state["cls_token"].expand(batch, -1, -1), x], 1) + state["pos_embed"]
+    x = torch.cat([x[:, :1], state["register_tokens"].expand(batch, -1, -1), x[:, 1:]], 1)
+    for block in (f"blocks.{number}" for number in range(12)):
+        mixed = functions.linear(norm(f"{block}.norm1", x), *of(f"{block}.attn.qkv"))
+        query, key, value = mixed.reshape(batch, -1, 3, 6, 64).permute(2, 0, 3, 1, 4)
+        attended = functions.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        x = x + state[f"{block}.ls1.gamma"] * functions.linear(attended, *of(f"{block}.attn.proj"))
+        hidden = functions.gelu(functions.linear(norm(f"{block}.norm2", x), *of(f"{block}.mlp.fc1")))
+        x = x + state[f"{block}.ls2.gamma"] * functions.linear(hidden, *of(f"{block}.mlp.fc2"))
+    return norm("norm", x)[:, 0].numpy()
 
 
 def caffe(image: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ import re
 import secrets
 import shutil
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,7 +43,8 @@ def replacing(path: Path) -> Iterator[Path]:
     work, lock = _workplace(path)
     fresh = work / path.name
     try:
-        yield fresh
+        with _flushing(work):
+            yield fresh
         _sync(fresh)
         _swap(fresh, path)
         _sync_folder(path.parent)
@@ -50,6 +52,37 @@ def replacing(path: Path) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
         if lock is not None:
             os.close(lock)
+
+
+@contextmanager
+def _flushing(folder: Path) -> Iterator[None]:
+    """Flushes what is written in the folder while more is written: the disk need not wait for the end."""
+    over = threading.Event()
+
+    def flush() -> None:
+        while not over.wait(_PAUSE):
+            try:
+                for path in folder.rglob("*"):
+                    fd = os.open(path, os.O_RDONLY)
+                    try:
+                        getattr(os, "fdatasync", os.fsync)(fd)
+                    finally:
+                        os.close(fd)
+            except OSError:
+                pass  # something is gone already, or cannot be flushed: `_sync` is what counts
+
+    thread = threading.Thread(target=flush, daemon=True)
+    if os.name == "posix":
+        thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        if thread.is_alive():
+            thread.join()
+
+
+_PAUSE = 0.2
 
 
 def _prefix(path: Path) -> str:

@@ -301,7 +301,7 @@ def _with_computed(graph: Graph, module: Any, renamed: dict[str, str]) -> Graph:
     computed = {
         name: renamed.pop(name, name)
         for name, param in graph.params.items()
-        if not param.trainable and is_computed(name) and renamed.get(name, name) in buffers
+        if is_computed(name) and not param.trainable and renamed.get(name, name) in buffers and graph.uses(name)
     }
     if not computed:
         return graph
