@@ -1,15 +1,14 @@
-"""`zoo convert` on a checkpoint of 2 GB: speed as a ratio to `cp` in the same run, memory, and what kill -9 leaves.
+"""`zoo convert` on a checkpoint of 2 GB: speed as a ratio to `cp` in the same run, and memory.
 
     python benchmarks/bench_convert.py [--model xlm-roberta-large] [--rounds 3] [--sample]
-    python benchmarks/bench_convert.py --kills 50
 
 The checkpoint has the shapes of a registered model and random values. `cp` (then fsync) and every conversion take
-turns; each is a process of its own, its source is in the page cache, and what it wrote is deleted before the next.
+turns; each is a process of its own that has done the same imports, its source is in the page cache, as much memory as
+the file needs was just freed, and what it wrote is deleted before the next.
 Seconds: "all" is the whole call of zoo.convert, the graph's loading and the flushing to the disk included, but not
 Python's start and the imports; "tensors" is from the moment when the first tensor is read. Memory above that after
 the imports: "rss" is VmHWM, which counts mapped pages of the source; "anonymous" leaves those out (RssAnon, sampled).
---kills ends a conversion (of a small checkpoint in shards, over an older output) at random moments and looks at what
-is left; --sample takes a model of 70 MB.
+--sample takes a model of 70 MB. What a kill leaves is looked at by tests/kills.py.
 """
 
 from __future__ import annotations
@@ -19,21 +18,17 @@ import hashlib
 import json
 import math
 import os
-import random
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from common import record
 
-from converters import open_checkpoint
 from zoo import registry
 from zoo.loading import graph_for
 
@@ -42,14 +37,26 @@ ALLOWED = (1.25, 256 << 20)
 """Memory that a conversion may use: so many times the largest tensor, and so many bytes besides."""
 
 CHILD = r"""
-import json, resource, sys, threading, time
+import json, os, resource, subprocess, sys, threading, time
 import h5py, numpy, converters, zoo.convert, zoo.loading, zoo.sources, zoo.sources.local, zoo.weights
 import converters.targets, converters.dialects.hf_names
 
 def status(key):
     return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith(key))
 
-source, out, to = sys.argv[1:]
+source, out, to, size = sys.argv[1:]
+# Fresh memory is slow to come in a virtual machine: for each run the same amount is at hand, just freed.
+with open(out + ".scratch", "wb") as scratch:
+    for _ in range(0, int(size), 1 << 22):
+        scratch.write(bytes(1 << 22))
+os.unlink(out + ".scratch")
+if to == "cp":
+    started = time.perf_counter()
+    subprocess.run(["cp", "--reflink=never", source, out], check=True)
+    with open(out, "rb+") as f:
+        os.fsync(f.fileno())
+    print(json.dumps({"all": time.perf_counter() - started}))
+    sys.exit()
 before, anonymous = status("VmRSS"), status("RssAnon")
 most, over, first = anonymous, threading.Event(), []
 
@@ -80,21 +87,17 @@ def main() -> None:
     parser.add_argument("--model", default=LARGE)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sample", action="store_true")
-    parser.add_argument("--kills", type=int, default=0)
-    parser.add_argument("--folder", type=Path, help="where to make the files; the system's temporary folder if left out")
+    parser.add_argument("--folder", type=Path, help="where to make the files")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="zoo-convert-", dir=options.folder) as folder:
-        if options.kills:
-            kill_often(Path(folder), options.kills)
-        else:
-            compare(Path(folder), SAMPLE if options.sample else options.model, options.rounds, options.sample)
+        compare(Path(folder), SAMPLE if options.sample else options.model, options.rounds, options.sample)
 
 
 def compare(folder: Path, model: str, rounds: int, sample: bool) -> None:
     size, largest = make(folder / "st", model)
     reference = digest(folder / "st" / "model.safetensors")
     for form in ("tf-h5", "flax"):
-        convert(folder / "st", folder / form, form)
+        run(folder / "st", folder / form, form, 0)
     steps = {
         "safetensors to tf-h5": ("st", "tf-h5"),
         "tf-h5 to safetensors": ("tf-h5", "safetensors"),
@@ -104,18 +107,19 @@ def compare(folder: Path, model: str, rounds: int, sample: bool) -> None:
     copies: list[float] = []
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in steps}
     for _ in range(rounds):
-        copies.append(copy(folder / "st" / "model.safetensors", folder / "copy"))
+        copies.append(run(folder / "st" / "model.safetensors", folder / "copy", "cp", size)["all"])
+        (folder / "copy").unlink()
         for name, (source, to) in steps.items():
-            run = convert(folder / source, folder / "out", to)
+            done = run(folder / source, folder / "out", to, size)
             if to == "safetensors":
-                run["identical"] = digest(folder / "out" / "model.safetensors") == reference
-            found[name].append(run)
+                done["identical"] = digest(folder / "out" / "model.safetensors") == reference
+            found[name].append(done)
             shutil.rmtree(folder / "out")
     allowed = int(ALLOWED[0] * largest + ALLOWED[1])
     cp = statistics.median(copies)
     result: dict[str, Any] = {
         "model": model, "bytes": size, "largest tensor": largest, "memory allowed": allowed,
-        "cp": {"seconds": round(cp, 3), "MB/s": round(size / cp / 1e6)},
+        "cp": {"seconds": round(cp, 3), "MB/s": round(size / cp / 1e6), "each": [round(one, 3) for one in copies]},
     }  # fmt: skip
     print(f"{model}: {size / 1e6:.0f} MB, largest tensor {largest / 1e6:.0f} MB; cp {size / cp / 1e6:.0f} MB/s")
     for name, runs in found.items():
@@ -133,7 +137,8 @@ def summary(runs: list[dict[str, Any]], size: int, cp: float) -> dict[str, Any]:
     """Medians of seconds, maxima of memory."""
     seconds = {key: statistics.median(run[key] for run in runs) for key in ("all", "tensors")}
     row: dict[str, Any] = {
-        "seconds": round(seconds["all"], 3), "seconds, tensors": round(seconds["tensors"], 3),
+        "seconds": round(seconds["all"], 3), "each": [round(run["all"], 3) for run in runs],
+        "seconds, tensors": round(seconds["tensors"], 3),
         "MB/s": round(size / seconds["all"] / 1e6), "speed / cp": round(cp / seconds["all"], 3),
         "speed / cp, tensors": round(cp / seconds["tensors"], 3),
     }  # fmt: skip
@@ -143,30 +148,16 @@ def summary(runs: list[dict[str, Any]], size: int, cp: float) -> dict[str, Any]:
     return row
 
 
-def convert(source: Path, out: Path, to: str) -> dict[str, Any]:
-    """One conversion in a process of its own; the source is read into the page cache first."""
-    for path in source.iterdir():
+def run(source: Path, out: Path, to: str, size: int) -> dict[str, Any]:
+    """One copy or conversion in a process of its own; the source is read into the page cache first."""
+    for path in source.iterdir() if source.is_dir() else [source]:
         digest(path)
     os.sync()
-    run = subprocess.run(
-        [sys.executable, "-c", CHILD, source, out, to], check=True, stdout=subprocess.PIPE, text=True
-    )
-    found: dict[str, Any] = json.loads(run.stdout.strip().splitlines()[-1])
-    assert not found["nans"]
+    command = [sys.executable, "-c", CHILD, source, out, to, str(size)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    assert not found.get("nans")
     return found
-
-
-def copy(source: Path, out: Path) -> float:
-    """Seconds of cp and of flushing what it wrote; no filesystem's shortcuts."""
-    digest(source)
-    os.sync()
-    started = time.perf_counter()
-    subprocess.run(["cp", "--reflink=never", source, out], check=True)
-    with out.open("rb+") as f:
-        os.fsync(f.fileno())
-    seconds = time.perf_counter() - started
-    out.unlink()
-    return seconds
 
 
 def make(folder: Path, model: str) -> tuple[int, int]:

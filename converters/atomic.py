@@ -13,6 +13,7 @@ import re
 import secrets
 import shutil
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,7 +43,8 @@ def replacing(path: Path) -> Iterator[Path]:
     work, lock = _workplace(path)
     fresh = work / path.name
     try:
-        yield fresh
+        with _flushing(work):
+            yield fresh
         _sync(fresh)
         _swap(fresh, path)
         _sync_folder(path.parent)
@@ -50,6 +52,37 @@ def replacing(path: Path) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
         if lock is not None:
             os.close(lock)
+
+
+@contextmanager
+def _flushing(folder: Path) -> Iterator[None]:
+    """Flushes what is written in the folder while more is written: the disk need not wait for the end."""
+    over = threading.Event()
+
+    def flush() -> None:
+        while not over.wait(_PAUSE):
+            try:
+                for path in folder.rglob("*"):
+                    fd = os.open(path, os.O_RDONLY)
+                    try:
+                        getattr(os, "fdatasync", os.fsync)(fd)
+                    finally:
+                        os.close(fd)
+            except OSError:
+                pass  # something is gone already, or cannot be flushed: `_sync` is what counts
+
+    thread = threading.Thread(target=flush, daemon=True)
+    if os.name == "posix":
+        thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        if thread.is_alive():
+            thread.join()
+
+
+_PAUSE = 0.2
 
 
 def _prefix(path: Path) -> str:
@@ -62,14 +95,22 @@ def _workplace(path: Path) -> tuple[Path, int | None]:
     while True:
         work = path.with_name(f"{_prefix(path)}{secrets.token_hex(8)}.tmp")
         work.mkdir()
-        lock = _locked(work)
-        if lock is None or work.exists():  # else somebody took it for left over before it was locked
+        try:
+            lock = _locked(work)
+        except BlockingIOError:
+            continue
+        if work.exists():  # else somebody took it for left over before it was locked
             return work, lock
-        os.close(lock)
+        if lock is not None:
+            os.close(lock)
 
 
 def _locked(folder: Path) -> int | None:
-    """A descriptor that locks the folder until it is closed or the process ends; None if that cannot be had."""
+    """A descriptor that locks the folder until it is closed or the process ends; None if there are no such locks.
+
+    Raises:
+        BlockingIOError: somebody holds the lock.
+    """
     if fcntl is None:
         return None
     try:
@@ -78,7 +119,10 @@ def _locked(folder: Path) -> int | None:
         return None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # somebody's, or no locks on this filesystem
+    except BlockingIOError:
+        os.close(fd)
+        raise
+    except OSError:  # not on this filesystem
         os.close(fd)
         return None
     return fd
@@ -88,7 +132,10 @@ def _remove_left(path: Path) -> None:
     """Removes what processes left that were killed while they wrote to `path`: folders that nobody has locked."""
     name = re.compile(re.escape(_prefix(path)) + r"[0-9a-f]{16}\.tmp")
     for work in [item for item in path.parent.iterdir() if name.fullmatch(item.name)]:
-        lock = _locked(work)
+        try:
+            lock = _locked(work)
+        except BlockingIOError:
+            continue  # somebody is writing there
         if lock is None:
             continue
         try:
@@ -117,7 +164,7 @@ def _sync(path: Path) -> None:
 def _swap(fresh: Path, target: Path) -> None:
     """Puts `fresh` in the target's place; a folder cannot be renamed over another that holds something."""
     if not (target.is_dir() and any(target.iterdir())):
-        if target.is_dir():
+        if target.is_dir() and not (os.name == "posix" and fresh.is_dir()):
             target.rmdir()
         fresh.replace(target)
         return
@@ -134,8 +181,9 @@ def _swap(fresh: Path, target: Path) -> None:
 
 def _exchange(one: Path, other: Path) -> bool:
     """Lets two folders change names in one step; False where the system or the filesystem cannot."""
-    libc = ctypes.CDLL(None) if os.name == "posix" else None
-    names = os.fsencode(one), os.fsencode(other)
+    if os.name != "posix":
+        return False
+    libc, names = ctypes.CDLL(None), (os.fsencode(one), os.fsencode(other))
     if sys.platform == "linux" and hasattr(libc, "renameat2"):
         here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE: linux/fcntl.h, linux/fs.h
         return libc.renameat2(here, names[0], here, names[1], exchange) == 0

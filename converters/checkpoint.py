@@ -57,8 +57,8 @@ __all__ = [
     "tensor_info",
 ]
 
-BLOCK = 1 << 24
-"""How many bytes of a tensor a writer takes at a time."""
+BLOCK = 1 << 22
+"""How many bytes of a tensor a writer takes at a time: few enough to stay in a processor's cache on their way."""
 
 AGAIN = "the file is damaged or was written by a faulty program: download or write it again"
 
@@ -150,12 +150,13 @@ class Checkpoint(ABC):
         piece. What a piece was mapped from is let go once the next is asked for.
         """
         array = self.read(name)
+        # A piece of a transposed array takes a little from every page of the file: fewer pieces are read faster.
+        if array.ndim and array.strides[0] != max(array.strides):
+            size *= 4
         if array.nbytes <= size or not array.ndim:
             yield packed(array)
             release(array)
             return
-        # A piece of a transposed array takes a little from every page of the file: fewer pieces are read faster.
-        size = size if array.strides[0] == max(array.strides) else 4 * size
         rows = max(1, size * len(array) // array.nbytes)
         for start in range(0, len(array), rows):
             piece = array[start : start + rows]

@@ -15,7 +15,7 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-__all__ = ["Unsafe", "address_space", "confine", "renew"]
+__all__ = ["Unsafe", "address_space", "confine", "end_after", "renew"]
 
 DENIED = (
     "open",
@@ -63,7 +63,13 @@ def renew(cpu: float, memory: int) -> None:
         used = resource.getrusage(resource.RUSAGE_SELF)
         _limit("CPU", int(used.ru_utime + used.ru_stime + cpu) + 2, UNLIMITED)
         _limit("AS", memory, None)
-        signal.setitimer(signal.ITIMER_PROF, cpu)  # the limit counts whole seconds; this signal ends the process, too
+        end_after(cpu)  # the limit counts whole seconds
+
+
+def end_after(cpu: float) -> None:
+    """Lets a signal end the process after `cpu` more seconds of CPU time, where the system has such a timer."""
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_PROF, cpu)
 
 
 def address_space() -> int:

@@ -26,6 +26,7 @@ USUAL = tuple(usual for usual, _ in _FORMATS if usual)
 
 _OTHERS = (
     "graph.safetensors", "training_args.bin", "optimizer.*", "scheduler.*", "rng_state*", "tokenizer*.bin",
+    "group*-shard*of*",  # TensorFlow.js: model.json lists them
 )  # fmt: skip
 
 

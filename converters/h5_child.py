@@ -352,13 +352,17 @@ def decoded(values: np.ndarray) -> list[str] | None:
 
 def rows(root: Any, name: str, first: int, stop: int, memory: int) -> Iterator[np.ndarray]:
     """Bytes of the rows from `first` to `stop`, as they are in the file but for its filters, in pieces."""
-    access = h5p.create(h5p.DATASET_ACCESS)
-    access.set_chunk_cache(521, CACHE, 0.75)
-    dataset = h5d.open(root, name.encode(), access)
+    dataset = h5d.open(root, name.encode())
     kind, shape, plist = dataset.get_type(), dataset.shape, dataset.get_create_plist()
     chunk = math.prod(plist.get_chunk()) * kind.get_size() if plist.get_layout() == h5d.CHUNKED else 0
     size = (stop - first) * math.prod(shape[1:]) * kind.get_size()
-    renew(1.25 + size / BYTES_PER_SECOND, memory + CACHE + 2 * PIECE + 3 * chunk)
+    cache = min(CACHE, math.prod(shape) * kind.get_size() + chunk)
+    access = h5p.create(h5p.DATASET_ACCESS)
+    access.set_chunk_cache(521, cache, 0.75)
+    del dataset  # HDF5 takes the cache's size from whoever opens it first
+    dataset = h5d.open(root, name.encode(), access)
+    # A small dataset gets little: its chunks may decompress to far more than they should.
+    renew(1.25 + size / BYTES_PER_SECOND, memory + cache + 2 * min(PIECE, size) + 3 * chunk)
     if not shape:
         values = np.empty(kind.get_size(), np.uint8)
         dataset.read(h5s.ALL, h5s.ALL, values, kind)

@@ -16,6 +16,7 @@ its whole path.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -46,7 +47,7 @@ __all__ = ["SUFFIXES", "TorchCheckpoint", "open_file", "recognises", "write"]
 SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
 CPU_SECONDS = 5
-"""CPU time for the pickle; a state dict of 100,000 tensors takes about one second."""
+"""CPU time for a long pickle; a state dict of 100,000 tensors takes about one second."""
 WALL_SECONDS = 30
 MEMORY = 1 << 30
 MAX_PICKLE = 1 << 26
@@ -287,7 +288,9 @@ def _small(member: Member, limit: int, path: Path) -> bytes:
 def _list_tensors(path: Path, kind: str, source: bytes | BinaryIO) -> dict[str, Any]:
     """What the confined process reports of the pickle, its types checked: nothing it says is trusted."""
     child = Path(__file__).with_name("unpickle_child.py")
-    command = [sys.executable or "python3", "-I", "-S", str(child), kind, str(CPU_SECONDS), str(MEMORY)]
+    size = len(source) if isinstance(source, bytes) else os.fstat(source.fileno()).st_size
+    cpu = min(CPU_SECONDS, 1.25 + size / (1 << 20))  # a pickle of ten thousand tensors has one megabyte
+    command = [sys.executable or "python3", "-I", "-S", str(child), kind, str(cpu), str(MEMORY)]
     given: dict[str, Any] = {"input": source} if isinstance(source, bytes) else {"stdin": source}
     try:
         done = subprocess.run(command, capture_output=True, timeout=WALL_SECONDS, check=False, **given)
@@ -302,7 +305,7 @@ def _list_tensors(path: Path, kind: str, source: bytes | BinaryIO) -> dict[str, 
         raise FormatError(
             "the pickle brought its reader down: it is corrupt, or made to exhaust time or memory",
             where=path,
-            expected=f"at most {CPU_SECONDS} s and {MEMORY >> 20} MiB",
+            expected=f"at most {cpu:.3g} s and {MEMORY >> 20} MiB",
             got=f"{why} {done.stderr[-200:].decode(errors='replace')}".strip(),
             do=_RESAVE,
         )

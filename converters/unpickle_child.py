@@ -29,10 +29,10 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 if __package__:
-    from converters.confined import Unsafe, confine
+    from converters.confined import Unsafe, confine, end_after
 else:  # run by path: -I leaves this folder out of the search path, so that nothing in it can pose as another module
     sys.path.append(os.path.dirname(os.path.abspath(__file__)))
-    from confined import Unsafe, confine  # type: ignore[no-redef]
+    from confined import Unsafe, confine, end_after  # type: ignore[no-redef]
 
     sys.path.pop()
 
@@ -40,8 +40,9 @@ MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 MAX_DEPTH, MAX_VISITS, MAX_OTHER, MAX_TEXT, MAX_CHARS = 64, 2_000_000, 10_000, 1000, 1 << 26
 
 
-def main(kind: str, cpu: int, memory: int) -> None:
-    confine(cpu, memory)
+def main(kind: str, cpu: float, memory: int) -> None:
+    confine(int(cpu) + 2, memory)
+    end_after(cpu)
     try:
         result = read_zip(sys.stdin.buffer) if kind == "zip" else read_legacy(sys.stdin.buffer)
         text = json.dumps(result)
@@ -293,4 +294,4 @@ def plain(leaf: Any) -> object:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    main(sys.argv[1], float(sys.argv[2]), int(sys.argv[3]))

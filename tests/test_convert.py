@@ -45,7 +45,7 @@ FORMS = (
 )
 BACKENDS = ("torch", "jax", "tensorflow", "keras", "numpy")
 SHARDED = ("safetensors", "torch", "tf-h5", "flax")
-LIMIT = 20_000  # bytes: a few tensors of these models
+LIMIT = 60_000  # bytes: a few shards of these models
 
 # bert-mlm, and one of its tensors
 NAME = "bert.encoder.layer.0.output.dense.weight"
@@ -89,6 +89,13 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
         return int(caught.value.code or 0), printed.out, printed.err
 
     return run
+
+
+def orbax_often_enough(family: str, *forms: str) -> bool:
+    """Orbax is a folder of many files, each flushed to the disk, in Flax's names and layouts: with every other form for
+    a model of text and one of images, with safetensors for all.
+    """
+    return "orbax" not in forms or "safetensors" in forms or family in ("bert-mlm", "resnet")
 
 
 def source(family: str, framework: str = "torch") -> Path:
@@ -149,7 +156,7 @@ def _need(family: str, form: str) -> None:
 
 @pytest.mark.parametrize(
     ("family", "form", "other"),
-    by_family(*((family, a, b) for family in FAMILIES for a in FORMS for b in FORMS if a != b)),
+    by_family(*((f, a, b) for f in FAMILIES for a in FORMS for b in FORMS if a != b and orbax_often_enough(f, a, b))),
 )
 def test_every_form_becomes_every_other(
     family: str, form: str, other: str, made: Callable[[str, str], Path], tmp_path: Path
@@ -407,7 +414,7 @@ def test_a_failure_leaves_the_old_conversion(bert: Path, tmp_path: Path, monkeyp
     convert(bert, tmp_path / "out")
     before = bits(tmp_path / "out")
     monkeypatch.setattr("converters.npz.write", lambda *_: (_ for _ in ()).throw(OSError("no")))
-    with pytest.raises(OSError, match="no"):
+    with pytest.raises(SourceError, match="cannot be written"):
         convert(bert, tmp_path / "out", "npz")
     assert bits(tmp_path / "out") == before and [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -468,7 +475,7 @@ def test_cli_dry_run_prints_the_table(bert: Path, run: Callable[..., Any], tmp_p
 
 
 def test_cli_writes_shards_and_json(bert: Path, run: Callable[..., Any], tmp_path: Path) -> None:
-    code, out, _ = run("convert", bert, tmp_path / "out", "--to", "flax", "--shard-size", "20kB", "--json")
+    code, out, _ = run("convert", bert, tmp_path / "out", "--to", "flax", "--shard-size", "60kB", "--json")
     told = json.loads(out)
     assert code == 0 and told["folder"] == str(tmp_path / "out") and told["target"] == "flax"
     assert set(told) == {field.name for field in Conversion.__dataclass_fields__.values()}

@@ -239,6 +239,10 @@ found = {name: np.asarray(value, np.float64) for name, value in model(**inputs).
 np.savez(f"{folder}/{backend}.npz", **found)
 again = zoo.load(model.save(f"{folder}/package-{backend}"), backend)
 assert all(np.array_equal(value, found[name]) for name, value in again(**inputs).items())
+for form in ("tf-h5", "flax"):
+    zoo.convert(folder, f"{folder}-{form}-{backend}", form)
+    again = zoo.load(f"{folder}-{form}-{backend}", backend)
+    assert all(np.array_equal(value, found[name]) for name, value in again(**inputs).items())
 sys.modules["torch"] = sys.modules["transformers"] = None  # what find_spec takes for "not installed"
 try:
     zoo.load(folder, backend, "token-classification")

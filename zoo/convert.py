@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from converters.checkpoint import BLOCK, Checkpoint, TensorInfo, little_endian
 from converters.dialects import canonical, derived_tokenizer, dialect_of, dropped
 from converters.targets import Target, find_target
 from converters.view import Cast, Concatenate, Made, Recipe, Subset, View
-from zoo.errors import CaptureError, ConfigError, SourceError, VerifyError, WeightsError
+from zoo.errors import CaptureError, ConfigError, SourceError, VerifyError, WeightsError, ZooError
 from zoo.graph.computed import COMPUTED, is_computed
 from zoo.registry import parse
 from zoo.tolerances import ROUNDING
@@ -92,9 +92,9 @@ def convert(
 
     Raises:
         WeightsError: tensors that neither the model nor the form has a place for; all are named.
-        ConfigError: the folder holds something else, or there is no such form.
+        ConfigError: the folder holds something else, or the source; there is no such form.
         VerifyError: the two ends differ.
-        SourceError: the disk has not enough room; nothing was written.
+        SourceError: the disk has not enough room, or cannot be written to; the folder is as it was.
     """
     from zoo.loading import config_of, fetch_checkpoint, graph_for
     from zoo.weights import expected_shapes
@@ -105,6 +105,7 @@ def convert(
         raise ConfigError("the folder holds something else", where=out, do="choose an empty or a new folder")
     found = parse(model)
     place, _ = fetch_checkpoint(found, offline, progress)
+    _keep_apart(place, out)
     config = config_of(place, found)
     try:
         graph = graph_for(config, task, "float32")
@@ -140,8 +141,7 @@ def convert(
         if dry_run:
             return result
         _need_room(out, result.nbytes)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(out) as fresh:
+        with _written_to(out), replacing(_made(out)) as fresh:
             fresh.mkdir()
             _companions(place if place.is_dir() else place.parent, fresh, target.config(config), raw)
             watched = _Watched(written, progress, strict)
@@ -311,6 +311,42 @@ def _record(result: Conversion, dtype: str | None) -> dict[str, Any]:
     }
 
 
+def _keep_apart(place: Path, out: Path) -> None:
+    """What is read must not be what is replaced.
+
+    Raises:
+        ConfigError: the output is the source's folder, holds it, or lies in it.
+    """
+    source, target = place.resolve(), out.resolve()
+    if source.is_relative_to(target) or (source.is_dir() and target.is_relative_to(source)):
+        raise ConfigError(
+            "the output would stand in the place of the checkpoint that is read, or inside it",
+            where=out,
+            expected=f"a folder outside {place}",
+            do="choose another folder",
+        )
+
+
+def _made(out: Path) -> Path:
+    """Where the output really goes, in a folder that exists."""
+    real = out.resolve()
+    real.parent.mkdir(parents=True, exist_ok=True)
+    return real
+
+
+@contextmanager
+def _written_to(out: Path) -> Iterator[None]:
+    """What the system refuses on the way (no permission, a full disk) is an error of ours that names the output."""
+    try:
+        yield
+    except ZooError:
+        raise
+    except OSError as error:
+        raise SourceError(
+            "the converted checkpoint cannot be written", where=out, got=error, do="choose another folder, or make room"
+        ) from error
+
+
 def _need_room(out: Path, nbytes: int) -> None:
     existing = next(folder for folder in (out, *out.absolute().parents) if folder.is_dir())
     free = shutil.disk_usage(existing).free
@@ -371,10 +407,13 @@ def _compare_outputs(place: Path, folder: Path, config: dict[str, Any], graph: G
     left, right = one(**inputs), other(**inputs)
     limit = 0.0 if dtype is None else CEILINGS[dtype]
     for name, value in left.items():
-        scale = float(np.abs(value).max(initial=0.0)) or 1.0
+        scale = float(np.abs(value[np.isfinite(value)]).max(initial=0.0)) or 1.0
         if name not in right:
             continue  # it needs a tensor that the form has no place for, and that is said
-        worst = float(np.abs(np.asarray(value, np.float64) - right[name]).max(initial=0.0)) / scale
+        with np.errstate(invalid="ignore"):  # weights that hold NaN or infinity make outputs that do, at both ends
+            apart = np.abs(np.asarray(value, np.float64) - right[name])
+        apart[(value == right[name]) | (np.isnan(value) & np.isnan(right[name]))] = 0
+        worst = float(apart.max(initial=0.0)) / scale
         if not worst <= limit:
             raise VerifyError(
                 "the converted model computes something else",

@@ -2,8 +2,8 @@
 
 hf_names.json.gz is {"tf" | "flax": {class: {torch name: ["layout|name", …]}}}, with {} for the numbers of layers, where
 they only count; a tensor that several layers of TensorFlow share is in several places. "class?field=value" has what is
-called otherwise if the config says so. tests/oracle/make_tables.py derives it from
-files that transformers 4.57 wrote.
+called otherwise if the config says so. Under the name "" are TensorFlow's layers without weights, which its files list.
+tests/oracle/make_tables.py derives it from files that transformers 4.57 wrote.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from converters.view import Concatenate, Layout, Permute, Recipe, Reshape
 from zoo.errors import FormatError, WeightsError
 from zoo.graph.computed import is_computed
 
-__all__ = ["classes", "foreign", "knows"]
+__all__ = ["classes", "empty_layers", "foreign", "knows"]
 
 _TABLE = Path(__file__).with_name("hf_names.json.gz")
 _NUMBER = re.compile(r"(?<![A-Za-z0-9:])\d+(?![A-Za-z0-9])")
@@ -32,6 +32,11 @@ _NUMBER = re.compile(r"(?<![A-Za-z0-9:])\d+(?![A-Za-z0-9])")
 def classes(kind: str) -> list[str]:
     """The classes that can be written as "tf" or "flax"."""
     return sorted({name.partition("?")[0] for name in _table()[kind]})
+
+
+def empty_layers(config: Mapping[str, Any]) -> list[str]:
+    """The layers without weights that a TensorFlow file of the config's class lists."""
+    return (_names("tf", config) or {}).get("", [])
 
 
 def knows(kind: str, config: Mapping[str, Any]) -> Callable[[str], bool]:

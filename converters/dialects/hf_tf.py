@@ -17,7 +17,7 @@ from converters.dialects import hf_names
 from converters.dialects.shared import KERNELS, kernel_steps, merge
 from converters.view import Concatenate, Layout, Recipe
 
-__all__ = ["NAME", "canonical", "canonical_name", "foreign", "knows", "recognises", "shard_names"]
+__all__ = ["NAME", "canonical", "canonical_name", "foreign", "knows", "metadata", "recognises", "shard_names"]
 
 NAME = "hf-tf"
 
@@ -68,6 +68,12 @@ def foreign(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Reci
 def knows(config: Mapping[str, Any]) -> Callable[[str], bool]:
     """Whether the config's class has a place for a tensor in transformers 4, by its torch name."""
     return hf_names.knows("tf", config)
+
+
+def metadata(config: Mapping[str, Any], tokenizer: str | None = None) -> dict[str, str]:
+    """What transformers 4 looks for beside the weights: it warns of layers that the file does not list."""
+    empty = hf_names.empty_layers(config)
+    return {"empty_layers": "\n".join(empty)} if empty else {}
 
 
 def shard_names(path: str) -> tuple[str, str]:

@@ -11,6 +11,7 @@ the loader misses or does not expect a tensor, transformers' own file goes throu
 with its own file is no fault of ours. Statuses:
 
     same as torch            within `TOLERANCE` of make_checkpoints.py, nothing missing or unexpected
+    same as torch, warns     the same, but the loader misses what computes nothing, or what torch's file does not have
     same as its own file     transformers reads its own file just as wrongly: the same outputs and the same complaints
     refused                  `zoo convert` wrote nothing and said why
     cannot be loaded         transformers cannot build this model at all, from no file
@@ -69,7 +70,7 @@ def main() -> None:
         command = [sys.executable, __file__, "--read", str(options.checkpoints), str(options.out), "--worker", chunk]
         code = subprocess.run(command, check=False).returncode
         print(f"== {min(start + CHUNK, len(todo))} of {len(todo)} folders read, exit code {code}", flush=True)
-    collect(options.out, names)
+    collect(options.checkpoints, options.out, names)
 
 
 # --- in the project's environment ---
@@ -162,6 +163,8 @@ def read_one(framework: str, source: Path, folder: Path, report: dict[str, Any])
         complaints = all(ours[key] == theirs[key] for key in ("missing", "unexpected"))
         if apart["verified"] and complaints:
             return result | {"ok": True, "status": "same as its own file"}
+        if against["verified"] and not result["unexpected"]:
+            result |= {"ok": True, "status": "same as torch, warns"}
         result["of its own file"] = {key: theirs[key] for key in ("missing", "unexpected")}
     return result
 
@@ -237,7 +240,7 @@ def worst(compared: dict[str, Any]) -> float | None:
     return max((entry["max_abs_diff"] / (entry["scale"] or 1.0) for entry in measured), default=None)
 
 
-def collect(out: Path, names: list[str]) -> None:
+def collect(checkpoints: Path, out: Path, names: list[str]) -> None:
     """Write the result and print how many there are of each status, and every one that is not well."""
     results: dict[str, Any] = {}
     counts: dict[str, Counter[str]] = {}
@@ -249,7 +252,8 @@ def collect(out: Path, names: list[str]) -> None:
             print(f"{name} {form}: {entry['status']}: {entry.get('reason')}"[:300])
     environment = {"python": platform.python_version(), "command": "check_written.py --write, then --read"}
     document = {"environment": environment | environments, "counts": counts, "result": results}
-    RESULT.write_text(json.dumps(document, indent=1, sort_keys=False) + "\n")
+    text = json.dumps(document, indent=1).replace(f"{checkpoints}/", "")  # where they lie is nobody's business
+    RESULT.write_text(text + "\n")
     for form, found in counts.items():
         print(f"{form}: {sum(found.values())} in all; " + ", ".join(f"{n} {status}" for status, n in found.items()))
 

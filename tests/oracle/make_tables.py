@@ -5,7 +5,7 @@
 CHECKPOINTS is what make_checkpoints.py wrote. Every tensor there has values of its own, so a TensorFlow or Flax
 tensor is matched with the torch tensor that holds the same values in some order: names are found by value, and no
 rule is assumed. The table says, per class, torch name -> where TensorFlow keeps it and where Flax does, with {} for
-numbers of layers. Needs h5py and msgpack.
+numbers of layers; under "" it lists layers of TensorFlow without weights. Needs h5py and msgpack.
 """
 
 from __future__ import annotations
@@ -58,6 +58,8 @@ def main() -> None:
                     print(f"{folder.name} {kind}: {torch_name} is at {found} here, at {known[torch_name]} elsewhere")
             for line in odd:
                 print(f"{folder.name} {kind}: {line}")
+            if kind == "tf" and (empty := empty_layers(folder / kind / file)):
+                known[""] = empty
     text = json.dumps(table, sort_keys=True, separators=(",", ":"))
     TABLE.write_bytes(gzip.compress(text.encode(), 9, mtime=0))
     print(f"{TABLE}: {', '.join(f'{len(found)} classes for {kind}' for kind, found in table.items())}")
@@ -153,6 +155,13 @@ def read(path: Path) -> dict[str, np.ndarray]:
             for name in map(str, file[layer].attrs["weight_names"]):
                 found[f"{layer}/{name}"] = np.asarray(file[layer][name])
     return found
+
+
+def empty_layers(path: Path) -> list[str]:
+    """Layers without weights, which Keras lists all the same; those that are not numbered by how many came before."""
+    with h5py.File(path) as file:
+        layers = map(str, file.attrs["layer_names"])
+        return [layer for layer in layers if not len(file[layer].attrs["weight_names"]) and not layer[-1].isdigit()]
 
 
 def unpack_array(code: int, data: bytes) -> np.ndarray:

@@ -301,7 +301,7 @@ def _with_computed(graph: Graph, module: Any, renamed: dict[str, str]) -> Graph:
     computed = {
         name: renamed.pop(name, name)
         for name, param in graph.params.items()
-        if not param.trainable and is_computed(name) and renamed.get(name, name) in buffers
+        if is_computed(name) and not param.trainable and renamed.get(name, name) in buffers and graph.uses(name)
     }
     if not computed:
         return graph
@@ -397,14 +397,23 @@ def _dynamic(name: str, tensor: torch.Tensor, config: Any) -> dict[int, Any]:
     tracer's sizes explode.
     """
     fixed: tuple[int, ...] = (2,) if name == "bbox" else ()
-    if name == "pixel_values" and hasattr(config, "window_size") and hasattr(config, "image_size"):
+    # DINOv2 with registers traces the scale of its example into the stretching of its positions.
+    windowed = hasattr(config, "window_size") and hasattr(config, "image_size")
+    if name == "pixel_values" and (windowed or config.model_type == "dinov2_with_registers"):
         fixed = (2, 3)
     static, auto = torch.export.Dim.STATIC, torch.export.Dim.AUTO
     return {axis: static if axis in fixed else auto for axis in range(tensor.ndim)}
 
 
+_INTERPOLATING = ("dinov2",)
+"""Model types that stretch their table of positions to any image, except that one of just its size takes it as it is:
+the example must be of another, or the graph would hold for that one alone."""
+
+
 def _image_size(config: Any) -> tuple[int, int]:
     vision = getattr(config, "vision_config", config)
+    if vision.model_type in _INTERPOLATING:
+        return 8 * vision.patch_size, 10 * vision.patch_size
     size = getattr(vision, "image_size", None) or 224
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 

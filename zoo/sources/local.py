@@ -221,6 +221,8 @@ _COMPANIONS = (
     "*.vocab", "merges.txt", "bpe.codes", "dict.txt", "*.model", "*.spm", "*.tiktoken", "*.jinja",
     "chat_template.json", "graph.json.gz", "graph.safetensors",
 )  # fmt: skip
+_TFJS_DATA = re.compile(r"group\d+-shard\d+of\d+(\.bin)?")
+_NO_DATA = re.compile(r"(?!)")
 _MODULE = re.compile(r"(?P<folder>\d+_\w+)/(config\.json|model\.safetensors|pytorch_model\.bin)")
 _CODE = (".py", ".pyc", ".pyd", ".so", ".dll", ".dylib", ".exe", ".sh")
 
@@ -236,8 +238,12 @@ def _wanted(name: str, listing: list[str], where: str) -> str:
 def _weights(names: list[str], where: str, *, optional: bool) -> list[str]:
     found = weights_in(names, where)
     if found is not None:
-        data = re.compile(re.escape(found.removesuffix(".index")) + r"\.data-\d+-of-\d+")
-        return [found, *(name for name in names if found.endswith(".index") and data.fullmatch(name))]
+        data = _NO_DATA
+        if found.endswith(".index"):
+            data = re.compile(re.escape(found.removesuffix(".index")) + r"\.data-\d+-of-\d+")
+        elif found == "model.json":
+            data = _TFJS_DATA
+        return [found, *(name for name in names if data.fullmatch(name))]
     if optional:
         return []
     raise SourceError(
