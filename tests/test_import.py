@@ -104,6 +104,28 @@ assert not zoo.available({backend!r})
     assert f"anyzoo[{backend}]" in done.stdout
 
 
+def test_a_native_engine_that_is_not_built_says_how_it_is() -> None:
+    code = """
+import zoo
+from zoo.native import library
+library.NAMES = ("not-there.so",)
+try:
+    zoo.load("minilm", "native")
+except zoo.ZooError as error:
+    assert isinstance(error, ImportError)
+    print(error)
+assert "not installed" in set(zoo.info("minilm").backends.values())
+"""
+    done = run(code)
+    assert done.returncode == 0, done.stderr
+    assert "C++20 compiler" in done.stdout
+
+
+def test_the_native_engine_needs_no_framework() -> None:
+    loaded = imported("from zoo.backends import get_backend; get_backend('native')")
+    assert "zoo.native.library" in loaded and not loaded & set(HEAVY)
+
+
 def test_without_any_framework_zoo_lists_what_is_there() -> None:
     names = ("torch", "jax", "jaxlib", "tensorflow", "keras", "transformers")
     done = run(f"{BLOCK}\nblock{names!r}\nimport zoo.cli\nzoo.cli.main(['list', '--backend', 'numpy'])")

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from tolerances import TOLERANCES
 
+from zoo.arrays import numpy_dtype
 from zoo.backends import get_backend
 from zoo.errors import ZooError
 from zoo.native import kernels, library
@@ -314,6 +315,24 @@ def test_pool(threads: int, total: bool) -> None:
         reference = get_backend("numpy").namespace()
         method = reference.sum_pool if total else reference.max_pool
         close(kernels.pool(x, kernel, stride, padding, total), method(x.astype(np.float64), kernel, stride, padding))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_is_summed_in_float32_and_stays_half(dtype: str) -> None:
+    native, exact = get_backend("native").namespace(), get_backend("numpy").namespace()
+    x, w = numbers(2, 3, 9, 8).astype(numpy_dtype(dtype)), numbers(5, 3, 2, 2).astype(numpy_dtype(dtype))
+    one, two, none = (1, 1), (2, 2), ((0, 0), (0, 0))
+    for method, args in (
+        ("conv", (x, w, one, none, one, 1)),
+        ("max_pool", (x, two, two, none)),
+        ("sum_pool", (x, two, two, none)),
+        ("matmul", (x, x.swapaxes(2, 3))),
+    ):
+        got = getattr(native, method)(*args)
+        wide = (a.astype(np.float64) if isinstance(a, np.ndarray) else a for a in args)
+        truth = getattr(exact, method)(*wide)
+        assert got.dtype == numpy_dtype(dtype)
+        assert np.abs(got.astype(np.float64) - truth).max() <= TOLERANCES["native", dtype] * np.abs(truth).max()
 
 
 def test_embedding() -> None:

@@ -137,6 +137,8 @@ class NativeNamespace(NumpyNamespace):
         super().__init__(widen=False)
 
     def matmul(self, x: Any, y: Any) -> Any:
+        if _half(x, y):
+            return self.matmul(self.cast(x, "float32"), self.cast(y, "float32")).astype(x.dtype)
         if supported(x, y) and x.ndim > 1 and y.ndim > 1 and x.size and y.size:
             return kernels.matmul(x, y)
         return super().matmul(x, y)
@@ -155,19 +157,31 @@ class NativeNamespace(NumpyNamespace):
         dilation: Sequence[int],
         groups: int,
     ) -> Any:
+        if _half(x, weight):
+            wide = self.cast(x, "float32"), self.cast(weight, "float32")
+            return self.conv(*wide, stride, padding, dilation, groups).astype(x.dtype)
         if not supported(x, weight) or x.ndim > 4:
             return super().conv(x, weight, stride, padding, dilation, groups)
         return kernels.conv(x, weight, stride, padding, dilation, groups)
 
     def max_pool(self, x: Any, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[tuple[Any, Any]]) -> Any:
+        if _half(x):
+            return self.max_pool(self.cast(x, "float32"), kernel, stride, padding).astype(x.dtype)
         if not supported(x) or x.ndim > 4:
             return super().max_pool(x, kernel, stride, padding)
         return kernels.pool(x, kernel, stride, padding, False)
 
     def sum_pool(self, x: Any, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[tuple[Any, Any]]) -> Any:
+        if _half(x):
+            return self.sum_pool(self.cast(x, "float32"), kernel, stride, padding).astype(x.dtype)
         if not supported(x) or x.ndim > 4:
             return super().sum_pool(x, kernel, stride, padding)
         return kernels.pool(x, kernel, stride, padding, True)
+
+
+def _half(*arrays: Any) -> bool:
+    """Whether all are of half precision: products of such are summed in float32."""
+    return all(str(getattr(x, "dtype", "")) in ("bfloat16", "float16") for x in arrays)
 
 
 def _elementwise(name: str) -> Any:
