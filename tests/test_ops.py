@@ -41,10 +41,22 @@ TENSORFLOW = tensorflow_backend.namespace()
 RESOLVE = {
     "numpy": resolve_over(NARROW, {}),
     "wide": resolve_over(WIDE, {}),
-    "native": resolve_over(native_backend.namespace(), native_backend._OVERRIDES),
+    "native": lambda name: native_operation(name),
     "jax": resolve_over(JAX, jax_backend._OVERRIDES),
     "tensorflow": resolve_over(TENSORFLOW, tensorflow_backend._OVERRIDES),
 }
+
+
+def native_operation(name: str) -> Callable[..., Any]:
+    """An operation as graphs run it there: a kernel as a whole where that takes the arguments, else the table's."""
+    direct, table = native_backend.DIRECT.get(name), resolve_over(native_backend.namespace(), {})(name)
+
+    def function(*args: Any, **kwargs: Any) -> Any:
+        result = NotImplemented if direct is None else direct(*args, **kwargs)
+        return table(*args, **kwargs) if result is NotImplemented else result
+
+    return function
+
 
 IN_32_BITS = {"int64": "int32", "float64": "float32", "complex128": "complex64"}
 """What JAX makes of the wide dtypes unless it is told otherwise."""

@@ -252,7 +252,7 @@ def _layer_norm(
 
 
 def _softmax(x: Any, dim: int, *rest: Any, **options: Any) -> Any:
-    if not supported(x) or not x.size or dim % x.ndim != x.ndim - 1 or any(rest) or any(options.values()):
+    if not supported(x) or not x.size or not x.ndim or dim % x.ndim != x.ndim - 1 or any(rest) or any(options.values()):
         return NotImplemented
     return kernels.softmax(x)
 
