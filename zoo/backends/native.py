@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -33,6 +34,7 @@ def compile_graph(graph: Graph) -> Any:
     program = Program(fused(graph), {**DIRECT, **weights.direct}, resolve_over(_XP, {}))
 
     def apply(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+        weights.keep(list(params.values()))
         with np.errstate(all="ignore"):
             return program(params, {name: np.asarray(array) for name, array in inputs.items()})
 
@@ -56,8 +58,14 @@ class Weights:
     """Parameters in the kernels' layout: packed when first used, and kept while they are the same arrays."""
 
     def __init__(self) -> None:
+        self.params: list[Any] = []
         self.known: dict[tuple[int, ...], tuple[tuple[Any, ...], Any]] = {}
         self.direct: dict[str, Callable[..., Any]] = {"native::linear": self.linear, "native::conv": self.conv}
+
+    def keep(self, params: list[Any]) -> None:
+        """Forget what was packed if these are not the parameters of the call before."""
+        if len(params) != len(self.params) or not all(map(operator.is_, params, self.params)):
+            self.params, self.known = params, {}
 
     def made(self, function: Callable[..., Any], *arrays: Any) -> Any:
         """function(*arrays), computed once."""
