@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from op_cases import CASES, Case, Known, Size
 from tolerances import TOLERANCES
 
+from zoo.arrays import numpy_dtype
 from zoo.backends import jax as jax_backend
 from zoo.backends import numpy as numpy_backend
 from zoo.backends import tensorflow as tensorflow_backend
@@ -283,7 +284,7 @@ def to_numpy(tensor: torch.Tensor) -> np.ndarray:
     """The tensor's memory with its strides, bfloat16 included."""
     tensor = tensor.detach()
     if tensor.dtype == torch.bfloat16:
-        return tensor.view(torch.uint16).numpy().view(numpy_backend.ml_dtypes.bfloat16)
+        return tensor.view(torch.uint16).numpy().view(numpy_dtype("bfloat16"))
     return tensor.numpy()
 
 
