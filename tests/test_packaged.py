@@ -55,7 +55,6 @@ PUBLISHED_OTHERWISE: dict[str, tuple[int, str]] = {
     "hubert-base": (-628288, "published rounded up"),
     "llama-3.2-1b": (5814400, _CUT),
     "llama-3.2-1b-instruct": (5814400, _CUT),
-    "mobilebert": (12015676, _HEAD),
     "opt-1.3b": (4096, _POSITIONS),
     "opt-125m": (1536, _POSITIONS),
     "phi-2": (79683840, _CUT),

@@ -180,10 +180,12 @@ def _in_graph_names(checkpoint: Checkpoint, graph: Graph, keep: bool) -> tuple[V
         raise WeightsError(
             f"the checkpoint lacks {len(lacking)} of the model's tensors", where=checkpoint.path, got=", ".join(lacking)
         )
-    recipes: dict[str, Recipe | Concatenate | Made] = {name: Recipe(own) for name, own in fitted.names.items()}
+    recipes: dict[str, Recipe | Concatenate | Made] = {
+        name: Recipe(own) for name, own in fitted.names.items() if not is_computed(name)
+    }
     if not keep:  # other forms may store what torch computes
         recipes |= {name: Made(table.shape, table.dtype.name, table.view) for name, table in fitted.made.items()}
-    gone = {}
+    gone = {own: COMPUTED for name, own in fitted.names.items() if is_computed(name)}
     for name in set(checkpoint.infos) - set(fitted.names.values()):
         why = fitted.unused.get(name, "it is the same as another tensor, which is written")
         if keep and name in fitted.unused and why != COMPUTED:
