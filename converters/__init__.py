@@ -94,8 +94,7 @@ def _open_file(path: Path) -> Checkpoint:
 
 
 def _in_folder(folder: Path) -> Path:
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    found = weights_in(sorted(names), folder)
+    found = weights_in(sorted(path.name for path in folder.iterdir()), folder)
     if found is None:
         raise SourceError(
             "the folder holds no checkpoint",

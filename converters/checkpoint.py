@@ -40,6 +40,7 @@ __all__ = [
     "DTYPES",
     "NO_METADATA",
     "Checkpoint",
+    "MappedCheckpoint",
     "MemoryCheckpoint",
     "TensorInfo",
     "array_view",
@@ -192,6 +193,34 @@ class Checkpoint(ABC):
     def __repr__(self) -> str:
         size = sum(info.nbytes for name, info in self.infos.items() if name not in self.aliases)
         return f"<{self.format} {str(self.path)!r}: {len(self.infos)} tensors, {size / 1e6:.1f} MB>"
+
+
+class MappedCheckpoint(Checkpoint):
+    """A file whose tensors lie in it packed and little-endian, so that `read` returns views.
+
+    Args:
+        data: the file, or its part with the tensors, mapped.
+        starts: name -> where in `data` its values begin, in bytes.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        infos: Mapping[str, TensorInfo],
+        data: memoryview,
+        starts: Mapping[str, int],
+        metadata: Mapping[str, Any],
+        aliases: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(path, infos, metadata=metadata, aliases=aliases)
+        self._data = data
+        self._starts = starts
+
+    def _read(self, info: TensorInfo) -> np.ndarray:
+        return array_view(self._data, info, self._starts[info.name])
+
+    def _close(self) -> None:
+        self._data = memoryview(b"")
 
 
 class MemoryCheckpoint(Checkpoint):

@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-
-from converters.checkpoint import AGAIN, Checkpoint, TensorInfo, array_view, map_file, refuse_impostor, tensor_info
+from converters.checkpoint import AGAIN, MappedCheckpoint, TensorInfo, map_file, refuse_impostor, tensor_info
 from zoo.errors import FormatError
 
 __all__ = ["SUFFIXES", "Llama2cCheckpoint", "open_file", "recognises"]
@@ -94,7 +92,7 @@ def open_file(path: Path) -> Llama2cCheckpoint:
     return Llama2cCheckpoint(path, infos, data, starts, metadata, aliases)
 
 
-class Llama2cCheckpoint(Checkpoint):
+class Llama2cCheckpoint(MappedCheckpoint):
     """One llama2.c file; `read` returns views.
 
     `metadata` has the header's dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size (positive) and seq_len,
@@ -102,25 +100,6 @@ class Llama2cCheckpoint(Checkpoint):
     """
 
     format = "llama2c"
-
-    def __init__(
-        self,
-        path: Path,
-        infos: Mapping[str, TensorInfo],
-        data: memoryview,
-        starts: Mapping[str, int],
-        metadata: Mapping[str, int],
-        aliases: Mapping[str, str],
-    ) -> None:
-        super().__init__(path, infos, metadata=metadata, aliases=aliases)
-        self._data = data
-        self._starts = starts
-
-    def _read(self, info: TensorInfo) -> np.ndarray:
-        return array_view(self._data, info, self._starts[info.name])
-
-    def _close(self) -> None:
-        self._data = memoryview(b"")
 
 
 _MAGIC = b"24ka"  # the integer 0x616b3432, "ak42", little-endian

@@ -18,9 +18,9 @@ from converters.checkpoint import (
     AGAIN,
     NO_METADATA,
     Checkpoint,
+    MappedCheckpoint,
     MemoryCheckpoint,
     TensorInfo,
-    array_view,
     is_sizes,
     little_endian,
     map_file,
@@ -70,28 +70,10 @@ def open_file(path: Path) -> SafetensorsCheckpoint:
     return SafetensorsCheckpoint(path, infos, body, starts, metadata)
 
 
-class SafetensorsCheckpoint(Checkpoint):
+class SafetensorsCheckpoint(MappedCheckpoint):
     """One safetensors file; `read` returns zero-copy views."""
 
     format = "safetensors"
-
-    def __init__(
-        self,
-        path: Path,
-        infos: Mapping[str, TensorInfo],
-        body: memoryview,
-        starts: Mapping[str, int],
-        metadata: Mapping[str, str],
-    ) -> None:
-        super().__init__(path, infos, metadata=metadata)
-        self._body = body
-        self._starts = starts
-
-    def _read(self, info: TensorInfo) -> np.ndarray:
-        return array_view(self._body, info, self._starts[info.name])
-
-    def _close(self) -> None:
-        self._body = memoryview(b"")
 
 
 def write(path: Path, checkpoint: Checkpoint, metadata: Mapping[str, str] = NO_METADATA) -> None:

@@ -25,7 +25,6 @@ class Target:
         format: module of `converters` that writes it.
         dialect: module of `converters.dialects`, or None for canonical names and layouts.
         file: what the file is called in a model's folder.
-        about: one line for people.
         sharded: whether its readers take it in several files with an index.
         metadata: what its readers expect to be told in the file.
         shard_metadata: the same for one of several files, where that differs.
@@ -35,7 +34,6 @@ class Target:
     format: str
     dialect: str | None
     file: str
-    about: str
     sharded: bool = False
     metadata: Mapping[str, str] = field(default_factory=dict)
     shard_metadata: Mapping[str, str] | None = None
@@ -103,40 +101,35 @@ TARGETS: Mapping[str, Target] = {
             "safetensors",
             None,
             "model.safetensors",
-            "torch's names, memory-mapped: what transformers and zoo.load take",
             sharded=True,
             metadata={"format": "pt"},
         ),
-        Target("torch", "torch_pickle", None, "pytorch_model.bin", "torch.load(weights_only=True)", sharded=True),
+        Target("torch", "torch_pickle", None, "pytorch_model.bin", sharded=True),
         Target(
             "tf-h5",
             "h5",
             "hf_tf",
             "tf_model.h5",
-            "the TensorFlow models of transformers 4",
             sharded=True,
             metadata={"backend": "tensorflow", "keras_version": "2.19.0"},
             shard_metadata={"shard": "true"},
         ),
-        Target("flax", "msgpack", "hf_flax", "flax_model.msgpack", "the Flax models of transformers 4", sharded=True),
-        Target("npz", "npz", None, "model.npz", "torch's names, for NumPy alone"),
-        Target("gguf", "gguf", "gguf", "model.gguf", "llama.cpp"),
-        Target("tf-checkpoint", "tensor_bundle", "google_tf1", "bert_model.ckpt", "Google's own BERT, ALBERT, ELECTRA"),
-        Target("orbax", "orbax", "hf_flax", "checkpoint", "a tree of arrays in Flax's names and layouts"),
-        Target("keras", "h5", "keras_graph", "model.weights.h5", "load_weights of our own Keras models"),
-        Target("keras-hub", "h5", "keras_hub", "model.weights.h5", "a preset of KerasHub: backbones"),
+        Target("flax", "msgpack", "hf_flax", "flax_model.msgpack", sharded=True),
+        Target("npz", "npz", None, "model.npz"),
+        Target("gguf", "gguf", "gguf", "model.gguf"),
+        Target("tf-checkpoint", "tensor_bundle", "google_tf1", "bert_model.ckpt"),
+        Target("orbax", "orbax", "hf_flax", "checkpoint"),
+        Target("keras", "h5", "keras_graph", "model.weights.h5"),
+        Target("keras-hub", "h5", "keras_hub", "model.weights.h5"),
         Target(
             "keras-applications",
             "h5",
             "keras_applications",
             "model.weights.h5",
-            "keras.applications: ResNet, MobileNetV2",
             metadata={"backend": "tensorflow", "keras_version": "2.19.0"},
         ),
-        Target(
-            "torchvision", "safetensors", "torchvision", "model.safetensors", "torchvision: ResNet, ViT, MobileNetV2"
-        ),
-        Target("timm", "safetensors", "timm", "model.safetensors", "timm: ViT, DeiT, DINOv2"),
+        Target("torchvision", "safetensors", "torchvision", "model.safetensors"),
+        Target("timm", "safetensors", "timm", "model.safetensors"),
     )
 }
 """Every form, by name."""

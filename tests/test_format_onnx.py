@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from attacks.protobuf_bytes import field, varint
 
 from converters import DTYPES
 from converters.onnx import open_file, recognises
@@ -178,20 +179,6 @@ def test_external_data_through_a_caches_links(tmp_path):
     (tmp_path / "snapshot" / "data").symlink_to("../store/2")
     with open_file(tmp_path / "snapshot" / "a.onnx") as checkpoint:
         assert checkpoint.read("w").tolist() == [0, 0, 0, 0]
-
-
-def varint(value: int) -> bytes:
-    out = b""
-    while value > 127:
-        out += bytes([value & 127 | 128])
-        value >>= 7
-    return out + bytes([value])
-
-
-def field(number: int, value: int | bytes) -> bytes:
-    if isinstance(value, int):
-        return varint(number << 3) + varint(value)
-    return varint(number << 3 | 2) + varint(len(value)) + value
 
 
 def raw_model(*initializers: bytes, graph: bytes = b"") -> bytes:

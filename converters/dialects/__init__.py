@@ -20,7 +20,6 @@ or refuse by name: nothing is lost silently.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType, ModuleType
 from typing import Any
@@ -38,6 +37,7 @@ from converters.dialects import (
     timm,
     torchvision,
 )
+from converters.dialects.shared import why_dropped
 from converters.view import Recipe, Reshape, View
 from zoo.graph.computed import COMPUTED, is_computed
 
@@ -84,8 +84,8 @@ def dropped(dialect: ModuleType | None, names: Iterable[str], used: Collection[s
     found = {}
     for name in names:
         if name not in used:
-            known = (why for pattern, why in patterns if re.fullmatch(pattern, name))
-            found[name] = next(known, COMPUTED if is_computed(name) else "another tensor holds the same")
+            otherwise = COMPUTED if is_computed(name) else "another tensor holds the same"
+            found[name] = why_dropped(name, patterns) or otherwise
     return found
 
 

@@ -17,7 +17,8 @@ from typing import Any
 from converters.checkpoint import Checkpoint
 from converters.dialects.gguf_config import architecture_of, config
 from converters.dialects.gguf_config import metadata as model_metadata
-from converters.dialects.tabled import Dropped, read, write
+from converters.dialects.shared import Dropped
+from converters.dialects.tabled import read, write
 from converters.dialects.tables import Row, Table
 from converters.gguf_tokenizer import tokenizer_json, tokenizer_metadata
 from converters.view import Concatenate, Layout, Recipe, RotaryRows, Shift

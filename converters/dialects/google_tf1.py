@@ -15,7 +15,8 @@ from typing import Any
 
 from converters.checkpoint import Checkpoint
 from converters.dialects.google_tf1_config import config
-from converters.dialects.tabled import Dropped, read, write
+from converters.dialects.shared import Dropped
+from converters.dialects.tabled import read, write
 from converters.dialects.tables import Row, Table
 from converters.view import Concatenate, Recipe
 from zoo.errors import ConfigError

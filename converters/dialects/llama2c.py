@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from converters.checkpoint import Checkpoint, is_size, strict_json
-from converters.dialects.tabled import Dropped, read, write
+from converters.dialects.shared import Dropped
+from converters.dialects.tabled import read, write
 from converters.dialects.tables import Row, Table
 from converters.view import Concatenate, Recipe, RotaryRows
 from zoo.errors import ConfigError

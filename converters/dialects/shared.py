@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 import numpy as np
@@ -10,7 +11,10 @@ from converters.checkpoint import Checkpoint, in_step
 from converters.view import Concatenate, Layout, Permute, Recipe
 from zoo.errors import FormatError
 
-__all__ = ["KERNELS", "kernel_steps", "merge", "same_values"]
+__all__ = ["KERNELS", "Dropped", "kernel_steps", "merge", "same_values", "why_dropped"]
+
+Dropped = tuple[tuple[str, str], ...]
+"""(pattern of whole names on either side, why tensors of that name are not needed)."""
 
 KERNELS = ("kernel", "depthwise_kernel", "pointwise_kernel", "recurrent_kernel")
 """The last parts of names that promise this layout."""
@@ -32,6 +36,11 @@ def kernel_steps(leaf: str, rank: int) -> tuple[Layout, ...]:
     if leaf == "depthwise_kernel":
         return (Permute((rank - 2, rank - 1, *sizes)),)
     return (Permute((rank - 1, rank - 2, *sizes)),)
+
+
+def why_dropped(name: str, dropped: Dropped) -> str | None:
+    """Why a tensor of this name is not needed; None where no pattern says so."""
+    return next((why for pattern, why in dropped if re.fullmatch(pattern, name)), None)
 
 
 def merge(checkpoint: Checkpoint, pairs: Iterable[tuple[str, Recipe]]) -> dict[str, Recipe | Concatenate]:

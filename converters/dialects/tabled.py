@@ -7,24 +7,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from converters.checkpoint import Checkpoint
-from converters.dialects.shared import same_values
+from converters.dialects.shared import Dropped, same_values, why_dropped
 from converters.dialects.tables import Table
 from converters.view import Concatenate, Recipe, Subset
 
-__all__ = ["Dropped", "dropped_names", "read", "write"]
-
-Dropped = tuple[tuple[str, str], ...]
-"""(pattern of whole names on either side, why tensors of that name are not needed)."""
+__all__ = ["dropped_names", "read", "write"]
 
 
 def dropped_names(checkpoint: Checkpoint, dropped: Dropped) -> dict[str, str]:
     """Tensor -> why it is left out, for those that a pattern matches."""
-    found = {}
-    for name in checkpoint.infos:
-        reason = next((why for pattern, why in dropped if re.fullmatch(pattern, name)), None)
-        if reason is not None:
-            found[name] = reason
-    return found
+    reasons = {name: why_dropped(name, dropped) for name in checkpoint.infos}
+    return {name: why for name, why in reasons.items() if why is not None}
 
 
 def read(

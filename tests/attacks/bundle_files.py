@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import google_crc32c
+from attacks.protobuf_bytes import field, varint
 
 MAGIC = bytes.fromhex("57fb808b247547db")
 
@@ -14,20 +15,6 @@ MAGIC = bytes.fromhex("57fb808b247547db")
 def masked(data: bytes) -> bytes:
     crc = google_crc32c.value(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8 & 0xFFFFFFFF).to_bytes(4, "little")
-
-
-def varint(value: int) -> bytes:
-    out = b""
-    while value > 127:
-        out += bytes([value & 127 | 128])
-        value >>= 7
-    return out + bytes([value])
-
-
-def field(number: int, value: int | bytes) -> bytes:
-    if isinstance(value, int):
-        return varint(number << 3) + varint(value)
-    return varint(number << 3 | 2) + varint(len(value)) + value
 
 
 def fixed(number: int, value: bytes) -> bytes:
