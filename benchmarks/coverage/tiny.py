@@ -6,6 +6,7 @@ become small. Which sizes belong together is known by their names alone: the tab
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -132,6 +133,8 @@ _SIZES: tuple[tuple[int, str], ...] = (
 _TO = {name: size for size, names in _SIZES for name in names.split()}
 _EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "moe_top_k", "top_k")
 _LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_LAYER_KINDS = ("layer_types", "mlp_layer_types")
+_KEPT = ("num_key_value_heads",)
 _DERIVED = ("_out_indices", "out_indices", "_out_features", "out_features", "stage_names")
 _CONVS = ("conv_dim", "tdnn_dim")
 _MROPE = [2, 3, 3]  # of half a head's dims
@@ -149,30 +152,29 @@ _STAGE_HEADS = re.compile(r"^(num_attention_heads|num_heads|encoder_heads|num_at
 
 def tiny_config(model_type: str) -> transformers.PretrainedConfig:
     """The type's default config with small sizes."""
-    cls = transformers.CONFIG_MAPPING[model_type]
-    fields = cls().to_dict()
-    small = _shrunk(fields)
+    default = transformers.CONFIG_MAPPING[model_type]()
+    small = _shrunk(default)
     _merge(small, OVERRIDES.get(model_type, {}))
-    config = cls.from_dict(small)
+    config = type(default).from_dict(small)
     for part in _parts(config):
         if hasattr(part, "use_cache"):
             part.use_cache = False
     return config
 
 
-def _shrunk(fields: Mapping[str, Any]) -> dict[str, Any]:
+def _shrunk(config: transformers.PretrainedConfig) -> dict[str, Any]:
     """A config's fields, those of the configs inside it included, with small sizes."""
+    fields = {name: value for name, value in config.to_dict().items() if not _is_derived(config, name, value)}
     small: dict[str, Any] = {}
-    kinds = fields.get("layer_types")
-    layers = LAYERS if not isinstance(kinds, (list, tuple)) else max(LAYERS, len(set(kinds)))
+    kinds = [set(fields[name]) for name in _LAYER_KINDS if isinstance(fields.get(name), (list, tuple))]
+    layers = max([LAYERS, *map(len, kinds)])
     counts = {fields.get(name) for name in _LAYER_COUNTS if type(fields.get(name)) is int and fields[name] > layers}
     for name, value in fields.items():
-        if name in _DERIVED:
-            continue  # the class makes it of the others
-        if isinstance(value, Mapping) and ("model_type" in value or name.endswith("_config")):
-            small[name] = _shrunk(value)
+        inner = getattr(config, name, None)
+        if isinstance(inner, transformers.PretrainedConfig):
+            small[name] = _shrunk(inner)
         elif isinstance(value, Mapping):
-            small[name] = {key: _MROPE if key == "mrope_section" else item for key, item in value.items()}
+            small[name] = _shrunk_mapping(value)
         elif isinstance(value, bool) or value is None:
             small[name] = value
         elif name in _LAYER_COUNTS and isinstance(value, int):
@@ -190,12 +192,31 @@ def _shrunk(fields: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(small.get("per_layer_config"), Mapping):
         kept = {key: value for key, value in fields["per_layer_config"].items() if int(key) < layers}
         small["per_layer_config"] = kept
+    if "qk_rope_head_dim" in small and "num_key_value_heads" in small:  # latent attention: a key for every query
+        small["num_key_value_heads"] = HEADS
     _renumber(small)
     return small
 
 
+def _is_derived(config: transformers.PretrainedConfig, name: str, value: Any) -> bool:
+    """Whether the field is a size that the class makes of others."""
+    if name in _DERIVED:
+        return True
+    if type(value) not in (int, list) or name in _KEPT:
+        return False
+    declared = {field.name: field.default for field in dataclasses.fields(config)}
+    return name not in declared or declared[name] is None and type(value) is int
+
+
+def _shrunk_mapping(value: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _MROPE if key == "mrope_section" else _shrunk_mapping(item) if isinstance(item, Mapping) else item
+        for key, item in value.items()
+    }
+
+
 def _shrunk_list(name: str, value: Any, counts: set[int], layers: int) -> list[Any]:
-    if name in ("layer_types", "mlp_layer_types"):
+    if name in _LAYER_KINDS:
         distinct = list(dict.fromkeys(value))
         return [distinct[min(i, len(distinct) - 1)] for i in range(layers)]
     if all(type(item) is int for item in value):

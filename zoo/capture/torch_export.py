@@ -29,7 +29,7 @@ from zoo.graph.ir import DType, Graph, Input, Node, Param, Ref, ValueInfo, param
 from zoo.graph.passes import simplify
 from zoo.ops import OPS
 
-__all__ = ["KEPT", "capture_module", "capture_program", "export", "ties_of"]
+__all__ = ["KEPT", "capture_module", "capture_program", "export", "named_leaves", "ties_of"]
 
 KEPT = frozenset(
     """
@@ -225,7 +225,7 @@ class _Translation:
             for index in pytree.tree_leaves(tree):
                 names[index] = positional[index]
         for name, tree in kwargs.items():
-            names.update({index: path for path, index in _flatten(tree, name)})
+            names.update({index: path for path, index in named_leaves(tree, name)})
         return [names[index] for index in range(spec.num_leaves)]
 
     def _bind_symbols(self, name: str, value: Any) -> None:
@@ -438,14 +438,14 @@ class _Translation:
         spec = self.program.call_spec.out_spec
         tree = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
         outputs = {}
-        for path, index in _flatten(tree, "" if isinstance(tree, Mapping) else "output"):
+        for path, index in named_leaves(tree, "" if isinstance(tree, Mapping) else "output"):
             value = results[index]
             if isinstance(value, torch.fx.Node):
                 outputs[path] = self.values[value.name]
         return outputs
 
 
-def _flatten(tree: Any, path: str) -> list[tuple[str, Any]]:
+def named_leaves(tree: Any, path: str) -> list[tuple[str, Any]]:
     """(name, leaf) pairs: mapping keys and list positions joined by dots."""
     if isinstance(tree, Mapping):
         items: Any = tree.items()
@@ -453,7 +453,7 @@ def _flatten(tree: Any, path: str) -> list[tuple[str, Any]]:
         items = enumerate(tree)
     else:
         return [(path, tree)]
-    return [pair for key, item in items for pair in _flatten(item, f"{path}.{key}" if path else str(key))]
+    return [pair for key, item in items for pair in named_leaves(item, f"{path}.{key}" if path else str(key))]
 
 
 def _fixed(size: Any) -> int | None:
