@@ -165,36 +165,71 @@ def tiny_config(model_type: str) -> transformers.PretrainedConfig:
 def _shrunk(config: transformers.PretrainedConfig) -> dict[str, Any]:
     """A config's fields, those of the configs inside it included, with small sizes."""
     fields = {name: value for name, value in config.to_dict().items() if not _is_derived(config, name, value)}
+    kept = _kept_layers(fields)
     small: dict[str, Any] = {}
-    kinds = [set(fields[name]) for name in _LAYER_KINDS if isinstance(fields.get(name), (list, tuple))]
-    layers = max([LAYERS, *map(len, kinds)])
-    counts = {fields.get(name) for name in _LAYER_COUNTS if type(fields.get(name)) is int and fields[name] > layers}
     for name, value in fields.items():
-        inner = getattr(config, name, None)
-        if isinstance(inner, transformers.PretrainedConfig):
-            small[name] = _shrunk(inner)
-        elif isinstance(value, Mapping):
-            small[name] = _shrunk_mapping(value)
-        elif isinstance(value, bool) or value is None:
-            small[name] = value
-        elif name in _LAYER_COUNTS and isinstance(value, int):
-            small[name] = layers
-        elif name in _EXPERTS_PER_TOKEN and isinstance(value, int):
-            small[name] = min(value, 2)
-        elif name in _TO and isinstance(value, int):
-            small[name] = _TO[name]
+        if isinstance(value, Mapping):
+            inner = getattr(config, name)
+            small[name] = _shrunk(inner) if isinstance(inner, transformers.PretrainedConfig) else _shrunk_mapping(value)
         elif isinstance(value, (list, tuple)) and value:
-            small[name] = _shrunk_list(name, value, counts, layers)
-        elif name == "image_size" and isinstance(value, int):
+            small[name] = _shrunk_list(name, value, fields, kept)
+        elif type(value) is not int:
+            small[name] = value
+        elif name in _LAYER_COUNTS:
+            small[name] = len(kept)
+        elif name in _EXPERTS_PER_TOKEN:
+            small[name] = min(value, 2)
+        elif name == "image_size":
             small[name] = _image(fields, value)
         else:
-            small[name] = value
-    if isinstance(small.get("per_layer_config"), Mapping):
-        kept = {key: value for key, value in fields["per_layer_config"].items() if int(key) < layers}
-        small["per_layer_config"] = kept
+            small[name] = _TO.get(name, value)
+    if isinstance(fields.get("per_layer_config"), Mapping):
+        small["per_layer_config"] = _per_layer(fields, kept)
     if "qk_rope_head_dim" in small and "num_key_value_heads" in small:  # latent attention: a key for every query
         small["num_key_value_heads"] = HEADS
     _renumber(small)
+    return small
+
+
+def _layer_count(fields: Mapping[str, Any]) -> int:
+    return max((fields[name] for name in _LAYER_COUNTS if type(fields.get(name)) is int), default=0)
+
+
+def _kept_layers(fields: Mapping[str, Any]) -> list[int]:
+    """The first layer of each kind, and two at least: every list with an entry a layer keeps these ones' entries."""
+    count = _layer_count(fields)
+    kinds = [[str(item) for item in fields.get(name) or ()][:count] for name in _LAYER_KINDS]
+    kinds = [row for row in kinds if len(row) == count]
+    kinds.append([str(sorted(_overridden(fields, layer).items())) for layer in range(count)])
+    kept = {row.index(kind) for row in kinds for kind in row}
+    for layer in range(count):
+        if len(kept) < LAYERS:
+            kept.add(layer)
+    return sorted(_without_needless(kept, kinds)) or list(range(LAYERS))
+
+
+def _without_needless(kept: set[int], kinds: list[list[str]]) -> set[int]:
+    """Layers whose kinds all occur in the others left out, while two remain."""
+    for layer in sorted(kept):
+        others = kept - {layer}
+        if len(others) >= LAYERS and all(row[layer] in {row[i] for i in others} for row in kinds if len(row) > layer):
+            kept = others
+    return kept
+
+
+def _overridden(fields: Mapping[str, Any], layer: int) -> dict[str, Any]:
+    """What one layer's config has otherwise than the rest."""
+    of_layers = fields.get("per_layer_config") or {}
+    return {name: value for key, part in of_layers.items() if int(key) == layer for name, value in part.items()}
+
+
+def _per_layer(fields: Mapping[str, Any], kept: list[int]) -> dict[str, dict[str, Any]]:
+    small: dict[str, dict[str, Any]] = {}
+    for new, old in enumerate(kept):
+        for name, value in _overridden(fields, old).items():
+            size = _TO.get(name, value)
+            other = type(value) is int and type(fields[name]) is int and name in _TO
+            small.setdefault(str(new), {})[name] = max(1, round(size * value / fields[name])) if other else value
     return small
 
 
@@ -215,10 +250,10 @@ def _shrunk_mapping(value: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _shrunk_list(name: str, value: Any, counts: set[int], layers: int) -> list[Any]:
-    if name in _LAYER_KINDS:
-        distinct = list(dict.fromkeys(value))
-        return [distinct[min(i, len(distinct) - 1)] for i in range(layers)]
+def _shrunk_list(name: str, value: Any, fields: Mapping[str, Any], kept: list[int]) -> list[Any]:
+    layers = len(kept)
+    if name in _LAYER_KINDS and len(value) >= _layer_count(fields):
+        return [value[layer] for layer in kept]
     if all(type(item) is int for item in value):
         if name in _CONVS:
             return [16 for _ in value]
@@ -230,8 +265,8 @@ def _shrunk_list(name: str, value: Any, counts: set[int], layers: int) -> list[A
             return [min(item, 2) for item in value]
         if _LAYER_INDICES.search(name) and any(item >= layers for item in value):
             return [layers - 1]
-    if len(value) in counts:
-        return list(value[:layers])
+    if len(value) == _layer_count(fields) > layers:
+        return [value[layer] for layer in kept]
     return list(value)
 
 
