@@ -24,7 +24,7 @@ from zoo.errors import ZooError
 from zoo.graph.ir import Graph
 from zoo.loading import assemble
 from zoo.model import Model, read_json
-from zoo.tolerances import FLOORS, VACUOUS, tolerance
+from zoo.tolerances import CEILINGS, FLOORS, VACUOUS, tolerance
 from zoo.verify import GRADIENTS_OF, compare_gradients, loss_weights, on_backend, run, said
 
 __all__ = ["BACKENDS", "measure"]
@@ -57,9 +57,12 @@ class _Built:
         narrow = _outputs(self.module, inputs)
         try:
             wide = {name: v.double() if v.is_floating_point() else v for name, v in inputs.items()}
-            return narrow, _outputs(self.wide, wide)
+            found = _outputs(self.wide, wide)
         except Exception:  # it mixes dtypes of its own
             return narrow, None
+        # a mask of float32's lowest number that is scaled, say, overflows to infinity only in float64
+        same = all(np.array_equal(np.isfinite(narrow[name]), np.isfinite(found[name])) for name in narrow)
+        return narrow, found if same else None
 
 
 def measure(model_type: str, task: str, backends: tuple[str, ...] = BACKENDS, gradients: bool = True) -> Row:
@@ -111,7 +114,7 @@ def _direct(built: _Built, graph: Graph) -> Model:
     renamed = graph.meta.get("renamed", {})
     params = {name: state[renamed.get(name, name)] for name in graph.params}
     backend = get_backend("numpy")
-    return Model(type(built.module).__name__, "numpy", graph, params, built.config.to_dict(), _backend=backend)
+    return Model(type(built.module).__name__, "numpy", graph, params, built.config.to_dict(), Path(), _backend=backend)
 
 
 def _cells(built: _Built, source: Model, backends: tuple[str, ...], gradients: bool) -> dict[str, Cell]:
@@ -122,10 +125,8 @@ def _cells(built: _Built, source: Model, backends: tuple[str, ...], gradients: b
     truths, yardsticks = {}, {}
     for name, inputs in cases.items():
         narrow, wide = built.outputs(inputs)
-        if wide is None:  # the graph's own float64, which has to agree with the module's float32
-            wide = run(source, prepared[name])[0]
-        truths[name] = wide
-        yardsticks[name] = {key: _distance(narrow.get(key), value) for key, value in wide.items()}
+        truths[name] = wide or _graph_in_float64(source, prepared[name], narrow)
+        yardsticks[name] = {key: _distance(narrow[key], value) for key, value in truths[name].items()}
     slopes: dict[str, Any] = {}
     main = next((key for key, value in truths[""].items() if value.dtype.kind == "f" and not _vacuous(value)), None)
     cells = {}
@@ -159,6 +160,16 @@ def _cells(built: _Built, source: Model, backends: tuple[str, ...], gradients: b
                 reason=cell.reason or (f"gradient: {slope.reason}" if slope.reason else ""),
             )
     return cells
+
+
+def _graph_in_float64(source: Model, feed: Arrays, narrow: Arrays) -> Arrays:
+    """The graph's own float64, if the module's float32 confirms it; else that float32."""
+    try:
+        wide = run(source, feed)[0]
+    except Exception:
+        return narrow
+    right = all(_distance(wide.get(name), value) <= CEILINGS["float32"] for name, value in narrow.items())
+    return {name: wide[name] for name in narrow} if right else narrow
 
 
 def _resized(

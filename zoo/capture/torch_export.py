@@ -198,10 +198,11 @@ class _Translation:
                 if node.meta.get("val") is not None:
                     self._bind_symbols(name, node.meta["val"])
         input_names = iter(self.input_names)
+        live = _live(nodes)
         for node in nodes:
             if node.op == "placeholder":
                 self._placeholder(node, specs[node.name], input_names)
-            elif node.op == "call_function":
+            elif node.op == "call_function" and node in live:
                 self._call(node)
             elif node.op == "get_attr":
                 self._attribute(node)
@@ -349,6 +350,10 @@ class _Translation:
                 got=f"{name} at {_source(node)}",
                 do="keep what is computed in tensors, and results in new ones",
             )
+        if name in ("split", "chunk") and (sizes := _part_sizes(node)):
+            dim = _argument(node, 2, "dim", 0)
+            self._emit(node, "split_with_sizes", [self._arg(node.args[0], node), sizes, dim], {})
+            return
         kwargs = {
             key: self._arg(value, node)
             for key, value in node.kwargs.items()
@@ -467,7 +472,8 @@ def _fixed(size: Any) -> int | None:
 
 def _dim_name(name: str, axis: int, ndim: int, others: Sequence[str]) -> tuple[str, bool]:
     """The field's name for a dynamic dim of an input, and whether inputs with a dim of that name agree in it."""
-    text = name.endswith(("ids", "mask", "embeds", "bbox")) and ndim >= 2
+    sound = name.startswith(("input_features", "feature", "input_values"))
+    text = name.endswith(("ids", "mask", "embeds", "bbox")) and ndim >= 2 and not sound
     if axis == 0:
         # texts and images of one call may differ in number, as in CLIP
         apart = not text and any(other.endswith("ids") for other in others)
@@ -502,6 +508,28 @@ def _decompositions() -> Any:
         if overload._schema.name.split("::")[1] in KEPT:
             table.pop(overload)
     return table
+
+
+def _live(nodes: Sequence[torch.fx.Node]) -> set[torch.fx.Node]:
+    """The nodes that the outputs come from, or that change something; what only asserts read is not among them."""
+    live: set[torch.fx.Node] = set()
+    for node in reversed(nodes):
+        changes = isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+        if node.op == "output" or changes or node in live:
+            live.add(node)
+            live.update(node.all_input_nodes)
+    return live
+
+
+def _part_sizes(node: torch.fx.Node) -> tuple[int, ...] | None:
+    """How long the parts of a split are, if no size is dynamic: a backend may not know that a dim is static."""
+    dim = _argument(node, 2, "dim", 0)
+    sizes = [_fixed(part.shape[dim]) for part in node.meta["val"]]
+    return None if None in sizes else tuple(sizes)  # type: ignore[arg-type]
+
+
+def _argument(node: torch.fx.Node, index: int, name: str, default: Any) -> Any:
+    return node.args[index] if len(node.args) > index else node.kwargs.get(name, default)
 
 
 def _expressible(program: torch.export.ExportedProgram) -> bool:
