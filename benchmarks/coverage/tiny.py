@@ -28,7 +28,8 @@ _SIZES: tuple[tuple[int, str], ...] = (
         decoder_hidden_size cross_hidden_size encoder_hidden_dim decoder_hidden_dim hidden_dim projection_dim
         project_dim out_hidden_size fpn_hidden_size mask_feature_size fpn_feature_size word_embed_proj_dim
         output_hidden_size text_hidden_size audio_hidden_size backbone_hidden_size pooler_hidden_size
-        pooler_output_size input_embedding_size output_embedding_size projection_size text_config_hidden_size
+        upsample_initial_channel pooler_output_size input_embedding_size output_embedding_size
+        projection_size text_config_hidden_size
         memory_attention_hidden_size memory_encoder_hidden_size memory_fuser_embed_dim mask_downsampler_embed_dim
         attention_hidden_size mit_hidden_size pred_hidden_size mask_dim class_embed_dim text_embed_dim
         vision_output_dim projector_input_dim projector_output_dim projector_hidden_size image_text_hidden_size
@@ -128,7 +129,7 @@ _SIZES: tuple[tuple[int, str], ...] = (
     (20, "qk_head_dim"),
     (24, "q_lora_rank index_topk_hidden o_lora_rank"),
     (32, "kv_lora_rank conv_channels subsampling_conv_channels"),
-    (16, "num_mel_bins codevector_dim proj_codevector_dim num_filters base_channels"),
+    (16, "num_mel_bins codevector_dim proj_codevector_dim num_filters base_channels model_in_dim"),
 )
 _TO = {name: size for size, names in _SIZES for name in names.split()}
 _EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "moe_top_k", "top_k")
@@ -183,10 +184,10 @@ def _shrunk(config: transformers.PretrainedConfig) -> dict[str, Any]:
             small[name] = _image(fields, value)
         else:
             small[name] = _TO.get(name, value)
-    if isinstance(fields.get("per_layer_config"), Mapping):
-        small["per_layer_config"] = _per_layer(fields, kept)
     if "qk_rope_head_dim" in small and "num_key_value_heads" in small:  # latent attention: a key for every query
         small["num_key_value_heads"] = HEADS
+    if isinstance(fields.get("per_layer_config"), Mapping):
+        small["per_layer_config"] = _per_layer(fields, small, kept)
     _renumber(small)
     return small
 
@@ -223,20 +224,21 @@ def _overridden(fields: Mapping[str, Any], layer: int) -> dict[str, Any]:
     return {name: value for key, part in of_layers.items() if int(key) == layer for name, value in part.items()}
 
 
-def _per_layer(fields: Mapping[str, Any], kept: list[int]) -> dict[str, dict[str, Any]]:
-    small: dict[str, dict[str, Any]] = {}
-    for new, old in enumerate(kept):
-        for name, value in _overridden(fields, old).items():
-            size = _TO.get(name, value)
-            other = type(value) is int and type(fields[name]) is int and name in _TO
-            small.setdefault(str(new), {})[name] = max(1, round(size * value / fields[name])) if other else value
-    return small
+def _per_layer(fields: Mapping[str, Any], small: Mapping[str, Any], kept: list[int]) -> dict[str, dict[str, Any]]:
+    """The kept layers' own values, as large beside the small config's as they were beside the default's."""
+    parts: dict[str, dict[str, Any]] = {str(new): _overridden(fields, old) for new, old in enumerate(kept)}
+    for part in parts.values():
+        for name, value in part.items():
+            if type(value) is int and type(fields[name]) is int:
+                part[name] = max(1, round(small[name] * value / fields[name]))
+    return {layer: part for layer, part in parts.items() if part}
 
 
 def _is_derived(config: transformers.PretrainedConfig, name: str, value: Any) -> bool:
     """Whether the field is a size that the class makes of others."""
-    if name in _DERIVED:
-        return True
+    if name in _DERIVED:  # stages that are layers have become fewer
+        stages = getattr(config, "stage_names", None) or ()
+        return name != "out_indices" or len(stages) - 1 in (-1, _layer_count(vars(config)))
     if type(value) not in (int, list) or name in _KEPT:
         return False
     declared = {field.name: field.default for field in dataclasses.fields(config)}
@@ -271,8 +273,12 @@ def _shrunk_list(name: str, value: Any, fields: Mapping[str, Any], kept: list[in
 
 
 def _image(fields: Mapping[str, Any], value: int) -> int:
+    """Four patches a side, or two in the last of the stages that halve them."""
     patch = fields.get("patch_size")
-    return 4 * patch if isinstance(patch, int) and patch > 1 else min(value, 64)
+    if not isinstance(patch, int) or patch == 1:
+        return min(value, 64)
+    stages = fields.get("depths")
+    return patch * 2 ** len(stages) if isinstance(stages, (list, tuple)) else 4 * patch
 
 
 def _renumber(small: dict[str, Any]) -> None:
@@ -285,11 +291,19 @@ def _renumber(small: dict[str, Any]) -> None:
 
 
 def _merge(fields: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    """Changes into fields, in depth; a config of another type than there is starts from that type's tiny one."""
     for name, value in changes.items():
-        if isinstance(value, Mapping) and isinstance(fields.get(name), dict):
-            _merge(fields[name], value)
-        else:
+        if not isinstance(value, Mapping):
             fields[name] = value
+            continue
+        there = fields.get(name)
+        kind = value.get("model_type")
+        if kind is not None and (not isinstance(there, dict) or there.get("model_type") != kind):
+            fields[name] = _shrunk(transformers.CONFIG_MAPPING[kind]())
+            _merge(fields[name], OVERRIDES.get(kind, {}))
+        elif not isinstance(there, dict):
+            fields[name] = {}
+        _merge(fields[name], value)
 
 
 def _parts(config: Any) -> list[Any]:
