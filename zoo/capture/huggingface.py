@@ -142,15 +142,20 @@ def capture_config(config: transformers.PretrainedConfig, task: str | None = Non
     with _quiet():
         try:
             program = export(module, inputs, _dynamic(inputs, config))
+            graph = _captured(program, module)
         except CaptureError as first:
             try:
                 inputs = prepared_inputs(module, inputs)
-                program = _export_patched(module, inputs, _dynamic(inputs, config))
-            except Exception:
-                raise first from None
-    module.tie_weights()
-    graph = capture_program(program, ties_of(module))
+                graph = _captured(_export_patched(module, inputs, _dynamic(inputs, config)), module)
+            except Exception as second:
+                raise first from second
     return _named(graph, module, config, task, dtype)
+
+
+def _captured(program: torch.export.ExportedProgram, module: transformers.PreTrainedModel) -> Graph:
+    """The graph of an exported program whose weights are the module's, tied as those are."""
+    module.tie_weights()
+    return capture_program(program, ties_of(module))
 
 
 def parameters_of(config: transformers.PretrainedConfig, task: str | None = None, dtype: str = "float32") -> Graph:
