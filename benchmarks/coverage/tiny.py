@@ -187,7 +187,7 @@ def _shrunk(config: transformers.PretrainedConfig) -> dict[str, Any]:
             small[name] = _TO.get(name, value) if value else 0
     if "qk_rope_head_dim" in small and "num_key_value_heads" in small:  # latent attention: a key for every query
         small["num_key_value_heads"] = HEADS
-    if "head_dim" in small and fields["head_dim"] == fields.get("qk_rope_head_dim"):
+    if "qk_rope_head_dim" in small and fields.get("head_dim") == fields["qk_rope_head_dim"]:
         small["head_dim"] = small["qk_rope_head_dim"]
     if isinstance(fields.get("per_layer_config"), Mapping):
         small["per_layer_config"] = _per_layer(fields, small, kept)
