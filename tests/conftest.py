@@ -38,6 +38,8 @@ else:
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
+pytest_plugins = ["sweep"]  # its fixtures are for several files
+
 FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures"
 
 
