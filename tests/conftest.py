@@ -59,6 +59,20 @@ def fixtures() -> Path:
     return FIXTURES
 
 
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """A command line in this process: exit code, stdout, stderr."""
+    from zoo import cli
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as caught:
+            cli.main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return int(caught.value.code or 0), printed.out, printed.err
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def captured() -> Callable[[str], tuple[Any, dict[str, np.ndarray]]]:
     """model type -> graph and weights of its tiny model, captured once per process.

@@ -12,7 +12,6 @@ import pytest
 from sweep import BROKEN, EVIL, RIGHT, SWEEP, WRONG
 
 import zoo
-from zoo import cli
 from zoo.catalogue import describe, reason, swept, verdict
 from zoo.coverage import Coverage, Row, read
 from zoo.errors import ConfigError, UnknownBackend, UnknownModel
@@ -21,19 +20,6 @@ ROOT = Path(__file__).parents[1]
 BASE, MASKED, DINO, UNCAPTURED, UNBUILT, ODD = SWEEP.rows
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """A command line in this process: exit code, stdout, stderr."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            cli.main([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        return int(caught.value.code or 0), printed.out, printed.err
-
-    return run
 
 
 # Verdicts

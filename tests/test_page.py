@@ -94,11 +94,11 @@ def test_every_model_of_the_registry_is_there(shown: Page) -> None:
     found = {cells[0][0]: [text for text, _ in cells] for cells in rows}
     assert sorted(found) == sorted(registry.entries())
     assert found["bert-base"][1:3] == ["bert", "fill-mask"]
-    assert found["bert-base"][5:] == ["matches", "runs", "captured", "apache-2.0"]
-    assert found["t5-small"][5:8] == ["", "", ""]
+    assert found["bert-base"][3:] == ["matches", "runs", "captured", "109,514,298", "packaged", "apache-2.0"]
+    assert found["t5-small"][3:6] == ["", "", ""]
     models = {item.name: item for item in catalogue.available()}
     for name, cells in found.items():
-        assert cells[3].replace(",", "") == str(models[name].parameters or "")
+        assert cells[6].replace(",", "") == str(models[name].parameters or "")
 
 
 def test_all_text_is_escaped(shown: Page) -> None:

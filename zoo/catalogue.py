@@ -268,13 +268,12 @@ def swept() -> tuple[str, ...]:
 
 
 def verified_as(entry: Entry, task: str | None = None) -> Row | None:
-    """The sweep's row of what an entry is loaded as: its own class, else its task; None if it has none."""
-    rows = _of_type(entry.model_type)
-    if task in (None, entry.task):
+    """The sweep's row of what an entry is loaded as: of its own class, else of its task; None if it has no such row."""
+    rows, wanted = _of_type(entry.model_type), task or entry.task
+    if entry.head is None and wanted == entry.task:
         for row in rows:
-            if entry.architecture and row.architecture == entry.architecture:
+            if row.architecture == entry.architecture:
                 return row
-    wanted = task or entry.task
     names = (wanted, BASE) if wanted.endswith(BASE) else (wanted,)
     return next((row for name in names for row in rows if row.task == name), None)
 
@@ -396,7 +395,9 @@ def _graphs() -> dict[str, dict[str, Any]]:
 
 def _is_own(entry: Entry, facts: Mapping[str, Any]) -> bool:
     """Whether `zoo.load(name)`, no task given, takes this graph."""
-    return facts["class"] == entry.architecture if entry.architecture else facts["task"] == "feature-extraction"
+    from zoo.tasks import task_name
+
+    return facts["task"] == task_name(entry.head) if entry.head else facts["class"] == entry.architecture
 
 
 def _statuses(packaged: bool) -> Mapping[str, Status]:

@@ -186,7 +186,7 @@ def show_info(name: _NameOrType, as_json: _Json = False) -> None:
             else:
                 value = "\n".join(f"{inner}: {fact}" for inner, fact in value.items())
         elif isinstance(value, (list, tuple)):
-            value = "\n".join(value)
+            value = (", " if key == "models" else "\n").join(value)
         elif isinstance(value, int):
             value = f"{value:,}"
         table.add_row(key.replace("_", " "), _plain(str(value)))

@@ -13,7 +13,7 @@ from html import escape
 from pathlib import Path
 from statistics import median
 
-from zoo.catalogue import BASE, Availability, Verdict, available, describe, swept, verdict
+from zoo.catalogue import BASE, Availability, Verdict, available, describe, swept, verdict, verified_as
 from zoo.coverage import Row, coverage
 from zoo.errors import ConfigError
 from zoo.registry import find
@@ -62,10 +62,8 @@ def render() -> str:
         "head": "".join(f'<th scope="col">{escape(name)}</th>' for name in swept()),
         "matrix": "\n".join(map(_architecture, rows)),
         "models": "\n".join(map(_model, models)),
-        "tasks": _options(row.task for row in rows),
-        "model_tasks": _options(model.task for model in models),
-        "backends": _options(swept()),
-        "verdicts": _options(STYLES),
+        "matrix_filters": _filters("matrix", "type, class or reason", (row.task for row in rows)),
+        "registry_filters": _filters("registry", "name, type or licence", (model.task for model in models)),
         "versions": "".join(
             f"<dt>{escape(name)}</dt><dd>{escape(version)}</dd>" for name, version in coverage().versions.items()
         ),
@@ -86,18 +84,14 @@ def _architecture(row: Row) -> str:
 
 def _model(model: Availability) -> str:
     entry = find(model.name)
+    row = verified_as(entry)
     graph = "packaged" if "graph" in model.backends.values() else "made on first load"
     parameters = "" if model.parameters is None else f"{model.parameters:,}"
-    cells = "".join(
-        _cell(model.verified[name], f"{model.model_type}, built tiny: {model.verified[name]} on {name}")
-        if name in model.verified
-        else "<td></td>"
-        for name in swept()
-    )
+    cells = "".join(_cell(verdict(row, name), describe(row, name)) if row else "<td></td>" for name in swept())
     return (
         f'<tr data-task="{escape(model.task)}"><th scope="row">{escape(model.name)}</th>'
-        f"<td>{escape(model.model_type)}</td><td>{escape(model.task)}</td><td class=number>{parameters}</td>"
-        f"<td>{graph}</td>{cells}<td>{escape(entry.license or '')}</td></tr>"
+        f"<td>{escape(model.model_type)}</td><td>{escape(model.task)}</td>{cells}"
+        f"<td class=number>{parameters}</td><td>{graph}</td><td>{escape(entry.license or '')}</td></tr>"
     )
 
 
@@ -105,8 +99,25 @@ def _cell(found: Verdict, why: str) -> str:
     return f'<td class="{STYLES[found]}" title="{escape(why)}">{found}</td>'
 
 
-def _options(values: Iterable[str]) -> str:
-    return "".join(f"<option>{escape(value)}</option>" for value in dict.fromkeys(values))
+def _filters(table: str, hint: str, tasks: Iterable[str]) -> str:
+    """What the script shows above a table, and acts on."""
+    choices = {
+        "Task": ("task", "all tasks", sorted(set(tasks))),
+        "Framework": ("on", "any framework", swept()),
+        "Found": ("found", "anything", STYLES),
+    }
+    selects = "\n".join(
+        f'<label>{label} <select name="{name}"><option value="">{first}</option>'
+        + ('<option value="!matches">does not match</option>' if name == "found" else "")
+        + "".join(f"<option>{escape(value)}</option>" for value in values)
+        + "</select></label>"
+        for label, (name, first, values) in choices.items()
+    )
+    return (
+        f'<form class="filters" data-table="{table}" hidden>\n<label>Search <input type="search" name="q" '
+        f'placeholder="{hint}" autocomplete="off" spellcheck="false"></label>\n{selects}\n'
+        '<button type="reset">Clear</button>\n<output aria-live="polite"></output>\n</form>'
+    )
 
 
 # Numbers and charts
