@@ -38,8 +38,6 @@ else:
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
-pytest_plugins = ["sweep"]  # its fixtures are for several files
-
 FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures"
 
 
@@ -71,6 +69,40 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
         return int(caught.value.code or 0), printed.out, printed.err
 
     return run
+
+
+@pytest.fixture
+def use(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any], None]]:
+    """Makes a sweep the one that comes with the installation."""
+    from zoo import catalogue, coverage
+
+    def use(sweep: Any) -> None:
+        monkeypatch.setattr(coverage, "read", lambda: sweep)
+        forget()
+
+    def forget() -> None:
+        for cached in (coverage.coverage, catalogue.swept, catalogue._by_type):
+            cached.cache_clear()
+
+    yield use
+    forget()
+
+
+@pytest.fixture
+def sweep(use: Callable[[Any], None]) -> Any:
+    """The made-up one of `sweep.py`."""
+    from sweep import SWEEP
+
+    use(SWEEP)
+    return SWEEP
+
+
+@pytest.fixture
+def no_sweep(use: Callable[[Any], None]) -> None:
+    """An installation without one."""
+    from zoo.coverage import Coverage
+
+    use(Coverage({}, ()))
 
 
 @pytest.fixture(scope="session")

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-
-import pytest
-
-from zoo import catalogue, coverage
 from zoo.coverage import Cell, Coverage, Row
 
 EVIL = """<script>alert("x")</script> & 'quoted' </td>"""
@@ -29,30 +24,3 @@ SWEEP = Coverage(
             cells={"torch": RIGHT, "jax": Cell(True, False, float("inf"), 1e-5, reason=EVIL)}),
     ),
 )  # fmt: skip
-
-
-@pytest.fixture
-def use(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Coverage], None]]:
-    """Makes a sweep the one that comes with the installation."""
-
-    def use(sweep: Coverage) -> None:
-        monkeypatch.setattr(coverage, "read", lambda: sweep)
-        forget()
-
-    def forget() -> None:
-        for cached in (coverage.coverage, catalogue.swept, catalogue._by_type):
-            cached.cache_clear()
-
-    yield use
-    forget()
-
-
-@pytest.fixture
-def sweep(use: Callable[[Coverage], None]) -> Coverage:
-    use(SWEEP)
-    return SWEEP
-
-
-@pytest.fixture
-def no_sweep(use: Callable[[Coverage], None]) -> None:
-    use(Coverage({}, ()))
