@@ -52,15 +52,16 @@ def example_inputs(
     return made.inputs
 
 
-def prepared_inputs(module: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def prepared_inputs(module: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """The inputs and what transformers computes of their values before it exports a model: positions of packed
-    images, boundaries of their attention. A graph captured with these takes them as inputs.
+    images, boundaries of their attention. A graph captured with these takes the tensors among them as inputs; numbers
+    become part of it.
     """
     from transformers.exporters.utils import prepare_for_export
 
     with torch.no_grad():
         _, prepared, _ = prepare_for_export(module, dict(inputs))
-    return {name: value for name, value in prepared.items() if isinstance(value, torch.Tensor)}
+    return dict(prepared)
 
 
 @dataclass
@@ -296,7 +297,7 @@ _PATCHES: dict[str, Callable[[_Example, int, int, int], tuple[int, ...]]] = {
 
 def _pixel_values(made: _Example) -> torch.Tensor | None:
     vision, kind = made.vision, made.config.model_type
-    if vision is None or made.has("pixel_values_videos") and made.needs("pixel_values_videos"):
+    if vision is None or (made.has("pixel_values_videos") and made.needs("pixel_values_videos")):
         return None
     channels = _channels(vision)
     if vision.model_type in _PATCHES:
@@ -311,7 +312,7 @@ def _pixel_values(made: _Example) -> torch.Tensor | None:
         between = (1, _tiles(made)) if kind == "mllama" else (_tiles(made),)
         return made.noise(made.batch, *between, channels, height, width)
     frames = getattr(vision, "num_frames", None) or getattr(vision, "frames_per_clip", None)
-    if kind in _VIDEOS or frames and _is_video(made):
+    if kind in _VIDEOS or (frames and _is_video(made)):
         return made.noise(made.batch, frames or 4, channels, height, width)
     return made.noise(made.batch, channels, height, width)
 
