@@ -139,7 +139,7 @@ def capture_config(config: transformers.PretrainedConfig, task: str | None = Non
             part.use_cache = False
     cls = model_class(config, task)
     module = build(config, cls, dtype, tied=False)
-    inputs = example_inputs(module, dtype)
+    inputs = example_inputs(module, dtype, length=6 + _chunk(config))
     with _quiet():
         try:
             program = export(module, inputs, _dynamic(inputs, config))
@@ -355,6 +355,13 @@ def _dynamic(inputs: Mapping[str, Any], config: Any) -> dict[str, Any]:
         else pytree.tree_map(lambda _: None, value)
         for name, value in inputs.items()
     }
+
+
+def _chunk(config: Any) -> int:
+    """How many tokens a state-space model scans at a time: of a single chunk torch.export takes the count as fixed."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    sizes = (getattr(text, name, 0) for name in ("mamba_chunk_size", "chunk_size"))
+    return next((size for size in sizes if isinstance(size, int)), 0)
 
 
 def _parts(config: Any) -> list[Any]:

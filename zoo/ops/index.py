@@ -200,9 +200,9 @@ def masked_scatter(xp: Any, x: Any, mask: Any, source: Any) -> Any:
     mask = xp.broadcast_to(mask, xp.shape(x))
     flat = xp.reshape(mask, (-1,))
     order = xp.subtract(xp.cumsum(xp.cast(flat, "int64"), 0), xp.asarray(1, "int64"))
-    last = xp.asarray(math.prod(xp.shape(source)) - 1, "int64")
-    order = xp.minimum(xp.maximum(order, xp.asarray(0, "int64")), last)
-    picked = xp.take(xp.reshape(source, (-1,)), order, 0)
+    source = xp.pad(xp.reshape(source, (-1,)), [(0, 1)], 0)  # which may be empty, and then no position is true
+    order = xp.minimum(xp.maximum(order, xp.asarray(0, "int64")), xp.asarray(xp.shape(source)[0] - 1, "int64"))
+    picked = xp.take(source, order, 0)
     return xp.where(mask, xp.reshape(picked, xp.shape(x)), x)
 
 
