@@ -15,6 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from zoo.capture.inputs import example_inputs, prepared_inputs
@@ -142,14 +145,9 @@ def capture_config(config: transformers.PretrainedConfig, task: str | None = Non
     inputs = example_inputs(module, dtype, length=6 + _chunk(config))
     with _quiet():
         try:
-            program = export(module, inputs, _dynamic(inputs, config))
-            graph = _captured(program, module)
+            graph = _captured(export(module, inputs, _dynamic(inputs, config)), module)
         except CaptureError as first:
-            try:
-                inputs = prepared_inputs(module, inputs)
-                graph = _captured(_export_patched(module, inputs, _dynamic(inputs, config)), module)
-            except Exception as second:
-                raise first from second
+            graph = _captured_otherwise(module, inputs, config, first)
     return _named(graph, module, config, task, dtype)
 
 
@@ -157,6 +155,27 @@ def _captured(program: torch.export.ExportedProgram, module: transformers.PreTra
     """The graph of an exported program whose weights are the module's, tied as those are."""
     module.tie_weights()
     return capture_program(program, ties_of(module))
+
+
+def _captured_otherwise(
+    module: transformers.PreTrainedModel, inputs: Mapping[str, torch.Tensor], config: Any, first: CaptureError
+) -> Graph:
+    """What plain export refuses, under transformers' patches: with what those want computed before, or with the sizes
+    of images as part of the graph, which then holds for as many images of those sizes.
+    """
+    for fixed in ((), _GEOMETRY):
+        try:
+            prepared = prepared_inputs(module, inputs)
+            with _fixing(module, {name: prepared.pop(name) for name in fixed if name in prepared}):
+                program = _export_patched(module, prepared, _dynamic(prepared, config))
+            return _captured(program, module)
+        except Exception as error:
+            second = error
+    raise first from second
+
+
+_GEOMETRY = ("image_grid_thw", "grid_thw", "image_sizes", "target_sizes", "spatial_shapes", "image_merge_sizes")
+"""Inputs that say how large images are, and nothing else."""
 
 
 def parameters_of(config: transformers.PretrainedConfig, task: str | None = None, dtype: str = "float32") -> Graph:
@@ -337,6 +356,38 @@ def _export_patched(module: Any, inputs: Mapping[str, Any], dynamic: Any) -> tor
     settings = DynamoConfig(dynamic=True, dynamic_shapes=dynamic, strict=False)
     program, _ = exporter.export_program(module, dict(inputs), settings)
     return program
+
+
+@contextmanager
+def _fixing(module: Any, fixed: Mapping[str, Any]) -> Any:
+    """The module called with these arguments, too; what it computes of them alone is computed while it is traced."""
+    if not fixed:
+        yield
+        return
+    forward = module.forward
+
+    def called(**inputs: Any) -> Any:
+        with _Known():
+            return forward(**inputs, **fixed)
+
+    module.forward = called
+    try:
+        yield
+    finally:
+        del module.forward
+
+
+class _Known(TorchFunctionMode):
+    """Calls on tensors with values, none of them traced, are made outside of the trace: their results have values."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        leaves = pytree.tree_leaves((args, kwargs))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        traced = any(isinstance(leaf, (FakeTensor, torch.SymInt)) for leaf in leaves)
+        if traced or not (tensors or func in (torch.arange, torch.linspace, torch.tensor)):
+            return func(*args, **(kwargs or {}))
+        with unset_fake_temporarily(), disable_proxy_modes_tracing():
+            return func(*args, **(kwargs or {}))
 
 
 def _dynamic(inputs: Mapping[str, Any], config: Any) -> dict[str, Any]:
