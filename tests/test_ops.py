@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import inspect
 import itertools
 import math
@@ -64,7 +66,7 @@ IN_32_BITS = {"int64": "int32", "float64": "float32", "complex128": "complex64"}
 UNKNOWN_DIM: dict[str, str] = {
     **dict.fromkeys(("unbind.int", "split.Tensor", "split_copy.Tensor", "chunk"), "a size says how many results"),
     **dict.fromkeys(("squeeze", "squeeze.dim", "squeeze.dims"), "a size says which dims stay"),
-    **dict.fromkeys(("adaptive_max_pool1d", "adaptive_max_pool2d"), "each window is cut out at a place of its own"),
+    "_pdist_forward": "a size says which pairs there are",
     "cat": "a tensor of shape (0,) may join any others, and is left out",
     "roll": "an offset modulo a size of 0",
 }
@@ -73,8 +75,16 @@ UNKNOWN_DIM: dict[str, str] = {
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 """How JAX compiles what runs once."""
 
+SIGNS = ("linalg_eigh", "linalg_svd", "linalg_qr")
+"""Operations with results whose signs are anyone's; `test_factors_are_factors` has the rest."""
+
+FIRST_ONLY = ("_embedding_bag", "_embedding_bag_forward_only")
+"""Operations of whose results only the first is defined here: the others are for the gradient."""
+
 XFAIL: dict[tuple[str, str], str] = {
+    **{("tensorflow", f"max_pool{kind}"): "TensorFlow's pooling passes over NaN" for kind in ("2d_with_indices",)},
     ("wide", "view.dtype"): "the bits of a float64 are not those of a float32",
+    ("wide", "_grouped_mm"): "torch's own takes no float64",
 }
 """(backend, operation) that cannot agree with torch, and why."""
 
@@ -174,13 +184,89 @@ def check_unknown(name: str, nothing_known: bool = False) -> None:
         return call_all(RESOLVE["tensorflow"](name), calls, values)
 
     for (number, case), actual in zip(cases, every_case(*values), strict=True):
-        compare("tensorflow", name, number, actual, run_torch(name, case))
+        compare("tensorflow", name, f"case {number}: {case}", actual, run_torch(name, case))
 
 
 def half(case: Case) -> bool:
     """Whether the first argument is of half precision: that has nothing to do with dims."""
     first = case.args[0] if case.args else None
     return isinstance(first, (torch.Tensor, Known)) and tensor_of(first).dtype in (torch.float16, torch.bfloat16)
+
+
+# The same calls in other forms
+
+
+FORMS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "float16": lambda x: x.to(torch.float16) if x.dtype == torch.float32 else x,
+    "bfloat16": lambda x: x.to(torch.bfloat16) if x.dtype == torch.float32 else x,
+    "int64": lambda x: x.round().to(torch.int64) if x.dtype == torch.float32 else x,
+    "bool": lambda x: x > 0 if x.dtype == torch.float32 else x,
+    "strided": lambda x: torch.stack([x, x], -1)[..., 1],
+    "turned": lambda x: x.permute(*reversed(range(x.ndim))).contiguous().permute(*reversed(range(x.ndim))),
+    "special": lambda x: planted(x) if x.is_floating_point() else x,
+}
+"""Name of a form -> what becomes of each tensor of a call."""
+
+UNDEFINED: dict[str, dict[str, str]] = {}
+"""Form -> operation -> why torch's result in that form is no rule."""
+
+
+def planted(x: torch.Tensor) -> torch.Tensor:
+    """`x` with NaN and both infinities among its elements."""
+    flat = x.flatten().clone()
+    for place, value in zip((0, flat.numel() // 2, flat.numel() - 1), (math.nan, math.inf, -math.inf), strict=True):
+        if flat.numel() > 2:
+            flat[place] = value
+    return flat.reshape(x.shape)
+
+
+@functools.cache
+def forms(name: str) -> list[Case]:
+    """Three of the operation's calls on other dtypes, layouts, values and sizes: all that torch itself computes."""
+    cases, found = CASES[name], []
+    for case in {id(case): case for case in (cases[0], cases[len(cases) // 2], cases[-1])}.values():
+        sizes: set[int] = set()
+        map_tree(
+            lambda v, s=sizes: s.update(tensor_of(v).shape) if isinstance(v, (torch.Tensor, Known)) else None, case.args
+        )
+        shorter = {
+            f"{size} to {less}": functools.partial(cut, size=size, less=less)
+            for size, less in itertools.product(sorted(sizes)[:3], (0, 1))
+            if size > less
+        }
+        for form, function in {**FORMS, **shorter}.items():
+            if name in UNDEFINED.get(form, ()):
+                continue
+            changed = Case(map_tree(applied(function), case.args), map_tree(applied(function), case.kwargs))
+            with contextlib.suppress(RuntimeError, IndexError, ValueError, TypeError):  # torch has no such call
+                run_torch(name, changed)
+                found.append(changed)
+    return found
+
+
+def cut(x: torch.Tensor, size: int, less: int) -> torch.Tensor:
+    """`x` with every dim of `size` cut to its first `less`."""
+    return x[tuple(slice(less if n == size else None) for n in x.shape)]
+
+
+def applied(function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Any], Any]:
+    def change(value: Any) -> Any:
+        if isinstance(value, Known):
+            return Known(function(value.tensor), value.dims)
+        return function(value) if isinstance(value, torch.Tensor) else value
+
+    return change
+
+
+@pytest.mark.parametrize("name", TENSOR_OPS)
+@pytest.mark.parametrize("backend", ["numpy", "native", "jax", "tensorflow"])
+def test_operation_in_other_forms(backend: str, name: str, request: pytest.FixtureRequest) -> None:
+    expect_failure(request, FORMS_XFAIL.get((backend, name)))
+    check(backend, RESOLVE[backend](name), name, forms(name))
+
+
+FORMS_XFAIL: dict[tuple[str, str], str] = {}
+"""(backend, operation) that differs from torch in some form, and why."""
 
 
 OVERRIDES = {"jax": (JAX, jax_backend._OVERRIDES), "tensorflow": (TENSORFLOW, tensorflow_backend._OVERRIDES)}
@@ -191,8 +277,9 @@ def test_definition_behind_an_override(backend: str, name: str) -> None:
     check(backend, resolve_over(OVERRIDES[backend][0], {})(name), name)
 
 
-def check(backend: str, function: Callable[..., Any], name: str) -> None:
-    """Compare all cases of an operation; JAX compiles them as one program, which is far quicker than each step."""
+def check(backend: str, function: Callable[..., Any], name: str, cases: list[Case] | None = None) -> None:
+    """Compare cases of an operation, or all that it has; JAX compiles them as one program, far quicker than step by step."""
+    cases = CASES[name] if cases is None else cases
     values: list[Any] = []
 
     def leaf(value: Any) -> Any:
@@ -201,25 +288,27 @@ def check(backend: str, function: Callable[..., Any], name: str) -> None:
             return Leaf(len(values) - 1)
         return int(value) if isinstance(value, Size) else value
 
-    calls = [(map_tree(leaf, case.args), map_tree(leaf, case.kwargs)) for case in CASES[name]]
+    calls = [(map_tree(leaf, case.args), map_tree(leaf, case.kwargs)) for case in cases]
 
     def every_case(values: list[Any], calls: list[Any]) -> list[list[Any]]:
         return call_all(function, calls, values)
 
     results: dict[int, list[Any]] = {}
     if backend == "jax":
-        compiled = [number for number, case in enumerate(CASES[name]) if not by_value(name, case)]
+        compiled = [number for number, case in enumerate(cases) if not by_value(name, case)]
         program = jax.jit(lambda values: every_case(values, [calls[n] for n in compiled]), compiler_options=QUICK)
         results = dict(zip(compiled, program(values), strict=True))
-    for number, case in enumerate(CASES[name]):
+    for number, case in enumerate(cases):
         actual = results[number] if number in results else every_case(values, [calls[number]])[0]
-        compare(backend, name, number, actual, run_torch(name, case, wide=backend == "wide"))
+        compare(backend, name, f"case {number}: {case}", actual, run_torch(name, case, wide=backend == "wide"))
 
 
 def by_value(name: str, case: Case) -> bool:
     """Whether a result's size depends on values, so that JAX cannot compile the call."""
-    if name in ("nonzero", "masked_select"):
+    if name in ("nonzero", "masked_select", "bincount"):
         return True
+    if name == "repeat_interleave.Tensor":
+        return "output_size" not in case.kwargs
     masks = case.args[1] if name in ("index.Tensor", "index_put") else ()
     return any(mask is not None and mask.dtype == torch.bool for mask in masks)
 
@@ -296,7 +385,7 @@ def run_torch(name: str, case: Case, wide: bool = False) -> list[torch.Tensor]:
 
 def to_numpy(tensor: torch.Tensor) -> np.ndarray:
     """The tensor's memory with its strides, bfloat16 included."""
-    tensor = tensor.detach()
+    tensor = tensor.detach().resolve_conj()
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.uint16).numpy().view(numpy_dtype("bfloat16"))
     return tensor.numpy()
@@ -324,9 +413,11 @@ ARRAY_OF: dict[str, Callable[[torch.Tensor], Any]] = {
 }
 
 
-def compare(backend: str, name: str, number: int, actual: list[Any], expected: list[torch.Tensor]) -> None:
+def compare(backend: str, name: str, where: str, actual: list[Any], expected: list[torch.Tensor]) -> None:
     """Same count, shapes and dtypes, and values within the backend's tolerance of the largest expected."""
-    where = f"case {number} of {name}: {CASES[name][number] if name in CASES else ''}"
+    where = f"{name}, {where}"
+    if name in FIRST_ONLY:
+        expected = expected[:1]
     assert len(actual) == len(expected), where
     for got, want in zip(actual, expected, strict=True):
         dtype = str(want.dtype).removeprefix("torch.")
@@ -338,6 +429,8 @@ def compare(backend: str, name: str, number: int, actual: list[Any], expected: l
         if name.startswith(("empty", "new_empty")):
             continue  # what they hold is not said
         array = np.asarray(got.numpy() if backend == "tensorflow" else got)
+        if name in SIGNS:
+            array, want = np.abs(array), want.abs()
         close(array, to_numpy(want), tolerance(backend, dtype), where)
 
 
@@ -521,6 +614,34 @@ def test_gradient_is_torchs(backend: str, number: int) -> None:
         close(np.asarray(got), want.numpy(), TOLERANCES[backend, "float32"], f"{name} {case}")
 
 
+# Factors that are not unique
+
+
+@pytest.mark.parametrize("backend", ["numpy", "wide", "native", "jax", "tensorflow"])
+@pytest.mark.parametrize("shape", [(4, 4), (2, 3, 5), (5, 3)])
+def test_factors_are_factors(backend: str, shape: tuple[int, ...]) -> None:
+    """What decompositions multiply to, whatever signs a framework gives the parts."""
+
+    def factors(name: str, x: torch.Tensor, *args: Any) -> list[np.ndarray]:
+        return [np.asarray(part) for part in RESOLVE[backend](name)(ARRAY_OF[backend](x), *args)]
+
+    limit = TOLERANCES["numpy" if backend == "wide" else backend, "float64" if backend == "wide" else "float32"]
+    x = torch.randn(shape, generator=_RANDOM)
+    for full in (False, True):
+        u, s, vh = factors("linalg_svd", x, full)
+        rank = s.shape[-1]
+        close(u[..., :rank] * s[..., None, :] @ vh[..., :rank, :], x.numpy(), limit, "svd")
+        for unitary in (u, np.swapaxes(vh, -1, -2)):
+            gram = np.swapaxes(unitary, -1, -2) @ unitary
+            close(gram, np.broadcast_to(np.eye(gram.shape[-1]), gram.shape), limit, "svd")
+        q, r = factors("linalg_qr", x, "complete" if full else "reduced")
+        close(q @ r, x.numpy(), limit, "qr")
+        assert not np.tril(r, -1).any()
+    symmetric = x @ x.mT
+    values, vectors = factors("linalg_eigh", symmetric)
+    close(symmetric.numpy() @ vectors, vectors * values[..., None, :], limit, "eigh")
+
+
 # Properties
 
 DTYPES = [getattr(torch, name) for name in "bool uint8 int8 int16 int32 int64 float16 bfloat16 float32 float64".split()]
@@ -546,11 +667,11 @@ def test_promotion_is_torchs(x: Any, y: Any) -> None:
     for xp, convert in ((NARROW, to_numpy), (TENSORFLOW, to_tensorflow)):
         arrays = [convert(v) if isinstance(v, torch.Tensor) else v for v in (x, y)]
         assert result_type(xp, *arrays) == str(expected).removeprefix("torch."), xp
-    if isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor):
+    if isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor) and 0 not in (x.numel(), y.numel()):
         for name in ("add.Tensor", "mul.Tensor", "div.Tensor", "maximum"):
             want = torch_operation(name)(x, y)
             got = np.asarray(RESOLVE["numpy"](name)(to_numpy(x), to_numpy(y)))
-            compare("numpy", name, 0, [got], [want])
+            compare("numpy", name, f"{x} {y}", [got], [want])
 
 
 @st.composite

@@ -79,7 +79,7 @@ class JaxNamespace(Namespace):
         return jnp.arange(start, stop, step, dtype=self._dtype(dtype))
 
     def size_int(self, a: Any) -> Any:
-        return int(_known(a, "a size computed from values"))
+        return int(_known(a, "an operation"))
 
     def reshape(self, x: Any, shape: Any) -> Any:
         return jnp.reshape(x, tuple(shape))

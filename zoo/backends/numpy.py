@@ -266,16 +266,20 @@ class NumpyNamespace(Namespace):
         return np.linalg.cholesky(x)
 
     def slogdet(self, x: Any) -> tuple[Any, Any]:
-        return tuple(np.linalg.slogdet(x))
+        first, second = np.linalg.slogdet(x)
+        return first, second
 
     def eigh(self, x: Any) -> tuple[Any, Any]:
-        return tuple(np.linalg.eigh(x))
+        first, second = np.linalg.eigh(x)
+        return first, second
 
     def svd(self, x: Any, full: bool) -> tuple[Any, Any, Any]:
-        return tuple(np.linalg.svd(x, full))
+        u, s, vh = np.linalg.svd(x, full)
+        return u, s, vh
 
     def qr(self, x: Any, full: bool) -> tuple[Any, Any]:
-        return tuple(np.linalg.qr(x, "complete" if full else "reduced"))
+        q, r = np.linalg.qr(x, "complete" if full else "reduced")
+        return q, r
 
 
 def _erf(x: Any) -> Any:
@@ -317,7 +321,7 @@ def _erfinv(x: Any) -> Any:
     result = np.copysign(np.sqrt(np.sqrt(first * first - log / 0.147) - first), values)
     for _ in range(3):
         # the smaller of erf's two ends is known to more digits
-        off = np.copysign((1 - np.abs(values)) - _erfc(np.abs(result)), values)
+        off = np.sign(values) * ((1 - np.abs(values)) - _erfc(np.abs(result)))
         step = off * (math.sqrt(math.pi) / 2) * np.exp(result * result)
         result = result - np.where(np.isfinite(step), step, 0)
     return result.astype(x.dtype)

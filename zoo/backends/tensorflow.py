@@ -480,6 +480,16 @@ def _of_bools(function: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
+def _wide(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that TensorFlow lacks for half precision."""
+
+    def wrapped(x: Any) -> Any:
+        half = x.dtype in (tf.float16, tf.bfloat16)
+        return tf.cast(function(tf.cast(x, tf.float32)), x.dtype) if half else function(x)
+
+    return wrapped
+
+
 def _unmasked(indices: Sequence[Any]) -> list[Any]:
     """Each bool mask as the positions of its true elements, one array per dim."""
     positions: list[Any] = []
@@ -540,6 +550,8 @@ _OWN: dict[str, Any] = {
     "trunc": lambda x: tf.where(x < 0, tf.math.ceil(x), tf.math.floor(x)),
     "logical_not": lambda x: tf.logical_not(x if x.dtype == tf.bool else tf.not_equal(x, tf.zeros((), x.dtype))),
     "log2": lambda x: tf.math.log(x) / tf.constant(np.log(2.0), x.dtype),
+    "erfinv": _wide(tf.math.erfinv),
+    "lgamma": _wide(tf.math.lgamma),
     "bitwise_not": tf.bitwise.invert,
     "bitwise_and": tf.bitwise.bitwise_and,
     "bitwise_or": tf.bitwise.bitwise_or,

@@ -107,7 +107,7 @@ class _Sizes:
 
 def _grouped_matmul(x: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
     """What transformers registers under its own name, which a packaged graph must run without."""
-    parts = list(x.tensor_split(ends.cpu()))
+    parts = list(x.tensor_split(ends.cpu().long()))
     products = [part @ matrix for part, matrix in zip(parts, weight, strict=False)]
     return torch.cat([*products, parts[-1].new_zeros(len(parts[-1]), weight.shape[2])])
 

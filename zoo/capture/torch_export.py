@@ -34,15 +34,16 @@ __all__ = ["KEPT", "capture_module", "capture_program", "export", "ties_of"]
 KEPT = frozenset(
     """
     linear bilinear matmul einsum scaled_dot_product_attention embedding layer_norm rms_norm group_norm batch_norm
-    instance_norm softmax log_softmax gelu silu mish relu relu6 hardswish hardsigmoid hardtanh elu celu selu leaky_relu
-    softplus softsign logsigmoid glu conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d
-    avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
-    adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d upsample_nearest1d
-    upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d upsample_bilinear2d upsample_bicubic2d upsample_linear1d upsample_trilinear3d
-    _upsample_bilinear2d_aa _upsample_bicubic2d_aa pixel_shuffle pixel_unshuffle logsumexp one_hot
-    grid_sampler grid_sampler_2d roll pad constant_pad_nd reflection_pad1d reflection_pad2d replication_pad1d
-    replication_pad2d linalg_inv linalg_solve linalg_cholesky linalg_slogdet linalg_det linalg_eigh linalg_eigvalsh
-    linalg_svd linalg_svdvals linalg_qr grid_sampler_3d cumsum cumprod std var norm transpose unbind
+    instance_norm softmax log_softmax gelu silu mish relu relu6 hardswish hardsigmoid hardtanh elu celu selu
+    leaky_relu softplus softsign logsigmoid glu conv1d conv2d conv3d conv_transpose1d conv_transpose2d
+    conv_transpose3d avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d adaptive_avg_pool1d
+    adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
+    upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d
+    _upsample_nearest_exact3d upsample_bilinear2d upsample_bicubic2d upsample_linear1d upsample_trilinear3d
+    _upsample_bilinear2d_aa _upsample_bicubic2d_aa pixel_shuffle pixel_unshuffle logsumexp one_hot grid_sampler
+    grid_sampler_2d roll pad constant_pad_nd reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d
+    linalg_inv linalg_solve linalg_cholesky linalg_slogdet linalg_det linalg_eigh linalg_eigvalsh linalg_svd
+    linalg_svdvals linalg_qr grid_sampler_3d cumsum cumprod std var norm transpose unbind
     """.split()
 )
 """Operations that stay whole, by torch's name."""

@@ -245,10 +245,10 @@ def hypot(xp: Any, x: Any, y: Any) -> Any:
     x, y = xp.abs(x), xp.abs(y)
     top, low = xp.maximum(x, y), xp.minimum(x, y)
     zero, one = xp.asarray(0, xp.dtype(x)), xp.asarray(1, xp.dtype(x))
-    infinite = xp.equal(top, xp.asarray(math.inf, xp.dtype(x)))
+    infinite = xp.logical_or(isinf(xp, x), isinf(xp, y))
     ratio = xp.divide(low, xp.where(xp.logical_or(infinite, xp.equal(top, zero)), one, top))
     root = xp.multiply(top, xp.sqrt(xp.add(one, xp.multiply(ratio, ratio))))
-    return xp.where(infinite, top, root)
+    return xp.where(infinite, xp.asarray(math.inf, xp.dtype(x)), root)
 
 
 @op("copysign.Tensor", "copysign.Scalar")

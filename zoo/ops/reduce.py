@@ -203,10 +203,9 @@ def cumprod(xp: Any, x: Any, dim: int, *, dtype: DType | None = None) -> Any:
 def cummax(xp: Any, x: Any, dim: int) -> Any:
     """(values, indices); of equal ones the last counts, and NaN is the largest."""
     dim %= xp.ndim(x)
-    flags = xp.dtype(x) == "bool"
-    top = xp.cummax(xp.cast(x, "uint8") if flags else x, dim)
-    top = xp.cast(top, "bool") if flags else top
-    return _running(xp, x, top, dim)
+    if xp.dtype(x) == "bool":
+        return _running(xp, x, xp.cast(xp.cummax(xp.cast(x, "uint8"), dim), "bool"), dim)
+    return _running(xp, x, xp.cummax(x, dim), dim)
 
 
 @op("cummin")
@@ -214,10 +213,10 @@ def cummax(xp: Any, x: Any, dim: int) -> Any:
 def cummin(xp: Any, x: Any, dim: int) -> Any:
     """(values, indices); of equal ones the last counts, and NaN is the smallest."""
     dim %= xp.ndim(x)
-    if is_integer(xp.dtype(x)):
-        # the complement turns the order of whole numbers round without overflow
-        turned = xp.cummax(xp.logical_not(x) if xp.dtype(x) == "bool" else xp.bitwise_not(x), dim)
-        return _running(xp, x, xp.logical_not(turned) if xp.dtype(x) == "bool" else xp.bitwise_not(turned), dim)
+    if xp.dtype(x) == "bool":
+        return _running(xp, x, xp.logical_not(xp.cummax(xp.cast(xp.logical_not(x), "uint8"), dim)), dim)
+    if is_integer(xp.dtype(x)):  # the complement turns the order of whole numbers round without overflow
+        return _running(xp, x, xp.bitwise_not(xp.cummax(xp.bitwise_not(x), dim)), dim)
     return _running(xp, x, xp.negative(xp.cummax(xp.negative(x), dim)), dim)
 
 
