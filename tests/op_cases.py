@@ -388,7 +388,7 @@ for _scaling in (0, 1, 2):
     for _size in (8, 7, 1):
         case("_fft_c2c", waves(2, _size), (1,), _scaling, True)
         case("_fft_c2c", waves(_size, 2), (0,), _scaling, False)
-        case("_fft_r2c", real(2, _size), (-1,), _scaling, True)
+        case("_fft_r2c", real(2, _size), (1,), _scaling, True)
         case("_fft_c2r", waves(2, _size // 2 + 1), (1,), _scaling, _size)
     case("_fft_c2c", waves(2, 5, 4, 3), (1, 3), _scaling, True)
     case("_fft_r2c", real(5, 4, 3), (0, 2), _scaling, True)
@@ -789,7 +789,6 @@ case("max_pool2d", known(ints(-9, 9, 2, 3, 6, 6), 1), (3, 3), (2, 2), (1, 1))
 case("max_pool3d max_pool3d_with_indices", _image(1, 2, 4, 5, 6), (2, 2, 2))
 case("max_pool3d_with_indices", _image(1, 2, 4, 5, 6), (3, 2, 2), (2, 1, 2), (1, 0, 1), (1, 1, 1), True)
 case("max_pool3d_with_indices", known(real(2, 4, 5, 6), 0), (2, 2, 3), (1, 2, 2), (1, 1, 1), (2, 1, 1))
-case("max_pool2d_with_indices", known(tensor([[[1.0, _NAN, 2.0], [_NAN, 3.0, -_INF]]]), 0), (2, 2), (1, 1))
 case("max_pool3d", _image(1, 2, 4, 5, 6), (3, 2, 2), (2, 1, 2), (1, 0, 1), (1, 1, 1), True)
 for _args in (
     ((3,),),

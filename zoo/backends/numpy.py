@@ -165,10 +165,10 @@ class NumpyNamespace(Namespace):
         return np.prod(x, tuple(axes), keepdims=keepdims, dtype=x.dtype)
 
     def max(self, x: Any, axes: Sequence[int], keepdims: bool) -> Any:
-        return np.max(x, tuple(axes), keepdims=keepdims)
+        return np.max(x, tuple(axes), keepdims=keepdims, **_start(x, -1))
 
     def min(self, x: Any, axes: Sequence[int], keepdims: bool) -> Any:
-        return np.min(x, tuple(axes), keepdims=keepdims)
+        return np.min(x, tuple(axes), keepdims=keepdims, **_start(x, 1))
 
     def any(self, x: Any, axes: Sequence[int], keepdims: bool) -> Any:
         return np.any(x, tuple(axes), keepdims=keepdims)
@@ -183,6 +183,7 @@ class NumpyNamespace(Namespace):
         return np.argmin(x, axis)
 
     def argsort(self, x: Any, axis: int, descending: bool) -> Any:
+        x = x.astype(np.float32) if str(x.dtype) == "bfloat16" else x  # of which NumPy sorts NaN anywhere
         if not descending:
             return np.argsort(x, axis, kind="stable")
         # stable and descending: sort the reversed array, whose ties are reversed, too, and turn both round
@@ -205,7 +206,9 @@ class NumpyNamespace(Namespace):
         return self.matmul(x, weight.T)
 
     def einsum(self, equation: str, *xs: Any) -> Any:
-        return np.asarray(np.einsum(equation, *xs, optimize=True)).astype(xs[0].dtype, copy=False)
+        dtype = xs[0].dtype
+        wide = [x.astype(np.float32) for x in xs] if str(dtype) == "bfloat16" else xs  # which einsum does not take
+        return np.asarray(np.einsum(equation, *wide, optimize=True)).astype(dtype, copy=False)
 
     def grouped_matmul(self, x: Any, weight: Any, ends: Any) -> Any:
         result = np.zeros((x.shape[0], weight.shape[2]), x.dtype)
@@ -231,14 +234,14 @@ class NumpyNamespace(Namespace):
         split = windows.reshape(batch, groups, per_group, *sizes, *kernel)
         columns = np.moveaxis(split, range(3, 3 + len(kernel)), range(-len(kernel), 0))
         columns = columns.reshape(batch, groups, per_group * math.prod(kernel), math.prod(sizes))
-        result = np.matmul(weight.reshape(groups, out // groups, per_group * math.prod(kernel)), columns)
+        result = self.matmul(weight.reshape(groups, out // groups, per_group * math.prod(kernel)), columns)
         return result.reshape(batch, out, *sizes)
 
     def fft(self, x: Any, axis: int, forward: bool) -> Any:
         return np.fft.fft(x, axis=axis) if forward else np.fft.ifft(x, axis=axis, norm="forward")
 
     def max_pool(self, x: Any, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[tuple[Any, Any]]) -> Any:
-        low = -np.inf if np.issubdtype(x.dtype, np.floating) else np.iinfo(x.dtype).min
+        low = np.iinfo(x.dtype).min if x.dtype.kind in "iu" else -np.inf
         windows = self._windows(x, kernel, stride, padding, (1,) * len(kernel), low)
         return np.max(windows, tuple(range(-len(kernel), 0)))
 
@@ -369,6 +372,15 @@ for _name in (*UNARY, *BINARY):
 
 
 _WIDE = {"float16": "float64", "bfloat16": "float64", "float32": "float64", "complex64": "complex128"}
+
+
+def _start(x: Any, sign: int) -> dict[str, Any]:
+    """What the largest (sign -1) or smallest (1) of nothing is, which NumPy and JAX must be told."""
+    if x.size or x.dtype.kind == "b":
+        return {}
+    if x.dtype.kind in "iu":
+        return {"initial": np.iinfo(x.dtype).min if sign < 0 else np.iinfo(x.dtype).max}
+    return {"initial": sign * np.inf}
 
 
 def _summed(dtype: Any) -> Any:

@@ -200,7 +200,7 @@ class TensorflowNamespace(Namespace):
         return tf.boolean_mask(x, indices[0]) if len(indices) == 1 else self.index(x, _unmasked(indices))
 
     def nonzero(self, x: Any) -> Any:
-        return tf.where(x)
+        return tf.where(self.cast(x, "bool"))
 
     def index_put(self, x: Any, indices: Sequence[Any], values: Any, accumulate: bool) -> Any:
         indices = _unmasked(indices)
@@ -298,9 +298,12 @@ class TensorflowNamespace(Namespace):
 
     def argsort(self, x: Any, axis: int, descending: bool) -> Any:
         x = tf.cast(x, tf.int8) if x.dtype == tf.bool else x
-        x = _replaced_nan(x, np.inf)  # NaN counts as the largest
         direction = "DESCENDING" if descending else "ASCENDING"
-        return tf.cast(tf.argsort(x, axis, direction, stable=True), tf.int64)
+        order = tf.argsort(_replaced_nan(x, np.inf), axis, direction, stable=True)
+        if x.dtype.is_floating:  # NaN counts as larger than infinity, too
+            unknown = self.take_along_axis(tf.cast(tf.math.is_nan(x), tf.int32), order, axis)
+            order = self.take_along_axis(order, tf.argsort(unknown, axis, direction, stable=True), axis)
+        return tf.cast(order, tf.int64)
 
     def cumsum(self, x: Any, axis: int) -> Any:
         return tf.cumsum(x, axis)

@@ -11,6 +11,7 @@ import builtins
 import math
 import operator
 import os
+import re
 import sysconfig
 import traceback
 import warnings
@@ -72,6 +73,8 @@ _SPELLED = {
 # Operations of torch's other libraries that decompositions leave behind.
 _PRIMS = {"prims::scalar_tensor": "scalar_tensor"}
 
+_RANDOM = re.compile(r"(rand|normal|bernoulli|multinomial|exponential|uniform|poisson|geometric|cauchy|log_normal)")
+
 # Size arithmetic: Python's and torch's functions on SymInts, under one name each.
 _SIZE_OPS: dict[Any, str] = {
     operator.add: "sym.add",
@@ -125,7 +128,9 @@ def export(
     if isinstance(dynamic_shapes, str):
         dynamic_shapes = pytree.tree_map(_all_auto, dict(inputs))
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        # a path of contractions that is sought by size makes all sizes of an einsum fixed
+        plain_einsum = torch.backends.opt_einsum.flags(enabled=False)  # type: ignore[no-untyped-call]
+        with torch.no_grad(), plain_einsum, warnings.catch_warnings():
             # nn.RNNBase keeps its parameters in a list too, which tracing replaces and puts back
             warnings.filterwarnings("ignore", r"The tensor attributes.*_flat_weights", UserWarning)
             return torch.export.export(module, (), dict(inputs), dynamic_shapes=dynamic_shapes, strict=False)
@@ -164,13 +169,17 @@ def capture_program(program: torch.export.ExportedProgram, ties: Mapping[str, st
                 "the exported program cannot be decomposed",
                 got=f"{type(error).__name__}: {_first_lines(error)}",
             ) from error
-    graph = simplify(_Translation(program, dict(ties or {})).graph())
-    unknown = [name for name in graph.op_counts() if name not in OPS]
+    translation = _Translation(program, dict(ties or {}))
+    graph = simplify(translation.graph())
+    unknown = {name: translation.sources[name] for name in graph.op_counts() if name not in OPS}
+    drawn = {name: line for name, line in unknown.items() if _RANDOM.match(name)}
     if unknown:
         raise CaptureError(
-            "the model uses operations whose meaning is not in the table",
-            got=", ".join(unknown),
-            do="report them, or write the model without them",
+            "the model draws random numbers"
+            if drawn
+            else "the model uses operations whose meaning is not in the table",
+            got="; ".join(f"{name} at `{line}`" for name, line in (drawn or unknown).items()),
+            do="hand them in as an input" if drawn else "report them, or write the model without them",
         )
     return graph
 
@@ -184,6 +193,7 @@ class _Translation:
         self.params: dict[str, Param] = {}
         self.constants: dict[str, np.ndarray] = {}
         self.nodes: list[Node] = []
+        self.sources: dict[str, str] = {}  # operation -> the line of the model that first uses it
         self.values: dict[str, Any] = {}  # fx node name -> Ref, or a tuple of Refs for a list of results
         self.symbols: dict[str, str] = {}  # torch's symbol -> ours
         self.ranges: dict[str, tuple[int, int | None]] = {}
@@ -324,7 +334,7 @@ class _Translation:
                 raise CaptureError(
                     "an operation of this kind has no place in a graph",
                     where=node.name,
-                    got=getattr(target, "__name__", str(target)),
+                    got=f"{getattr(target, '__name__', target)} at `{_source(node)}`",
                     do="higher-order operations (cond, map, while_loop) and custom Python functions are not captured",
                 )
             return
@@ -348,7 +358,7 @@ class _Translation:
                 if not target._schema.is_mutable
                 else "the model changes a tensor in place in a way that cannot be expressed",
                 where=node.name,
-                got=f"{name} at {_source(node)}",
+                got=f"{name} at `{_source(node)}`",
                 do="keep what is computed in tensors, and results in new ones",
             )
         if name in ("split", "chunk") and (sizes := _part_sizes(node)):
@@ -380,6 +390,7 @@ class _Translation:
         else:
             names, infos = (f"n:{node.name}",), (self._info(value),)
             self.values[node.name] = Ref(names[0])
+        self.sources.setdefault(op, _source(node))
         self.nodes.append(Node(op, tuple(args), dict(kwargs), names, infos))
 
     def _scalar(self, node: Any) -> Any:

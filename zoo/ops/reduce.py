@@ -91,7 +91,8 @@ def var(xp: Any, x: Any, dim: Any = None, correction: Any = None, keepdim: bool 
     centred = xp.subtract(x, xp.mean(x, axes, True))
     total = xp.sum(xp.multiply(centred, centred), axes, keepdim)
     count = xp.cast(xp.asarray(math.prod(xp.shape(x)[a] for a in axes), "int64"), xp.dtype(x))
-    return xp.cast(xp.divide(total, xp.subtract(count, xp.asarray(correction, xp.dtype(x)))), dtype)
+    free = xp.maximum(xp.subtract(count, xp.asarray(correction, xp.dtype(x))), xp.asarray(0, xp.dtype(x)))
+    return xp.cast(xp.divide(total, free), dtype)
 
 
 @op("std.correction", "std.dim")
@@ -181,9 +182,10 @@ def safe_softmax(xp: Any, x: Any, dim: int, dtype: DType | None = None) -> Any:
 def log_softmax(xp: Any, x: Any, dim: int, dtype: Any = None) -> Any:
     x = to_float(xp, xp.cast(x, dtype.name) if isinstance(dtype, DType) else x)
     wide = to_wide(xp, x)
-    top, log = _log_sum(xp, wide, _axes(xp, x, dim))
+    axes = _axes(xp, x, dim)
     # the largest is taken away first: what is left is small, and keeps the digits of the logarithm
-    return xp.cast(xp.subtract(xp.subtract(wide, top), log), xp.dtype(x))
+    rest = xp.subtract(wide, xp.max(wide, axes, True))
+    return xp.cast(xp.subtract(rest, xp.log(xp.sum(xp.exp(rest), axes, True))), xp.dtype(x))
 
 
 @op("cumsum")
