@@ -324,7 +324,8 @@ class TensorflowNamespace(Namespace):
         return tf.while_loop(lambda reach, x: reach < size, step, (tf.constant(1), x))[1]
 
     def softmax(self, x: Any, axis: int) -> Any:
-        return tf.nn.softmax(x, axis)
+        # TensorFlow's kernel stops at arrays of more dims
+        return tf.nn.softmax(x, axis) if x.shape.rank <= 5 else super().softmax(x, axis)
 
     def matmul(self, x: Any, y: Any) -> Any:
         if x.shape.rank == 1 and y.shape.rank == 1:
@@ -370,6 +371,18 @@ class TensorflowNamespace(Namespace):
     ) -> Any:
         """On a CPU TensorFlow convolves channels-last only, and groups only one by one or depthwise."""
         dims = len(stride)
+        if not isinstance(groups, int):  # as many as the batch has samples: one after another
+            sizes = self.shape(x)
+            parts = self.reshape(x, (sizes[0], groups, sizes[1] // groups, *sizes[2:]))
+            weights = self.reshape(weight, (groups, self.shape(weight)[0] // groups, *self.shape(weight)[1:]))
+            parts = tf.map_fn(
+                lambda pair: self.conv(*pair, stride, padding, dilation, 1),
+                (tf.transpose(parts, [1, 0, *range(2, dims + 3)]), weights),
+                fn_output_signature=x.dtype,
+            )
+            result = tf.transpose(parts, [1, 0, *range(2, dims + 3)])
+            sizes = self.shape(result)
+            return self.reshape(result, (sizes[0], sizes[1] * sizes[2], *sizes[3:]))
         if dims == 1:
             wide = self.conv(
                 tf.expand_dims(x, 2),

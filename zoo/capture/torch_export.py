@@ -129,7 +129,7 @@ def export(
         dynamic_shapes = pytree.tree_map(_all_auto, dict(inputs))
     try:
         # a path of contractions that is sought by size makes all sizes of an einsum fixed
-        plain_einsum = torch.backends.opt_einsum.flags(enabled=False)  # type: ignore[no-untyped-call]
+        plain_einsum = torch.backends.opt_einsum.flags(enabled=False)
         with torch.no_grad(), plain_einsum, warnings.catch_warnings():
             # nn.RNNBase keeps its parameters in a list too, which tracing replaces and puts back
             warnings.filterwarnings("ignore", r"The tensor attributes.*_flat_weights", UserWarning)
