@@ -8,6 +8,7 @@ Source: torch.export documentation; the overloads' schemas say how arguments are
 from __future__ import annotations
 
 import builtins
+import itertools
 import math
 import operator
 import os
@@ -603,5 +604,12 @@ def _culprit(error: BaseException) -> str:
 
 
 def _source(node: torch.fx.Node) -> str:
-    trace = (node.meta.get("stack_trace") or "").strip().splitlines()
-    return trace[-1].strip() if trace else "an unknown line"
+    """The line of the model that a node comes from: the innermost that is not torch's own."""
+    lines = (node.meta.get("stack_trace") or "").splitlines()
+    torchs = f'File "{os.path.dirname(torch.__file__)}'
+    found = [
+        code.strip()
+        for place, code in itertools.pairwise(lines)
+        if place.strip().startswith("File ") and not place.strip().startswith((torchs, 'File "<'))
+    ]
+    return found[-1] if found else "an unknown line"
