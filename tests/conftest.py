@@ -57,6 +57,54 @@ def fixtures() -> Path:
     return FIXTURES
 
 
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """A command line in this process: exit code, stdout, stderr."""
+    from zoo import cli
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as caught:
+            cli.main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return int(caught.value.code or 0), printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture
+def use(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any], None]]:
+    """Makes a sweep the one that comes with the installation."""
+    from zoo import catalogue, coverage
+
+    def use(sweep: Any) -> None:
+        monkeypatch.setattr(coverage, "read", lambda: sweep)
+        forget()
+
+    def forget() -> None:
+        for cached in (coverage.coverage, catalogue.swept, catalogue._by_type):
+            cached.cache_clear()
+
+    yield use
+    forget()
+
+
+@pytest.fixture
+def sweep(use: Callable[[Any], None]) -> Any:
+    """The made-up one of `sweep.py`."""
+    from sweep import SWEEP
+
+    use(SWEEP)
+    return SWEEP
+
+
+@pytest.fixture
+def no_sweep(use: Callable[[Any], None]) -> None:
+    """An installation without one."""
+    from zoo.coverage import Coverage
+
+    use(Coverage({}, ()))
+
+
 @pytest.fixture(scope="session")
 def captured() -> Callable[[str], tuple[Any, dict[str, np.ndarray]]]:
     """model type -> graph and weights of its tiny model, captured once per process.

@@ -73,7 +73,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--again", action="store_true", help="measure what was measured before, too")
     parser.add_argument("--failed", action="store_true", help="measure again what did not match everywhere")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--seconds", type=int, default=300, help="limit of each class")
+    parser.add_argument("--seconds", type=int, default=200, help="processor time of each class")
     parser.add_argument("--gigabytes", type=float, default=6, help="limit of each class")
     parser.add_argument("--no-gradients", action="store_true")
     parser.add_argument("--report", action="store_true", help="measure nothing")
@@ -201,9 +201,8 @@ def _finished(pid: int, job: tuple[str, str], started: float, arguments: argpars
     done, status = os.waitpid(pid, os.WNOHANG)
     reason = ""
     if not done:
-        seconds = time.monotonic() - started
-        if seconds > arguments.seconds:
-            reason = f"took more than {arguments.seconds} s"
+        if _seconds(pid) > arguments.seconds:
+            reason = f"took more than {arguments.seconds} s of the processor"
         elif _memory(pid) > arguments.gigabytes * 2**30:
             reason = f"took more than {arguments.gigabytes:g} GB of memory"
         else:
@@ -219,6 +218,15 @@ def _finished(pid: int, job: tuple[str, str], started: float, arguments: argpars
     if not reason:
         reason = f"the process ended with signal {status & 127}" if status & 127 else "the process ended early"
     return Row(*job, built=True, reason=reason, seconds=round(time.monotonic() - started, 1))
+
+
+def _seconds(pid: int) -> float:
+    """Of the processor that a process has had: others on the machine do not count against it."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _memory(pid: int) -> int:

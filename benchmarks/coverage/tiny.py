@@ -102,7 +102,7 @@ _SIZES: tuple[tuple[int, str], ...] = (
         text_encoder_vocab_size vocab_size_per_layer_input t2u_vocab_size entity_vocab_size char_vocab_size
         unit_hifi_gan_vocab_size input_vocab_size output_vocab_size audio_vocab_size n_tokens""",
     ),
-    (4, """num_experts n_routed_experts num_local_experts moe_num_experts num_nextn_experts"""),
+    (4, """num_frames frames_per_clip num_experts n_routed_experts num_local_experts moe_num_experts num_nextn_experts"""),
     (
         64,
         """max_position_embeddings n_positions n_ctx max_seq_len max_sequence_length max_length_positions
@@ -119,7 +119,7 @@ _SIZES: tuple[tuple[int, str], ...] = (
     ),
     (
         8,
-        """qk_rope_head_dim num_pos_feats q_dim_rope sliding_window local_attention attention_window_size
+        """qk_rope_head_dim q_dim_rope sliding_window local_attention attention_window_size
         sliding_window_size mamba_d_state ssm_state_size state_size time_step_rank chunk_size mamba_chunk_size
         mamba_dt_rank num_codevectors_per_group n_mel_bins_small rotary_dim""",
     ),
@@ -128,6 +128,7 @@ _SIZES: tuple[tuple[int, str], ...] = (
     (12, "qk_nope_head_dim"),
     (20, "qk_head_dim"),
     (24, "q_lora_rank index_topk_hidden o_lora_rank"),
+    (HIDDEN // 2, "num_pos_feats"),
     (32, "kv_lora_rank conv_channels subsampling_conv_channels"),
     (16, "num_mel_bins codevector_dim proj_codevector_dim num_filters base_channels model_in_dim"),
 )
@@ -183,9 +184,11 @@ def _shrunk(config: transformers.PretrainedConfig) -> dict[str, Any]:
         elif name == "image_size":
             small[name] = _image(fields, value)
         else:
-            small[name] = _TO.get(name, value)
+            small[name] = _TO.get(name, value) if value else 0
     if "qk_rope_head_dim" in small and "num_key_value_heads" in small:  # latent attention: a key for every query
         small["num_key_value_heads"] = HEADS
+    if "qk_rope_head_dim" in small and fields.get("head_dim") == fields["qk_rope_head_dim"]:
+        small["head_dim"] = small["qk_rope_head_dim"]
     if isinstance(fields.get("per_layer_config"), Mapping):
         small["per_layer_config"] = _per_layer(fields, small, kept)
     _renumber(small)
@@ -254,6 +257,8 @@ def _shrunk_mapping(value: Mapping[str, Any]) -> dict[str, Any]:
 
 def _shrunk_list(name: str, value: Any, fields: Mapping[str, Any], kept: list[int]) -> list[Any]:
     layers = len(kept)
+    if name == "out_indices":
+        return list(value)
     if name in _LAYER_KINDS and len(value) >= _layer_count(fields):
         return [value[layer] for layer in kept]
     if all(type(item) is int for item in value):
@@ -265,7 +270,7 @@ def _shrunk_list(name: str, value: Any, fields: Mapping[str, Any], kept: list[in
             return [2 for _ in value]
         if _COUNTS.match(name):
             return [min(item, 2) for item in value]
-        if _LAYER_INDICES.search(name) and any(item >= layers for item in value):
+        if _layer_count(fields) and _LAYER_INDICES.search(name) and any(item >= layers for item in value):
             return [layers - 1]
     if len(value) == _layer_count(fields) > layers:
         return [value[layer] for layer in kept]

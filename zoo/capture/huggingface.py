@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from torch.utils import _pytree as pytree
 
 from zoo.capture.inputs import example_inputs, prepared_inputs
 from zoo.capture.torch_export import capture_program, export, ties_of
@@ -142,15 +143,20 @@ def capture_config(config: transformers.PretrainedConfig, task: str | None = Non
     with _quiet():
         try:
             program = export(module, inputs, _dynamic(inputs, config))
+            graph = _captured(program, module)
         except CaptureError as first:
             try:
                 inputs = prepared_inputs(module, inputs)
-                program = _export_patched(module, inputs, _dynamic(inputs, config))
-            except Exception:
-                raise first from None
-    module.tie_weights()
-    graph = capture_program(program, ties_of(module))
+                graph = _captured(_export_patched(module, inputs, _dynamic(inputs, config)), module)
+            except Exception as second:
+                raise first from second
     return _named(graph, module, config, task, dtype)
+
+
+def _captured(program: torch.export.ExportedProgram, module: transformers.PreTrainedModel) -> Graph:
+    """The graph of an exported program whose weights are the module's, tied as those are."""
+    module.tie_weights()
+    return capture_program(program, ties_of(module))
 
 
 def parameters_of(config: transformers.PretrainedConfig, task: str | None = None, dtype: str = "float32") -> Graph:
@@ -333,7 +339,7 @@ def _export_patched(module: Any, inputs: Mapping[str, Any], dynamic: Any) -> tor
     return program
 
 
-def _dynamic(inputs: Mapping[str, torch.Tensor], config: Any) -> dict[str, dict[int, Any]]:
+def _dynamic(inputs: Mapping[str, Any], config: Any) -> dict[str, Any]:
     """Every dim dynamic, save a box's four corners and the image sides of windowed models, whose padding makes the
     tracer's sizes explode.
     """
@@ -344,8 +350,10 @@ def _dynamic(inputs: Mapping[str, torch.Tensor], config: Any) -> dict[str, dict[
         fixed["pixel_values"] = (2, 3)
     static, auto = torch.export.Dim.STATIC, torch.export.Dim.AUTO
     return {
-        name: {axis: static if axis in fixed.get(name, ()) else auto for axis in range(tensor.ndim)}
-        for name, tensor in inputs.items()
+        name: {axis: static if axis in fixed.get(name, ()) else auto for axis in range(value.ndim)}
+        if isinstance(value, torch.Tensor)
+        else pytree.tree_map(lambda _: None, value)
+        for name, value in inputs.items()
     }
 
 

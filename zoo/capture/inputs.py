@@ -52,15 +52,16 @@ def example_inputs(
     return made.inputs
 
 
-def prepared_inputs(module: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def prepared_inputs(module: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """The inputs and what transformers computes of their values before it exports a model: positions of packed
-    images, boundaries of their attention. A graph captured with these takes them as inputs.
+    images, boundaries of their attention. A graph captured with these takes the tensors among them as inputs; numbers
+    become part of it.
     """
     from transformers.exporters.utils import prepare_for_export
 
     with torch.no_grad():
         _, prepared, _ = prepare_for_export(module, dict(inputs))
-    return {name: value for name, value in prepared.items() if isinstance(value, torch.Tensor)}
+    return dict(prepared)
 
 
 @dataclass
@@ -88,18 +89,26 @@ class _Example:
 
     @cached_property
     def vision(self) -> Any:
-        return getattr(self.config, "vision_config", None) or self.config
+        """The config of what sees: the model's own where no other is inside it, None where that one is left out."""
+        return _inner(self.config, ("vision_config", "image_config"))
 
     @cached_property
     def audio(self) -> Any:
-        return getattr(self.config, "audio_config", None) or getattr(self.config, "encoder_config", None) or self.config
+        return _inner(self.config, ("audio_config", "encoder_config", "speech_config", "semantic_model_config"))
+
+    @cached_property
+    def needed(self) -> set[str]:
+        """What the model cannot do without, for its text, its images or its sounds."""
+        methods = [self.module.forward, *(_method(self.module, name) for name in ("get_image_features",
+                   "get_audio_features"))]  # fmt: skip
+        found = [inspect.signature(method).parameters.values() for method in methods if method is not None]
+        return {item.name for items in found for item in items if item.default is inspect.Parameter.empty}
 
     def has(self, *names: str) -> bool:
         return all(name in self.accepted for name in names)
 
     def needs(self, name: str) -> bool:
-        found = self.accepted.get(name)
-        return found is not None and found.default is inspect.Parameter.empty
+        return name in self.needed
 
     def noise(self, *shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=self.generator).to(self.floats)
@@ -110,6 +119,27 @@ class _Example:
         special = {value for part in (self.config, self.text) for value in _special(part)}
         allowed = [i for i in range(min(5, rows - 3), min(rows, 160)) if i not in special] or [rows - 1]
         return torch.tensor(allowed)[torch.randint(len(allowed), shape, generator=self.generator)]
+
+
+def _inner(config: Any, names: tuple[str, ...]) -> Any:
+    """The config of one of these names inside this one, at any depth, or this one where no such name is."""
+    level = [config]
+    while level:
+        for part in level:
+            for name in names:
+                if hasattr(part, name):
+                    return getattr(part, name)
+        level = [
+            inner for part in level for inner in vars(part).values() if isinstance(inner, transformers.PretrainedConfig)
+        ]
+    return config
+
+
+def _method(module: Any, name: str) -> Any:
+    """A method of the module, or of the model that it puts a head on."""
+    while not hasattr(module, name) and getattr(module, "base_model", module) is not module:
+        module = module.base_model
+    return getattr(module, name, None)
 
 
 def _special(config: Any) -> list[int]:
@@ -141,27 +171,26 @@ def _image_tokens(made: _Example) -> int:
     """How many tokens stand for one row's image: as many as the model makes features of it."""
     if "pixel_values" not in made.inputs or not any(hasattr(made.config, name) for name in _IMAGE_TOKENS):
         return 0
-    return _rows(made, "get_image_features", ("pixel_values", *_OF_IMAGES))
+    return _rows(made, "get_image_features") or getattr(made.config, "num_query_tokens", 0)
 
 
 def _audio_tokens(made: _Example) -> int:
-    names = [name for name in ("input_features", "input_values", *_OF_AUDIO) if name in made.inputs]
-    if not names or not any(hasattr(made.config, name) for name in _AUDIO_TOKENS):
+    sounds = {"input_features", "input_values", "audio_input_ids"} & set(made.inputs)
+    if not sounds or not any(hasattr(made.config, name) for name in _AUDIO_TOKENS):
         return 0
-    return _rows(made, "get_audio_features", names)
+    return _rows(made, "get_audio_features")
 
 
-def _rows(made: _Example, method: str, names: Any) -> int:
-    """Rows of features for each of the batch that the model's own method makes."""
-    owner = made.module
-    while not hasattr(owner, method) and getattr(owner, "base_model", owner) is not owner:
-        owner = owner.base_model
-    if not hasattr(owner, method):
+def _rows(made: _Example, name: str) -> int:
+    """Rows of features for each of the batch that the model's own method makes of the inputs so far."""
+    method = _method(made.module, name)
+    if method is None:
         return 0
-    function = getattr(owner, method)
-    accepted = inspect.signature(function).parameters
+    accepted = inspect.signature(method).parameters
+    given = {key: value for key, value in made.inputs.items() if key in accepted or "args" in accepted}
     with torch.no_grad():
-        found = function(**{name: made.inputs[name] for name in names if name in made.inputs and name in accepted})
+        found = method(**given)
+    found = found.last_hidden_state if getattr(found, "pooler_output", found) is None else found
     found = getattr(found, "pooler_output", found)
     rows = sum(item.numel() // item.shape[-1] for item in (found if isinstance(found, (list, tuple)) else [found]))
     return rows // made.batch
@@ -236,28 +265,55 @@ def _decoder_mask(made: _Example) -> torch.Tensor | None:
 
 # --- images ---------------------------------------------------------------------------------------------------------
 
-_OF_IMAGES = ("image_grid_thw", "image_sizes", "pixel_attention_mask", "spatial_shapes", "pixel_mask", "target_sizes",
-              "image_position_ids", "aspect_ratio_ids", "aspect_ratio_mask", "image_merge_sizes")  # fmt: skip
-
 _INTERPOLATING = ("dinov2",)
 """Model types that stretch their table of positions to any image, except that one of just its size takes it as it is:
 the example must be of another, or the graph would hold for that one alone."""
 
+_PAIRS = ("efficientloftr", "lightglue", "superglue")
+_VIDEOS = ("instructblipvideo", "tvp", "xclip")
+_TILED = ("granite4_vision", "idefics", "idefics2", "idefics3", "llava_next", "llava_next_video", "llava_onevision",
+          "mllama", "smolvlm")  # fmt: skip
+"""Model types whose `pixel_values` have one more dim than an image's, by what it counts."""
 
-def _pixel_values(made: _Example) -> torch.Tensor:
-    vision = made.vision
+_PATCHES: dict[str, Callable[[_Example, int, int, int], tuple[int, ...]]] = {
+    "fuyu": lambda made, count, side, depth: (made.batch, count, depth * side * side),
+    "gemma4_unified_vision": lambda made, count, side, depth: (made.batch, count, depth * side * side),
+    "gemma4_vision": lambda made, count, side, depth: (made.batch, count, depth * side * side),
+    "inkling2_vision": lambda made, count, side, depth: (made.batch * count, side * side * depth),
+    "inkling_vision": lambda made, count, side, depth: (made.batch * count, 2, side, side, depth),
+    "kimi_k25_vision": lambda made, count, side, depth: (made.batch * count, depth, side, side),
+    "minicpm_ocr_vision": lambda made, count, side, depth: (1, depth, side, made.batch * count * side),
+    "minicpmv4_6_vision": lambda made, count, side, depth: (1, depth, side, made.batch * count * side),
+    "minicpmv4_7_vision": lambda made, count, side, depth: (1, depth, side, made.batch * count * side),
+    "molmo2_vision": lambda made, count, side, depth: (made.batch, count, depth * side * side),
+    "muse_glimmer_vision": lambda made, count, side, depth: (made.batch * count, 2 * depth * side * side),
+    "muse_spark_vision": lambda made, count, side, depth: (made.batch * count, 2 * depth * side * side),
+    "neomme": lambda made, count, side, depth: (made.batch * count, depth * side * side),
+    "paddleocr_vl_vision": lambda made, count, side, depth: (1, made.batch * count, depth, side, side),
+    "siglip2_vision_model": lambda made, count, side, depth: (made.batch, count, depth * side * side),
+}
+"""Vision parts whose images are cut into patches before: the shape of P patches in each row, side by side, of C."""
+
+
+def _pixel_values(made: _Example) -> torch.Tensor | None:
+    vision, kind = made.vision, made.config.model_type
+    if vision is None or (made.has("pixel_values_videos") and made.needs("pixel_values_videos")):
+        return None
     channels = _channels(vision)
+    if vision.model_type in _PATCHES:
+        count = _rows_columns(made)[0] * _rows_columns(made)[1]
+        return made.noise(*_PATCHES[vision.model_type](made, count, vision.patch_size, channels))
     if made.has("image_grid_thw") or made.has("grid_thw"):
-        return _patches(made)
-    if made.has("spatial_shapes"):  # SigLIP 2: patches in rows, padded to the longest
-        side = 4
-        return made.noise(made.batch, side * side, channels * vision.patch_size**2)
+        return _packed(made)
     height, width = _image_size(made)
+    if kind in _PAIRS:
+        return made.noise(made.batch, 2, channels, height, width)
+    if kind in _TILED or made.has("pixel_attention_mask"):
+        between = (1, _tiles(made)) if kind == "mllama" else (_tiles(made),)
+        return made.noise(made.batch, *between, channels, height, width)
     frames = getattr(vision, "num_frames", None) or getattr(vision, "frames_per_clip", None)
-    if frames and _is_video(made):
-        return made.noise(made.batch, frames, channels, height, width)
-    if made.has("pixel_attention_mask"):  # Idefics: several images a row
-        return made.noise(made.batch, 1, channels, height, width)
+    if kind in _VIDEOS or (frames and _is_video(made)):
+        return made.noise(made.batch, frames or 4, channels, height, width)
     return made.noise(made.batch, channels, height, width)
 
 
@@ -265,26 +321,61 @@ def _is_video(made: _Example) -> bool:
     return getattr(made.module, "main_input_name", "") == "pixel_values" and not hasattr(made.vision, "tube_size")
 
 
-def _patches(made: _Example) -> torch.Tensor:
+def _pixel_values_videos(made: _Example) -> torch.Tensor | None:
+    """Videos only for a model of them: the others take images the same way."""
+    if "pixel_values" in made.accepted or made.vision is None:
+        return None
+    frames = getattr(made.vision, "num_frames", None) or getattr(made.vision, "frames_per_clip", None) or 4
+    return made.noise(made.batch, frames, _channels(made.vision), *_image_size(made))
+
+
+def _tiles(made: _Example) -> int:
+    """How many images a row's image is cut into: one of each part, and a small one of the whole."""
+    sizes = getattr(made.config, "image_grid_pinpoints", None)
+    if not sizes:
+        return getattr(made.vision, "max_num_tiles", None) or 1
+    side = _image_size(made)[0]
+    return sizes[0][0] * sizes[0][1] // side**2 + 1
+
+
+def _packed(made: _Example) -> torch.Tensor:
     """Rows of flattened patches of `_grid`'s images, [sum of their patches, D]."""
     vision = made.vision
     depth = getattr(vision, "temporal_patch_size", None) or 1
-    values = _channels(vision) * depth * vision.patch_size**2
-    return made.noise(int(_grid(made).prod(1).sum()), values)
+    return made.noise(int(_grid(made).prod(1).sum()), _channels(vision) * depth * vision.patch_size**2)
+
+
+def _rows_columns(made: _Example) -> tuple[int, int]:
+    """Rows and columns of an image's patches: twice what is merged into one token, where it is."""
+    vision = made.vision
+    if hasattr(vision, "pooling_kernel_size"):
+        return vision.pooling_kernel_size, 2 * vision.pooling_kernel_size
+    if made.has("target_sizes"):
+        return 4, 8
+    merge = getattr(vision, "spatial_merge_size", None) or 2
+    return 2 * merge, 2 * merge
 
 
 def _grid(made: _Example) -> torch.Tensor:
     """Each image's frames, rows and columns of patches, int64 [B, 3]."""
-    vision = made.vision
-    merge = getattr(vision, "spatial_merge_size", None) or 2
-    return torch.tensor([[1, 2 * merge, 2 * merge]]).repeat(made.batch, 1)
+    return torch.tensor([[1, *_rows_columns(made)]]).repeat(made.batch, 1)
+
+
+def _image_positions(made: _Example) -> torch.Tensor:
+    """Column and row of each patch, int64 [B, P, 2]."""
+    rows, columns = _rows_columns(made)
+    found = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).flip(1)
+    return found.repeat(made.batch, 1, 1)
 
 
 def _image_size(made: _Example) -> tuple[int, int]:
+    """The side that the config says, or else one that every stride divides."""
     vision = made.vision
     if vision.model_type in _INTERPOLATING:
         return 8 * vision.patch_size, 10 * vision.patch_size
-    size = getattr(vision, "image_size", None) or 224
+    parts = (vision, getattr(vision, "backbone_config", None))
+    sizes = [getattr(part, name, None) for part in parts for name in ("image_size", "crop_size")]
+    size = next((size for size in sizes if size), 128)
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
@@ -294,7 +385,10 @@ def _channels(vision: Any) -> int:
 
 def _image_sizes(made: _Example) -> torch.Tensor | None:
     pixels = made.inputs.get("pixel_values")
-    return None if pixels is None else torch.tensor([pixels.shape[-2:]]).repeat(made.batch, 1)
+    if pixels is None or not made.needs("image_sizes"):
+        return None
+    sizes = getattr(made.config, "image_grid_pinpoints", None)
+    return torch.tensor([sizes[0] if sizes else pixels.shape[-2:]]).repeat(made.batch, 1)
 
 
 def _pixel_mask(made: _Example) -> torch.Tensor | None:
@@ -302,12 +396,39 @@ def _pixel_mask(made: _Example) -> torch.Tensor | None:
     return None if pixels is None else torch.ones(*pixels.shape[:-3], *pixels.shape[-2:], dtype=torch.long)
 
 
+def _pixel_attention_mask(made: _Example) -> torch.Tensor | None:
+    pixels = made.inputs.get("pixel_values")
+    if pixels is None or made.has("spatial_shapes") or made.config.model_type in ("granite_docling", "pi0"):
+        return None if pixels is None else torch.ones(pixels.shape[:2], dtype=torch.bool)
+    return _pixel_mask(made)
+
+
+def _other_image(name: str) -> Callable[[_Example], torch.Tensor]:
+    """An image of the size that another part's config says."""
+
+    def make(made: _Example) -> torch.Tensor:
+        part = getattr(made.config, name)
+        return made.noise(made.batch, _channels(part), part.image_size, part.image_size)
+
+    return make
+
+
+def _aspect_ratio_ids(made: _Example) -> torch.Tensor:
+    """The last of the ratios, which has all tiles."""
+    return torch.full((made.batch, 1), len(made.vision.supported_aspect_ratios))
+
+
+def _of_images(shape: Callable[[_Example], tuple[int, ...]]) -> Callable[[_Example], torch.Tensor | None]:
+    """Ones, where there are images."""
+    return lambda made: torch.ones(*shape(made), dtype=torch.long) if _has_images(made) else None
+
+
 def _spatial_shapes(made: _Example) -> torch.Tensor:
-    return torch.tensor([[4, 4]]).repeat(made.batch, 1)
+    return torch.tensor([_rows_columns(made)]).repeat(made.batch, 1)
 
 
 def _hidden_states(made: _Example) -> torch.Tensor | None:
-    return _patches(made) if made.has("grid_thw") else None
+    return _packed(made) if made.has("grid_thw") else None
 
 
 # --- sound ----------------------------------------------------------------------------------------------------------
