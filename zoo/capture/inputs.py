@@ -470,7 +470,7 @@ def _mels_first(made: _Example) -> bool:
     audio = made.audio
     whisper = hasattr(audio, "num_mel_bins") and hasattr(audio, "max_source_positions")
     other = hasattr(audio, "input_feat_per_channel") or hasattr(audio, "feature_projection_input_dim")
-    return audio.model_type in _MELS_FIRST or whisper and not other
+    return audio.model_type in _MELS_FIRST or (whisper and not other)
 
 
 def _frames(made: _Example) -> int:
@@ -484,7 +484,7 @@ def _frames(made: _Example) -> int:
 
 def _input_features(made: _Example) -> torch.Tensor | None:
     audio = made.audio
-    if audio is None or made.config.model_type in _TEXT_OR_SOUND and not made.needs("input_features"):
+    if audio is None or (made.config.model_type in _TEXT_OR_SOUND and not made.needs("input_features")):
         return None
     bins = next((getattr(audio, name) for name in _FEATURES if isinstance(getattr(audio, name, None), int)), 128)
     bins *= getattr(audio, "num_stacked_frames", 1)
