@@ -102,7 +102,7 @@ _SIZES: tuple[tuple[int, str], ...] = (
         text_encoder_vocab_size vocab_size_per_layer_input t2u_vocab_size entity_vocab_size char_vocab_size
         unit_hifi_gan_vocab_size input_vocab_size output_vocab_size audio_vocab_size n_tokens""",
     ),
-    (4, """num_frames frames_per_clip num_experts n_routed_experts num_local_experts moe_num_experts num_nextn_experts"""),
+    (4, "num_frames frames_per_clip num_experts n_routed_experts num_local_experts moe_num_experts num_nextn_experts"),
     (
         64,
         """max_position_embeddings n_positions n_ctx max_seq_len max_sequence_length max_length_positions
@@ -239,13 +239,12 @@ def _per_layer(fields: Mapping[str, Any], small: Mapping[str, Any], kept: list[i
 
 def _is_derived(config: transformers.PretrainedConfig, name: str, value: Any) -> bool:
     """Whether the field is a size that the class makes of others."""
-    if name in _DERIVED:  # stages that are layers have become fewer
-        stages = getattr(config, "stage_names", None) or ()
-        return name != "out_indices" or len(stages) - 1 in (-1, _layer_count(vars(config)))
+    if name in _DERIVED:  # where stages are layers, there are fewer of them now
+        return name != "out_indices" or not isinstance(getattr(config, "depths", None), (list, tuple))
     if type(value) not in (int, list) or name in _KEPT:
         return False
     declared = {field.name: field.default for field in dataclasses.fields(config)}
-    return name not in declared or declared[name] is None and type(value) is int
+    return name not in declared or (declared[name] is None and type(value) is int)
 
 
 def _shrunk_mapping(value: Mapping[str, Any]) -> dict[str, Any]:

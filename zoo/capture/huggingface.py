@@ -163,11 +163,17 @@ def _captured_otherwise(
     """What plain export refuses, under transformers' patches: with what those want computed before, or with the sizes
     of images as part of the graph, which then holds for as many images of those sizes.
     """
-    for fixed in ((), _GEOMETRY):
+    for fixing in (False, True):
         try:
             prepared = prepared_inputs(module, inputs)
-            with _fixing(module, {name: prepared.pop(name) for name in fixed if name in prepared}):
-                program = _export_patched(module, prepared, _dynamic(prepared, config))
+            dynamic = _dynamic(prepared, config)
+            if fixing:
+                fixed = {name: prepared.pop(name) for name in _GEOMETRY if name in prepared}
+                dynamic = {name: _STATIC.get(name, dynamic[name]) for name in prepared}
+                with _fixing(module, fixed):
+                    program = _export_patched(module, prepared, dynamic)
+            else:
+                program = _export_patched(module, prepared, dynamic)
             return _captured(program, module)
         except Exception as error:
             second = error
@@ -176,6 +182,10 @@ def _captured_otherwise(
 
 _GEOMETRY = ("image_grid_thw", "grid_thw", "image_sizes", "target_sizes", "spatial_shapes", "image_merge_sizes")
 """Inputs that say how large images are, and nothing else."""
+
+_WAVE = {0: torch.export.Dim.AUTO, 1: torch.export.Dim.STATIC, 2: torch.export.Dim.STATIC}
+_STATIC = {"input_values": _WAVE, "padding_mask": _WAVE}
+"""Sounds whose length decides how codecs pad them."""
 
 
 def parameters_of(config: transformers.PretrainedConfig, task: str | None = None, dtype: str = "float32") -> Graph:
@@ -360,11 +370,18 @@ def _export_patched(module: Any, inputs: Mapping[str, Any], dynamic: Any) -> tor
 
 @contextmanager
 def _fixing(module: Any, fixed: Mapping[str, Any]) -> Any:
-    """The module called with these arguments, too; what it computes of them alone is computed while it is traced."""
-    if not fixed:
-        yield
-        return
+    """The module called with these arguments, too; what it computes of them alone, or of the single whole numbers that
+    it keeps as buffers (a codec's strides), is computed while it is traced.
+    """
     forward = module.forward
+    numbers = [
+        (owner, name, owner._buffers.pop(name))
+        for owner in module.modules()
+        for name in owner._non_persistent_buffers_set
+        if (buffer := owner._buffers.get(name)) is not None and buffer.ndim == 0 and not buffer.is_floating_point()
+    ]
+    for owner, name, buffer in numbers:
+        owner.__dict__[name] = buffer
 
     def called(**inputs: Any) -> Any:
         with _Known():
@@ -375,6 +392,9 @@ def _fixing(module: Any, fixed: Mapping[str, Any]) -> Any:
         yield
     finally:
         del module.forward
+        for owner, name, buffer in numbers:
+            del owner.__dict__[name]
+            owner._buffers[name] = buffer
 
 
 class _Known(TorchFunctionMode):

@@ -94,6 +94,8 @@ class _Example:
 
     @cached_property
     def audio(self) -> Any:
+        if self.config.model_type == "clvp":  # whose other parts hear the tokens that this one makes of sound
+            return self.config.decoder_config
         return _inner(self.config, ("audio_config", "encoder_config", "speech_config", "semantic_model_config"))
 
     @cached_property
@@ -157,7 +159,7 @@ def _input_ids(made: _Example) -> torch.Tensor:
     ids = made.ids(made.batch, made.length)
     runs = [ids]
     for names, count in ((_IMAGE_TOKENS, _image_tokens(made)), (_AUDIO_TOKENS, _audio_tokens(made))):
-        token = next((getattr(made.config, name) for name in names if hasattr(made.config, name)), None)
+        token = _token(made, names)
         if count and token is not None:
             runs.insert(1, torch.full((made.batch, count), token))
     return torch.cat([ids[:, :2], *runs[1:], ids[:, 2:]], 1) if len(runs) > 1 else ids
@@ -167,16 +169,22 @@ _IMAGE_TOKENS = ("image_token_id", "image_token_index", "media_placeholder_token
 _AUDIO_TOKENS = ("audio_token_id", "audio_token_index")
 
 
+def _token(made: _Example, names: tuple[str, ...]) -> int | None:
+    """The token that stands for an image or a sound."""
+    found = [getattr(made.config, name, None) for name in names]
+    return next((token for token in found if token is not None), None)
+
+
 def _image_tokens(made: _Example) -> int:
     """How many tokens stand for one row's image: as many as the model makes features of it."""
-    if "pixel_values" not in made.inputs or not any(hasattr(made.config, name) for name in _IMAGE_TOKENS):
+    if "pixel_values" not in made.inputs or _token(made, _IMAGE_TOKENS) is None:
         return 0
     return _rows(made, "get_image_features") or getattr(made.config, "num_query_tokens", 0)
 
 
 def _audio_tokens(made: _Example) -> int:
     sounds = {"input_features", "input_values", "audio_input_ids"} & set(made.inputs)
-    if not sounds or not any(hasattr(made.config, name) for name in _AUDIO_TOKENS):
+    if not sounds or _token(made, _AUDIO_TOKENS) is None:
         return 0
     return _rows(made, "get_audio_features")
 
@@ -190,8 +198,11 @@ def _rows(made: _Example, name: str) -> int:
     given = {key: value for key, value in made.inputs.items() if key in accepted or "args" in accepted}
     with torch.no_grad():
         found = method(**given)
-    found = found.last_hidden_state if getattr(found, "pooler_output", found) is None else found
-    found = getattr(found, "pooler_output", found)
+    for part in ("pooler_output", "last_hidden_state"):
+        if getattr(found, part, None) is not None:
+            found = getattr(found, part)
+    if hasattr(found, "deepstack_features"):  # of each layer that takes them
+        found = found.deepstack_features[0][1]
     rows = sum(item.numel() // item.shape[-1] for item in (found if isinstance(found, (list, tuple)) else [found]))
     return rows // made.batch
 
@@ -221,8 +232,8 @@ def _mm_token_type_ids(made: _Example) -> torch.Tensor | None:
     ids = made.inputs.get("input_ids")
     if ids is None or not _has_images(made):
         return None
-    token = next((getattr(made.config, name) for name in _IMAGE_TOKENS if hasattr(made.config, name)), -1)
-    return (ids == token).long()
+    token = _token(made, _IMAGE_TOKENS)
+    return torch.zeros_like(ids) if token is None else (ids == token).long()
 
 
 def _has_images(made: _Example) -> bool:
@@ -240,6 +251,9 @@ def _bbox(made: _Example) -> torch.Tensor:
 def _decoder_ids(made: _Example) -> torch.Tensor | None:
     if not (made.config.is_encoder_decoder or made.needs("decoder_input_ids") or _is_seq2seq(made)):
         return None
+    channels = getattr(getattr(made.config, "decoder_config", None), "num_channels", None)
+    if channels:  # a token of each channel at each moment
+        return made.ids(made.batch, made.length - 1, channels, vocab=made.config.decoder_config.vocab_size)
     return made.ids(made.batch, made.length - 1)
 
 
@@ -277,9 +291,13 @@ _TILED = ("granite4_vision", "idefics", "idefics2", "idefics3", "llava_next", "l
 
 _PATCHES: dict[str, Callable[[_Example, int, int, int], tuple[int, ...]]] = {
     "fuyu": lambda made, count, side, depth: (made.batch, count, depth * side * side),
-    "gemma4_unified_vision": lambda made, count, side, depth: (made.batch, count, depth * side * side),
+    "gemma4_unified_vision": lambda made, count, side, depth: (
+        made.batch,
+        count,
+        depth * (side * made.vision.pooling_kernel_size) ** 2,
+    ),
     "gemma4_vision": lambda made, count, side, depth: (made.batch, count, depth * side * side),
-    "inkling2_vision": lambda made, count, side, depth: (made.batch * count, side * side * depth),
+    "inkling2_vision": lambda made, count, side, depth: (made.batch * count, side, side, depth),
     "inkling_vision": lambda made, count, side, depth: (made.batch * count, 2, side, side, depth),
     "kimi_k25_vision": lambda made, count, side, depth: (made.batch * count, depth, side, side),
     "minicpm_ocr_vision": lambda made, count, side, depth: (1, depth, side, made.batch * count * side),
@@ -373,8 +391,10 @@ def _image_size(made: _Example) -> tuple[int, int]:
     vision = made.vision
     if vision.model_type in _INTERPOLATING:
         return 8 * vision.patch_size, 10 * vision.patch_size
+    if hasattr(vision, "scaled_images_ratios"):  # a patch at the smallest of the scales
+        return (int(vision.patch_size / min(vision.scaled_images_ratios)),) * 2
     parts = (vision, getattr(vision, "backbone_config", None))
-    sizes = [getattr(part, name, None) for part in parts for name in ("image_size", "crop_size")]
+    sizes = [getattr(part, name, None) for part in parts for name in ("image_size", "crop_size", "input_size")]
     size = next((size for size in sizes if size), 128)
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
@@ -440,11 +460,17 @@ def _hidden_states(made: _Example) -> torch.Tensor | None:
 _SAMPLES = 6400
 _FRAMES = 96
 _MELS_FIRST = ("glmasr_encoder", "qwen3_asr_encoder", "voxtral_realtime_encoder", "qwen2_5_omni_audio_encoder",
-               "qwen3_omni_moe_audio_encoder")  # fmt: skip
+               "qwen3_omni_moe_audio_encoder", "clvp_decoder")  # fmt: skip
 """Audio parts that take mels before frames; those with a table of `max_source_positions` do, too."""
 
-_TEXT_OR_SOUND = ("seamless_m4t", "seamless_m4t_v2")
+_TEXT_OR_SOUND = ("csm", "seamless_m4t", "seamless_m4t_v2")
 """Models that take one or the other."""
+
+_UNMASKED = ("granite_speech", "granite_speech_plus")
+"""Models whose mask is not of the features that they take, but of those that they make."""
+
+_STACKED = {"granite_speech5_encoder": 4}
+"""How many frames are one, where the config does not say."""
 
 _FEATURES = ("num_mel_bins", "input_feat_per_channel", "feature_projection_input_dim", "feature_size", "input_dim",
              "n_mel_bins", "input_feat_size", "mel_bins")  # fmt: skip
@@ -453,7 +479,8 @@ _CODEC = ("audio_channels", "codebook_size", "downsampling_ratios", "upsampling_
 
 def _input_values(made: _Example) -> torch.Tensor | None:
     config = made.config
-    if "input_ids" in made.accepted and not (made.needs("input_values") or _waits_for_sound(made)):
+    alone = "input_ids" not in made.accepted or made.needs("input_values")
+    if not alone and (made.config.model_type in _TEXT_OR_SOUND or not _waits_for_sound(made)):
         return None
     if hasattr(config, "num_mel_bins") and hasattr(config, "max_length"):  # a spectrogram, as AST takes
         return made.noise(made.batch, config.max_length, config.num_mel_bins)
@@ -463,7 +490,7 @@ def _input_values(made: _Example) -> torch.Tensor | None:
 
 
 def _waits_for_sound(made: _Example) -> bool:
-    return any(hasattr(made.config, name) for name in _AUDIO_TOKENS) and made.audio is not None
+    return _token(made, _AUDIO_TOKENS) is not None and made.audio is not None
 
 
 def _mels_first(made: _Example) -> bool:
@@ -487,19 +514,19 @@ def _input_features(made: _Example) -> torch.Tensor | None:
     if audio is None or (made.config.model_type in _TEXT_OR_SOUND and not made.needs("input_features")):
         return None
     bins = next((getattr(audio, name) for name in _FEATURES if isinstance(getattr(audio, name, None), int)), 128)
-    bins *= getattr(audio, "num_stacked_frames", 1)
+    bins *= getattr(audio, "num_stacked_frames", None) or _STACKED.get(audio.model_type, 1)
     if hasattr(audio, "spec_size"):  # CLAP: a spectrum somewhat shorter than the image that it is stretched to
         return made.noise(made.batch, 1, audio.spec_size * (audio.spec_size // bins) - 23, bins)
     shape = (bins, _frames(made)) if _mels_first(made) else (_frames(made), bins)
     return made.noise(made.batch, *shape)
 
 
-def _features_mask(made: _Example) -> torch.Tensor | None:
+def _features_mask(made: _Example, name: str = "input_features_mask") -> torch.Tensor | None:
     features = made.inputs.get("input_features")
-    if features is None:
+    if features is None or made.config.model_type in _UNMASKED:
         return None
     frames = features.shape[-1] if _mels_first(made) else features.shape[1]
-    return torch.ones(made.batch, frames, dtype=torch.long)
+    return torch.ones(made.batch, frames, dtype=torch.long if name == "feature_attention_mask" else torch.bool)
 
 
 def _padding_mask(made: _Example) -> torch.Tensor | None:
@@ -577,6 +604,15 @@ def _of_boxes(made: _Example) -> torch.Tensor:
     return corners.sort(2).values.flatten(2).to(made.floats)
 
 
+def _noise(made: _Example) -> torch.Tensor | None:
+    """What decides the patches that a masked autoencoder sees, one number a patch."""
+    if "pixel_values" not in made.inputs or not isinstance(getattr(made.config, "patch_size", None), int):
+        return None
+    height, width = made.inputs["pixel_values"].shape[-2:]
+    patches = (height // made.config.patch_size) * (width // made.config.patch_size)
+    return torch.rand(made.batch, patches, generator=made.generator).to(made.floats)
+
+
 def _same_shape(name: str) -> Callable[[_Example], torch.Tensor | None]:
     def make(made: _Example) -> torch.Tensor | None:
         if name not in made.inputs:
@@ -607,7 +643,7 @@ _MAKERS: dict[str, Callable[[_Example], torch.Tensor | None]] = {
     "input_features": _input_features,
     "audio_mel": _input_features,
     "input_features_mask": _features_mask,
-    "feature_attention_mask": _features_mask,
+    "feature_attention_mask": lambda made: _features_mask(made, "feature_attention_mask"),
     "audio_mel_mask": lambda made: torch.zeros(made.batch, _frames(made), dtype=torch.bool),  # True is padding
     "input_values": _input_values,
     "padding_mask": _padding_mask,
@@ -616,11 +652,17 @@ _MAKERS: dict[str, Callable[[_Example], torch.Tensor | None]] = {
     "mm_token_type_ids": _mm_token_type_ids,
     "bbox": _bbox,
     "attention_mask": _attention_mask,
-    "image_attention_mask": _of_images(lambda made: (*made.inputs["input_ids"].shape, 1)),
+    "image_attention_mask": lambda made: (  # which images each token sees
+        torch.ones(*made.inputs["input_ids"].shape, 1, dtype=torch.long) if made.config.model_type in _TILED else None
+    ),
     "cross_attention_mask": _of_images(lambda made: (*made.inputs["input_ids"].shape, 1, _tiles(made))),
     "visual_feats": _visual("visual_feat_dim"),
     "visual_pos": _visual("visual_pos_dim"),
     "visual_embeds": _visual("visual_embedding_dim"),
+    "query_embeds": lambda made: made.noise(made.batch, 5, made.config.hidden_size),
+    "encoder_hidden_states": lambda made: (
+        made.noise(made.batch, 7, made.config.encoder_hidden_size) if made.has("query_embeds") else None
+    ),
     "qformer_input_ids": lambda made: made.ids(made.batch, made.length),
     "decoder_input_ids": _decoder_ids,
     "decoder_attention_mask": _decoder_mask,
@@ -637,4 +679,11 @@ _MAKERS: dict[str, Callable[[_Example], torch.Tensor | None]] = {
     "returns_to_go": _steps("none"),
     "timesteps": _steps("none", "timesteps"),
     "input_points": _of_points,
+    "latents": lambda made: made.noise(made.batch, made.config.hidden_size, 4),
+    "inputs": lambda made: made.noise(made.batch, made.length, made.config.d_model),
+    "task_inputs": lambda made: made.ids(made.batch, made.config.task_seq_len),
+    "action_embeds": lambda made: made.noise(made.batch, 4, made.config.dit_config.hidden_size),
+    "noise_embeds": lambda made: made.noise(made.batch, 4, made.config.hidden_size),
+    "context_hidden_states": lambda made: made.noise(made.batch, made.length, made.config.hidden_size),
+    "noise": _noise,
 }
