@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -26,6 +26,7 @@ class Target:
         dialect: module of `converters.dialects`, or None for canonical names and layouts.
         file: what the file is called in a model's folder.
         sharded: whether its readers take it in several files with an index.
+        dtypes: what floating-point tensors can be converted to on the way.
         metadata: what its readers expect to be told in the file.
         shard_metadata: the same for one of several files, where that differs.
     """
@@ -35,6 +36,7 @@ class Target:
     dialect: str | None
     file: str
     sharded: bool = False
+    dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16")
     metadata: Mapping[str, str] = field(default_factory=dict)
     shard_metadata: Mapping[str, str] | None = None
 
@@ -57,6 +59,26 @@ class Target:
         derive = getattr(self.dialect_module(), "foreign_config", None)
         return config if derive is None else derive(config)
 
+    def stored(self, checkpoint: Checkpoint, dtype: str | None) -> dict[str, str]:
+        """Tensor -> the dtype that it is to be stored in.
+
+        Args:
+            checkpoint: a view of this form.
+            dtype: one of `dtypes`; None keeps each tensor's own, unless this form's readers take no other than theirs.
+
+        Raises:
+            ConfigError: this form has no such dtype.
+        """
+        if dtype is not None and dtype not in self.dtypes:
+            raise ConfigError(
+                "this form does not store tensors so", where=self.name, expected=", ".join(self.dtypes), got=dtype
+            )
+        choose = getattr(self.dialect_module(), "stored_as", None)
+        return {
+            name: (dtype or info.dtype) if choose is None else choose(info, dtype)
+            for name, info in checkpoint.infos.items()
+        }
+
     def in_shards(self, checkpoint: Checkpoint) -> tuple[Checkpoint, dict[str, str]]:
         """A view of this form with the names that its shards use, and those -> the names that the index uses."""
         rename = getattr(self.dialect_module(), "shard_names", None)
@@ -72,12 +94,14 @@ class Target:
         checkpoint: Checkpoint,
         config: Mapping[str, Any],
         tokenizer: str | None = None,
+        quantised: Collection[str] = (),
         shard: bool = False,
     ) -> None:
         """Write a view of this form to a path that does not exist yet.
 
         Args:
             tokenizer: tokenizer.json's text, for forms that hold the tokenizer too.
+            quantised: the tensors that are to be stored as Q8_0.
             shard: whether it is one of several files.
         """
         metadata: Mapping[str, Any] = self.metadata
@@ -86,6 +110,8 @@ class Target:
         derive = getattr(self.dialect_module(), "metadata", None)
         if derive is not None:
             metadata = {**metadata, **derive(config, tokenizer)}
+        if quantised:
+            metadata = {**metadata, "ggml_types": dict.fromkeys(quantised, "Q8_0")}
         import_module(f"converters.{self.format}").write(path, checkpoint, metadata)
 
     def dialect_module(self) -> ModuleType | None:
@@ -116,7 +142,7 @@ TARGETS: Mapping[str, Target] = {
         ),
         Target("flax", "msgpack", "hf_flax", "flax_model.msgpack", sharded=True),
         Target("npz", "npz", None, "model.npz"),
-        Target("gguf", "gguf", "gguf", "model.gguf"),
+        Target("gguf", "gguf", "gguf", "model.gguf", dtypes=("float32", "bfloat16", "float16", "q8_0")),
         Target("tf-checkpoint", "tensor_bundle", "google_tf1", "bert_model.ckpt"),
         Target("orbax", "orbax", "hf_flax", "checkpoint"),
         Target("keras", "h5", "keras_graph", "model.weights.h5"),

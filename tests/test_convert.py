@@ -374,7 +374,8 @@ def test_companions_travel(bert: Path, tmp_path: Path) -> None:
         "vocab.txt": "[PAD]\n",
         "preprocessor_config.json": "{}",
     }
-    for name, text in (theirs | {"custom.py": "x", "training_args.bin": "x", "notes.md": "x"}).items():
+    strangers = ("custom.py", "training_args.bin", "notes.md", "tsconfig.json", "my_config.json", "design-tokens.json")
+    for name, text in (theirs | dict.fromkeys(strangers, "x")).items():
         (folder / name).write_text(text)
     convert(folder, tmp_path / "out", "flax")
     names = {path.name for path in (tmp_path / "out").iterdir()}

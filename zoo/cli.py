@@ -221,7 +221,9 @@ def convert_model(
     output: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")],
     to: Annotated[str, typer.Option("--to", metavar="FORM", help=_FORMS)] = "safetensors",
     task: _Task = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; as it is by default.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16, for gguf also q8_0; as it is by default.")
+    ] = None,
     shard_size: Annotated[str | None, typer.Option(metavar="SIZE", help="Largest file, such as 5GB or 200MB.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print which tensor becomes which.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Read both ends and compare tensors and outputs.")] = False,

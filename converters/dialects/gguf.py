@@ -14,17 +14,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from converters.checkpoint import Checkpoint
+from converters.checkpoint import Checkpoint, TensorInfo
 from converters.dialects.gguf_config import architecture_of, config
 from converters.dialects.gguf_config import metadata as model_metadata
 from converters.dialects.shared import Dropped
 from converters.dialects.tabled import read, write
 from converters.dialects.tables import Row, Table
 from converters.gguf_tokenizer import tokenizer_json, tokenizer_metadata
-from converters.view import Concatenate, Layout, Recipe, RotaryRows, Shift
+from converters.view import Concatenate, Layout, Recipe, RotaryRows, Shift, is_float
 from zoo.errors import ConfigError, WeightsError
 
-__all__ = ["DROPPED", "NAME", "canonical", "config", "foreign", "metadata", "recognises", "tokenizer"]
+__all__ = ["DROPPED", "NAME", "canonical", "config", "foreign", "metadata", "recognises", "stored_as", "tokenizer"]
 
 NAME = "gguf"
 
@@ -74,10 +74,24 @@ def metadata(config: Mapping[str, Any], tokenizer: str | None = None) -> dict[st
     return found if tokenizer is None else {**found, **(tokenizer_metadata(tokenizer) or {})}
 
 
+def stored_as(info: TensorInfo, dtype: str | None) -> str:
+    """The dtype in which llama.cpp wants a tensor: its kernels take vectors, and some tables, in float32 alone."""
+    if not is_float(info):
+        return info.dtype
+    if len(info.shape) < 2 or info.name.endswith(_IN_FLOAT32):
+        return "float32"
+    if dtype == "q8_0" and info.shape[-1] % 32:
+        return info.dtype  # a row is no whole number of blocks
+    return dtype or info.dtype
+
+
 def tokenizer(checkpoint: Checkpoint) -> str | None:
     """The tokenizer.json that a file's key/values describe, for byte-level BPE."""
     return tokenizer_json(checkpoint.metadata)
 
+
+# From prepare_tensors of convert_hf_to_gguf.py.
+_IN_FLOAT32 = ("_norm.weight", "position_embd.weight", "token_types.weight", "ffn_gate_inp.weight")
 
 _GEMMA = ("gemma", "gemma2", "gemma3")
 
