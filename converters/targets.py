@@ -10,8 +10,10 @@ from types import ModuleType
 from typing import Any
 
 from converters.checkpoint import Checkpoint
+from converters.dialects import keras_graph
 from converters.view import Recipe, View
 from zoo.errors import ConfigError
+from zoo.graph.ir import Graph
 
 __all__ = ["ALIASES", "TARGETS", "Target", "find_target"]
 
@@ -26,6 +28,7 @@ class Target:
         dialect: module of `converters.dialects`, or None for canonical names and layouts.
         file: what the file is called in a model's folder.
         sharded: whether its readers take it in several files with an index.
+        with_graph: whether it holds the model's graph beside the weights.
         dtypes: what floating-point tensors can be converted to on the way.
         metadata: what its readers expect to be told in the file.
         shard_metadata: the same for one of several files, where that differs.
@@ -36,6 +39,7 @@ class Target:
     dialect: str | None
     file: str
     sharded: bool = False
+    with_graph: bool = False
     dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16")
     metadata: Mapping[str, str] = field(default_factory=dict)
     shard_metadata: Mapping[str, str] | None = None
@@ -93,6 +97,7 @@ class Target:
         path: Path,
         checkpoint: Checkpoint,
         config: Mapping[str, Any],
+        graph: Graph,
         tokenizer: str | None = None,
         quantised: Collection[str] = (),
         shard: bool = False,
@@ -100,9 +105,13 @@ class Target:
         """Write a view of this form to a path that does not exist yet.
 
         Args:
+            graph: of what the tensors are the parameters.
             tokenizer: tokenizer.json's text, for forms that hold the tokenizer too.
             quantised: the tensors that are to be stored as Q8_0.
             shard: whether it is one of several files.
+
+        Raises:
+            ConfigError: the form holds the model's graph, and there is none.
         """
         metadata: Mapping[str, Any] = self.metadata
         if shard and self.shard_metadata is not None:
@@ -110,6 +119,8 @@ class Target:
         derive = getattr(self.dialect_module(), "metadata", None)
         if derive is not None:
             metadata = {**metadata, **derive(config, tokenizer)}
+        if self.with_graph:
+            metadata = {**metadata, **keras_graph.archive_texts(graph)}
         if quantised:
             metadata = {**metadata, "ggml_types": dict.fromkeys(quantised, "Q8_0")}
         import_module(f"converters.{self.format}").write(path, checkpoint, metadata)
@@ -146,6 +157,7 @@ TARGETS: Mapping[str, Target] = {
         Target("tf-checkpoint", "tensor_bundle", "google_tf1", "bert_model.ckpt"),
         Target("orbax", "orbax", "hf_flax", "checkpoint"),
         Target("keras", "h5", "keras_graph", "model.weights.h5"),
+        Target("keras-model", "keras_archive", "keras_graph", "model.keras", with_graph=True),
         Target("keras-hub", "h5", "keras_hub", "model.weights.h5"),
         Target(
             "keras-applications",

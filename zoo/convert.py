@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,7 +121,7 @@ def convert(
         raw = stack.enter_context(open_checkpoint(place))
         dialect = dialect_of(raw)
         read = canonical(raw, config, expected_shapes(graph))
-        ours, gone = _in_graph_names(read, graph, keep=target.dialect is None)
+        ours, served, gone = _in_graph_names(read, graph, keep=target.dialect is None)
         ours, placed, homeless = _in_places(ours, graph, target, config)
         written: Checkpoint = target.view(placed, config)
         kept = _used(written, ours)
@@ -148,12 +148,12 @@ def convert(
         )
         if dry_run:
             return result
-        _need_room(out, result.nbytes)
+        _need_room(out, result.nbytes * (2 if target.with_graph else 1))  # an archive's weights are a file of their own first
         with _written_to(out), replacing(_made(out)) as fresh:
             fresh.mkdir()
             _companions(place if place.is_dir() else place.parent, fresh, target.config(config), raw)
             watched = _Watched(written, progress, strict)
-            _write(fresh, target, watched, config, shard_size, quantised)
+            _write(fresh, target, watched, config, served, shard_size, quantised)
             result.nans = watched.nans
             (fresh / RECORD).write_text(json.dumps(_record(result, dtype), indent=2) + "\n", "utf-8")
             if verify:
@@ -172,8 +172,9 @@ RECORD = "conversion.json"
 _ROOM = 1 << 24  # what the files beside the weights may take
 
 
-def _in_graph_names(checkpoint: Checkpoint, graph: Graph, keep: bool) -> tuple[View, dict[str, str]]:
-    """The tensors under the names that the model's class gives them, tied ones once, and what is left out and why.
+def _in_graph_names(checkpoint: Checkpoint, graph: Graph, keep: bool) -> tuple[View, Graph, dict[str, str]]:
+    """The tensors under the names that the model's class gives them, tied ones once; the graph of what they serve; and
+    what is left out and why.
 
     Args:
         keep: what the class does not use but another head may need is kept, under the name it has.
@@ -181,9 +182,10 @@ def _in_graph_names(checkpoint: Checkpoint, graph: Graph, keep: bool) -> tuple[V
     from zoo.weights import fit, prune, untie
 
     graph = untie(graph, checkpoint)
+    served = graph
     fitted = fit(graph, {name: info.shape for name, info in checkpoint.infos.items()}, checkpoint.path)
     if graph.nodes:
-        prune(graph, fitted, checkpoint.path)  # raises if the main output lacks a tensor
+        served, _ = prune(graph, fitted, checkpoint.path)  # raises if the main output lacks a tensor
     elif lacking := [name for name in fitted.missing if not is_computed(name)]:
         raise WeightsError(
             f"the checkpoint lacks {len(lacking)} of the model's tensors", where=checkpoint.path, got=", ".join(lacking)
@@ -200,7 +202,8 @@ def _in_graph_names(checkpoint: Checkpoint, graph: Graph, keep: bool) -> tuple[V
             recipes[name] = Recipe(name)
         else:
             gone[name] = why
-    return View(checkpoint, recipes), gone
+    served = replace(served, params={name: param for name, param in served.params.items() if name in recipes})
+    return View(checkpoint, recipes), served, gone
 
 
 def _in_places(
@@ -274,6 +277,7 @@ def _write(
     target: Target,
     checkpoint: Checkpoint,
     config: Mapping[str, Any],
+    graph: Graph,
     limit: int | None,
     quantised: Collection[str],
 ) -> None:
@@ -282,7 +286,7 @@ def _write(
     if limit is None or not target.sharded or sum(info.nbytes for info in infos.values()) <= limit:
         tokenizer = folder / "tokenizer.json"
         text = tokenizer.read_text("utf-8") if tokenizer.is_file() else None
-        target.write(folder / target.file, checkpoint, config, text, quantised)
+        target.write(folder / target.file, checkpoint, config, graph, text, quantised)
         return
     checkpoint, in_index = target.in_shards(checkpoint)
     groups: list[list[str]] = [[]]
@@ -297,7 +301,7 @@ def _write(
     weight_map: dict[str, str] = {}
     for number, names in enumerate(groups, 1):
         file = f"{stem}-{number:05d}-of-{len(groups):05d}.{suffix}"
-        target.write(folder / file, Subset(checkpoint, names), config, shard=True)
+        target.write(folder / file, Subset(checkpoint, names), config, graph, shard=True)
         weight_map.update((in_index[name], file) for name in names)
     total = sum(info.nbytes for info in checkpoint.infos.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
@@ -416,7 +420,7 @@ def _verify(
     expected = Cast(Subset(ours, sorted(stored)), stored)
     all_exact = True
     with canonical(open_checkpoint(folder), config, expected_shapes(graph)) as read:
-        back, _ = _in_graph_names(read, graph, keep=True)
+        back, _, _ = _in_graph_names(read, graph, keep=True)
         for name, info in expected.infos.items():
             if name not in back.infos:
                 raise VerifyError("a tensor is not in what was written", where=f"{folder}, tensor {name!r}")
