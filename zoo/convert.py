@@ -148,7 +148,9 @@ def convert(
         )
         if dry_run:
             return result
-        _need_room(out, result.nbytes * (2 if target.with_graph else 1))  # an archive's weights are a file of their own first
+        _need_room(
+            out, result.nbytes * (2 if target.with_graph else 1)
+        )  # an archive's weights are a file of their own first
         with _written_to(out), replacing(_made(out)) as fresh:
             fresh.mkdir()
             _companions(place if place.is_dir() else place.parent, fresh, target.config(config), raw)

@@ -27,6 +27,7 @@ from typing import Any
 
 from converters.checkpoint import Checkpoint
 from converters.dialects import (
+    big_vision,
     gguf,
     google_tf1,
     hf_flax,
@@ -35,6 +36,7 @@ from converters.dialects import (
     keras_graph,
     keras_hub,
     llama2c,
+    t5x,
     timm,
     torchvision,
 )
@@ -46,6 +48,8 @@ __all__ = ["DIALECTS", "canonical", "derived_config", "derived_tokenizer", "dial
 
 DIALECTS: tuple[ModuleType, ...] = (
     hf_tf,
+    t5x,
+    big_vision,
     hf_flax,
     gguf,
     llama2c,
