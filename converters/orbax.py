@@ -1,8 +1,8 @@
 """Orbax checkpoints, JAX's: a folder of zarr arrays, each in a folder of its own or all in one OCDBT store.
 
-T5X's, from which Orbax came, are read, too: a msgpack file "checkpoint" beside folders of zarr arrays, whose names are
-the tree's keys joined by dots ("target.encoder.layers_0.mlp.wo.kernel"). What the msgpack file itself holds (the step, and
-whatever else was not spread over devices) is not read.
+T5X's, from which Orbax came, are read, too: a msgpack file "checkpoint" beside folders of zarr arrays, whose names
+are the tree's keys joined by dots ("target.encoder.layers_0.mlp.wo.kernel"). What the msgpack file itself holds (the
+step, and whatever else was not spread over devices) is not read.
 
 Read and written through tensorstore, on which Orbax itself stands; neither Orbax nor JAX is needed. Source:
 https://orbax.readthedocs.io/en/latest/guides/checkpoint/checkpoint_format.html, and for the arrays

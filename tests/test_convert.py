@@ -237,7 +237,7 @@ def test_keras_opens_an_archive(family: str, made: Callable[[str, str], Path], t
 
     path = made(family, "keras-model") / "model.keras"
     model = keras.saving.load_model(path)
-    inputs = {key: value for key, value in inputs_of(family, zoo.load(source(family), "numpy")).items()}
+    inputs = inputs_of(family, zoo.load(source(family), "numpy"))
     found = {name: np.asarray(keras.ops.convert_to_numpy(value)) for name, value in model(inputs).items()}
     with np.load(FIXTURES / family / "torch_out.npz") as file:
         mask = inputs.get("attention_mask", np.ones(1))

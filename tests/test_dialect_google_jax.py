@@ -1,4 +1,4 @@
-"""Google's JAX models: ViT and SigLIP in npz against what Flax computes, T5X's folders against names set down by hand."""
+"""Google's JAX models: ViT and SigLIP in npz against what Flax computes, T5X's folders by names set down by hand."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def stored_as(info: TensorInfo, dtype: str | None) -> str:
 
 
 def tokenizer(checkpoint: Checkpoint) -> str | None:
-    """The tokenizer.json that a file's key/values describe, for byte-level BPE."""
+    """The tokenizer.json that a file's key/values describe, for BPE of bytes and SentencePiece's."""
     return tokenizer_json(checkpoint.metadata)
 
 

@@ -1,7 +1,7 @@
 """Our own Keras models as Keras saves them: vars/ and the canonical name, in torch's layout.
 
 A .keras archive holds the model's graph, too, so that keras.saving.load_model makes the whole model of it (once
-zoo.backends.keras, which registers its class, is imported); a .weights.h5 is for `load_weights` of a model that is there.
+zoo.backends.keras, which registers its class, is imported); a .weights.h5 is for `load_weights` of a model.
 Source: what `zoo.backends.keras.GraphModel` saves; keras/src/saving/serialization_lib.py for its config.
 """
 

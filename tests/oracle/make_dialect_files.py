@@ -6,9 +6,10 @@ keras-hub, in an environment of their own (keras-hub and torchvision in one proc
 
     KERAS_BACKEND=jax python tests/oracle/make_dialect_files.py [timm | keras_applications | keras_hub]
 
-and, with Flax (the environment of requirements.txt), whose own numbering of layers is what Google's files have:
+and, in the environment of requirements.txt, for Flax, whose own numbering of layers is what Google's files have, and
+SentencePiece:
 
-    python tests/oracle/make_dialect_files.py big_vision
+    python tests/oracle/make_dialect_files.py big_vision sentencepiece
 """
 
 from __future__ import annotations
@@ -256,6 +257,46 @@ def big_vision() -> None:
         save(f"big-vision-{name}", weights, inputs, {"main": model.apply(state, *given)}, {})
 
 
+def sentencepiece() -> None:
+    """A small tokenizer like Llama's, and what SentencePiece makes of some texts."""
+    import sentencepiece as spm
+
+    lines = [
+        "The cat sat on 123 mats, didn't it?",
+        "Once upon a time, there was a little girl named Lily.",
+        "She loved to play outside in the sunshine, and she had 42 friends.",
+        "Äpfel sind rund, 東京 is large; 3.14 is not.",
+    ] * 20
+    texts = [
+        *dict.fromkeys(lines),
+        "  two  spaces\n\tand a tab",
+        "🙂 unseen ∑ signs",
+        "",
+        " led",
+        "aaaa bbbb",
+        "Thecat",
+    ]
+    made: dict[str, Any] = {"texts": texts}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, prefix in (("llama", True), ("gemma", False)):
+            spm.SentencePieceTrainer.train(
+                sentence_iterator=iter(lines), model_prefix=f"{folder}/{name}", model_type="bpe", vocab_size=420,
+                byte_fallback=True, split_digits=True, normalization_rule_name="identity",
+                remove_extra_whitespaces=False, add_dummy_prefix=prefix, character_coverage=0.98,
+                allow_whitespace_only_pieces=True, minloglevel=2,
+            )  # fmt: skip
+            model = spm.SentencePieceProcessor(model_file=f"{folder}/{name}.model")
+            kinds = (("is_unknown", 2), ("is_control", 3), ("is_byte", 6), ("is_unused", 5))
+            numbers = range(model.get_piece_size())
+            made[name] = {
+                "pieces": [model.id_to_piece(number) for number in numbers],
+                "scores": [model.get_score(number) for number in numbers],
+                "kinds": [next((k for test, k in kinds if getattr(model, test)(number)), 1) for number in numbers],
+                "ids": [model.encode(text) for text in texts],
+            }
+    (OUT / "sentencepiece.json").write_text(json.dumps(made, ensure_ascii=False) + "\n", "utf-8")
+
+
 def keep(weights: dict[str, np.ndarray], path: str, item: Any) -> None:
     if hasattr(item, "shape"):
         weights[path] = item[()]
@@ -283,6 +324,7 @@ def save(
 
 if __name__ == "__main__":
     os.environ.setdefault("KERAS_BACKEND", "jax")
-    makers = {"timm": timm, "keras_applications": keras_applications, "keras_hub": keras_hub, "big_vision": big_vision}
-    for choice in sys.argv[1:] or makers:
-        makers[choice]()
+    makers = (timm, keras_applications, keras_hub, big_vision, sentencepiece)
+    for maker in makers:
+        if maker.__name__ in sys.argv[1:] or len(sys.argv) == 1:
+            maker()
