@@ -36,6 +36,7 @@ from converters.dialects import (
     keras_graph,
     keras_hub,
     llama2c,
+    onnx,
     t5x,
     timm,
     torchvision,
@@ -59,6 +60,7 @@ DIALECTS: tuple[ModuleType, ...] = (
     keras_applications,
     torchvision,
     timm,
+    onnx,
 )
 """Every dialect but the canonical one, in the order in which they are tried."""
 
