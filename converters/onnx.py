@@ -3,8 +3,9 @@
 Source: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto and, for data kept in other files,
 https://onnx.ai/onnx/repo-docs/ExternalData.html. `metadata` holds the producer, opsets, the names of the graph's
 inputs and outputs, the model's own properties, and in "products" what the graph says of a matrix: its name -> that of
-the MatMul that multiplies by it, and the initializers that are added to the result. Text, 4-bit and other tensors that NumPy has no dtype for are
-not listed; they stand in `metadata["not_tensors"]` with their dtype. Nothing of the graph is run.
+the MatMul that multiplies by it, and the initializers that are added to the result. Text, 4-bit and other tensors that
+NumPy has no dtype for are not listed; they stand in `metadata["not_tensors"]` with their dtype. Nothing of the graph is
+run.
 """
 
 from __future__ import annotations

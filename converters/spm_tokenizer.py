@@ -2,8 +2,8 @@
 
 Where SentencePiece joins the two neighbours whose piece has the highest score, the tokenizers library applies merges
 in order: every way to cut a piece into two pieces is a merge, and those of better pieces come first.
-Sources: https://github.com/google/sentencepiece/blob/master/src/bpe_model.cc, llama.cpp's src/llama-vocab.cpp, llama2.c's
-tokenizer.py, and the tokenizer.json of the models whose tokenizer it is.
+Sources: https://github.com/google/sentencepiece/blob/master/src/bpe_model.cc, llama.cpp's src/llama-vocab.cpp,
+llama2.c's tokenizer.py, and the tokenizer.json of the models whose tokenizer it is.
 """
 
 from __future__ import annotations

@@ -90,8 +90,9 @@ def test_llama2cs_tokenizer() -> None:
 
 def test_it_travels_with_a_model(tmp_path: Path) -> None:
     """tokenizer.bin beside a model, or behind it in the same file, becomes tokenizer.json."""
-    import zoo
     from conftest import FIXTURES
+
+    import zoo
 
     model = FIXTURES / "stories260K" / "stories260K.bin"
     if not model.is_file():

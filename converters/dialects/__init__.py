@@ -32,6 +32,7 @@ from converters.dialects import (
     google_tf1,
     hf_flax,
     hf_tf,
+    hf_torch,
     keras_applications,
     keras_graph,
     keras_hub,
@@ -61,8 +62,9 @@ DIALECTS: tuple[ModuleType, ...] = (
     torchvision,
     timm,
     onnx,
+    hf_torch,
 )
-"""Every dialect but the canonical one, in the order in which they are tried."""
+"""Every dialect but the one that is canonical already, in the order in which they are tried."""
 
 NO_SHAPES: Mapping[str, tuple[int, ...]] = MappingProxyType({})
 

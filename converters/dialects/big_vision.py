@@ -5,7 +5,7 @@ are MultiHeadDotProductAttention_1, LayerNorm_2 and MlpBlock_3, of Big Vision's 
 Attention has an axis for the heads, so files tell their number. Models that were trained in a scan over their layers
 hold the layers stacked ("encoderblock/…"); what is written has them apart. Big Vision's models without a class token
 have no counterpart in Hugging Face's ViT; both towers together are its SigLIP.
-Their GELU is the tanh approximation and their norms' epsilon 1e-6, Flax's defaults, whatever Hugging Face's configs say.
+Their GELU is the tanh approximation and their norms' epsilon 1e-6, Flax's defaults, whatever other configs say.
 Sources: vit_jax/models_vit.py in https://github.com/google-research/vision_transformer, big_vision/models/vit.py and
 models/proj/image_text/{two_towers,text_transformer}.py in https://github.com/google-research/big_vision.
 """

@@ -8,9 +8,9 @@ Source: torch/onnx of PyTorch 1.13 to 2.13, and the files that it writes.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Mapping
+from itertools import takewhile
 from typing import Any
 
 from converters.checkpoint import Checkpoint
@@ -67,4 +67,5 @@ def _weight(node: str, added: Iterable[str]) -> str | None:
 def _around(names: Iterable[str]) -> str:
     """The modules that stand before every name."""
     modules = [name.split(".")[:-2] for name in names if not re.fullmatch(_PRODUCT, name)]
-    return "".join(f"{part}." for part in os.path.commonprefix(modules))
+    shared = takewhile(lambda parts: len(set(parts)) == 1, zip(*modules, strict=False))
+    return "".join(f"{parts[0]}." for parts in shared)
