@@ -294,9 +294,9 @@ def test_models_whose_modules_are_not_as_published(name: str, tmp_path: Path) ->
     alone.write_bytes(path.read_bytes())
     ids = np.arange(3, 20)[None]
     with torch.no_grad():
-        wanted = made.double()(torch.from_numpy(ids))[0].numpy()
+        wanted = made(torch.from_numpy(ids))[0].numpy()  # torch multiplies by chosen experts in no double
     found = next(iter(zoo.load(alone, "numpy")(input_ids=ids).values()))
-    assert np.abs(found - wanted).max() <= TOLERANCES["numpy", "float32"] * np.abs(wanted).max()
+    assert np.abs(found - wanted).max() <= TOLERANCES["torch", "float32"] * np.abs(wanted).max()
     assert wanted.std() > SMALLEST_STD
 
     zoo.convert(alone, tmp_path / "out", verify=True)

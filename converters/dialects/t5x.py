@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from converters.checkpoint import Checkpoint
+from converters.dialects.google_tf1_config import t5_config
 from converters.dialects.shared import Dropped
 from converters.dialects.tabled import read
 from converters.dialects.tables import Row, Table
@@ -46,24 +47,18 @@ def config(checkpoint: Checkpoint) -> dict[str, Any]:
     heads, buckets = _shape(checkpoint, "target/encoder/relpos_bias/rel_embedding")
     width, projected = _shape(checkpoint, _FIRST)
     gated = "target/encoder/layers_0/mlp/wi_0/kernel" in checkpoint.infos
-    return {
-        "architectures": ["T5ForConditionalGeneration"],
-        "model_type": "t5",
-        "vocab_size": _shape(checkpoint, "target/token_embedder/embedding")[0],
-        "d_model": width,
-        "d_kv": projected // heads,
-        "d_ff": _shape(checkpoint, f"target/encoder/layers_0/mlp/{'wi_0' if gated else 'wi'}/kernel")[1],
-        "num_heads": heads,
-        "num_layers": _layers(checkpoint, "encoder"),
-        "num_decoder_layers": _layers(checkpoint, "decoder"),
-        "relative_attention_num_buckets": buckets,
-        "feed_forward_proj": "gated-gelu" if gated else "relu",
-        "layer_norm_epsilon": 1e-6,
-        "tie_word_embeddings": "target/decoder/logits_dense/kernel" not in checkpoint.infos,
-        "decoder_start_token_id": 0,
-        "pad_token_id": 0,
-        "eos_token_id": 1,
-    }
+    return t5_config(
+        vocab_size=_shape(checkpoint, "target/token_embedder/embedding")[0],
+        d_model=width,
+        d_kv=projected // heads,
+        d_ff=_shape(checkpoint, f"target/encoder/layers_0/mlp/{'wi_0' if gated else 'wi'}/kernel")[1],
+        num_heads=heads,
+        num_layers=_layers(checkpoint, "encoder"),
+        num_decoder_layers=_layers(checkpoint, "decoder"),
+        relative_attention_num_buckets=buckets,
+        gated=gated,
+        tied="target/decoder/logits_dense/kernel" not in checkpoint.infos,
+    )
 
 
 _ENCODER = (("pre_attention_layer_norm", "attention", "SelfAttention"),)
