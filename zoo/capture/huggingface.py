@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import re
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -303,12 +304,15 @@ def _sinusoidal(graph: Graph, module: Any, renamed: Mapping[str, str]) -> list[s
 
 
 def _legacy_names(module: Any) -> list[list[str]]:
-    """(pattern, replacement) for the prefixes that older checkpoints of this very class have and newer ones do not."""
+    """(pattern, replacement) for what checkpoints of this very class may be called otherwise: prefixes that only older
+    ones have, and what transformers itself writes where it misnames.
+    """
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
     from transformers.core_model_loading import PrefixChange
 
     changes = get_checkpoint_conversion_mapping(type(module).__name__) or ()
-    return [[c.source_patterns[0], c.target_patterns[0]] for c in changes if isinstance(c, PrefixChange)]
+    prefixes = [[c.source_patterns[0], c.target_patterns[0]] for c in changes if isinstance(c, PrefixChange)]
+    return [*prefixes, *map(list, _MISNAMED.get(type(module).__name__, ()))]
 
 
 def _rename_params(graph: Graph, params: dict[str, Any], canonical: Mapping[str, str]) -> Graph:
@@ -335,8 +339,31 @@ def _canonical_names(module: Any) -> dict[str, str]:
     except Exception:
         # a conversion that needs the tensors themselves (merged experts): those names stay the module's
         return {}
-    by_tensor = {id(tensor): name for name, tensor in saved.items()}
+    misnamed = _MISNAMED.get(type(module).__name__, ())
+    by_tensor = {id(tensor): _published(name, misnamed) for name, tensor in saved.items()}
     return {name: by_tensor[id(t)] for name, t in state.items() if by_tensor.get(id(t), name) != name}
+
+
+_MISNAMED: Mapping[str, tuple[tuple[str, str], ...]] = {
+    # The way back of ViT's "encoder.layer" -> "layers" also takes hold of the decoder's.
+    "ViTMAEForPreTraining": ((r"decoder\.decoder_encoder\.layer\.", "decoder.decoder_layers."),),
+    # BEiT's heads have their published names in transformers' tables, this copy of them has not.
+    "Data2VecVisionForSemanticSegmentation": (
+        (r"psp_modules\.blocks\.(\d+)\.conv\.convolution\.", r"psp_modules.\1.1.conv."),
+        (r"psp_modules\.blocks\.(\d+)\.conv\.normalization\.", r"psp_modules.\1.1.bn."),
+        (r"psp_bottleneck\.convolution\.", "bottleneck.conv."),
+        (r"psp_bottleneck\.normalization\.", "bottleneck.bn."),
+        (r"(convs\.\d+|fpn_bottleneck)\.convolution\.", r"\1.conv."),
+        (r"(convs\.\d+|fpn_bottleneck)\.normalization\.", r"\1.bn."),
+    ),
+}
+"""Class -> (pattern of what transformers 5.23 calls a tensor when it saves it, the name in published checkpoints); at
+most one pattern is for a name.
+"""
+
+
+def _published(name: str, misnamed: tuple[tuple[str, str], ...]) -> str:
+    return next((new for pattern, to in misnamed if (new := re.sub(pattern, to, name)) != name), name)
 
 
 def _with_default(item: Input) -> Input:
