@@ -17,6 +17,7 @@ import torch
 import transformers
 
 from zoo.capture.torch_export import capture_program, export, ties_of
+from zoo.capture.training import mode, without_python_randomness
 from zoo.errors import CaptureError, ConfigError
 from zoo.graph.computed import is_computed, sinusoids
 from zoo.graph.ir import Graph, Input, Param, Ref, map_refs, param_ref
@@ -123,8 +124,10 @@ def build(
     return module.eval()
 
 
-def capture_config(config: transformers.PretrainedConfig, task: str | None = None, dtype: str = "float32") -> Graph:
-    """The graph of a transformers model, from its config.
+def capture_config(
+    config: transformers.PretrainedConfig, task: str | None = None, dtype: str = "float32", *, train: bool = False
+) -> Graph:
+    """The graph of a transformers model, from its config; with `train` it keeps dropout, at the config's rates.
 
     Raises:
         CaptureError: torch.export refuses the model, with and without transformers' own export patches.
@@ -135,11 +138,12 @@ def capture_config(config: transformers.PretrainedConfig, task: str | None = Non
     for part in _parts(config):
         if hasattr(part, "use_cache"):
             part.use_cache = False
+    off = [name for part in _parts(config) for name in without_python_randomness(part)] if train else []
     cls = model_class(config, task)
     module = build(config, cls, dtype, tied=False)
     inputs = example_inputs(module, dtype)
     dynamic = {name: _dynamic(name, tensor, config) for name, tensor in inputs.items()}
-    with _quiet():
+    with _quiet(), mode(module, train):
         try:
             program = export(module, inputs, dynamic)
         except CaptureError as first:
@@ -148,7 +152,9 @@ def capture_config(config: transformers.PretrainedConfig, task: str | None = Non
             except Exception:
                 raise first from None
     module.tie_weights()
-    graph = capture_program(program, ties_of(module))
+    graph = capture_program(program, ties_of(module), train=train)
+    if off:
+        graph.meta["train_without"] = off
     return _named(graph, module, config, task, dtype)
 
 
