@@ -57,7 +57,7 @@ def key_from(rng: Any) -> tf.Tensor:
         return tf.constant(key_of(rng))
     wide = tf.cast(rng, tf.int64)
     if not rng.shape.rank:
-        wide = tf.stack([wide, wide >> 32])
+        wide = tf.stack([wide, tf.bitwise.right_shift(wide, tf.constant(32, tf.int64))])
     return tf.bitcast(tf.cast(wide & 0xFFFFFFFF, tf.uint32), tf.int32)
 
 

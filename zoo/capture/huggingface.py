@@ -17,7 +17,7 @@ import torch
 import transformers
 
 from zoo.capture.torch_export import capture_program, export, ties_of
-from zoo.capture.training import mode, without_python_randomness
+from zoo.capture.training import mode
 from zoo.errors import CaptureError, ConfigError
 from zoo.graph.computed import is_computed, sinusoids
 from zoo.graph.ir import Graph, Input, Param, Ref, map_refs, param_ref
@@ -138,12 +138,11 @@ def capture_config(
     for part in _parts(config):
         if hasattr(part, "use_cache"):
             part.use_cache = False
-    off = [name for part in _parts(config) for name in without_python_randomness(part)] if train else []
     cls = model_class(config, task)
     module = build(config, cls, dtype, tied=False)
     inputs = example_inputs(module, dtype)
     dynamic = {name: _dynamic(name, tensor, config) for name, tensor in inputs.items()}
-    with _quiet(), mode(module, train):
+    with _quiet(), mode(module, train) as without:
         try:
             program = export(module, inputs, dynamic)
         except CaptureError as first:
@@ -152,9 +151,7 @@ def capture_config(
             except Exception:
                 raise first from None
     module.tie_weights()
-    graph = capture_program(program, ties_of(module), train=train)
-    if off:
-        graph.meta["train_without"] = off
+    graph = capture_program(program, ties_of(module), train=train, without=without)
     return _named(graph, module, config, task, dtype)
 
 

@@ -138,12 +138,17 @@ def capture_module(
     module: torch.nn.Module, inputs: Mapping[str, Any], dynamic_shapes: Any = "auto", *, train: bool = False
 ) -> Graph:
     """Capture `module` as a Graph: `export`, then `capture_program`; tied parameters are found by identity."""
-    with mode(module, train):
-        return capture_program(export(module, inputs, dynamic_shapes), ties_of(module), train=train)
+    with mode(module, train) as without:
+        program = export(module, inputs, dynamic_shapes)
+    return capture_program(program, ties_of(module), train=train, without=without)
 
 
 def capture_program(
-    program: torch.export.ExportedProgram, ties: Mapping[str, str] | None = None, *, train: bool = False
+    program: torch.export.ExportedProgram,
+    ties: Mapping[str, str] | None = None,
+    *,
+    train: bool = False,
+    without: Sequence[str] = (),
 ) -> Graph:
     """The Graph of an ExportedProgram.
 
@@ -154,6 +159,7 @@ def capture_program(
         program: from torch.export, this torch's version; may have been loaded from a .pt2 archive.
         ties: parameter name to the canonical name of the parameter it is tied to.
         train: it was exported in training mode, and its dropout is to be kept.
+        without: what the module does in training and the program does not, for the record.
 
     Raises:
         CaptureError: an operation or argument has no meaning in a graph; the node is named.
@@ -174,7 +180,7 @@ def capture_program(
             got=", ".join(unknown),
             do="report them, or write the model without them",
         )
-    return trained(graph, program) if train else evaluated(graph)
+    return trained(graph, program, without) if train else evaluated(graph)
 
 
 class _Translation:
@@ -337,6 +343,11 @@ class _Translation:
             return
         if name in _CASTS:
             self._cast(node)
+            return
+        if name == "native_dropout":  # what decomposing makes of dropout; its mask is for a backward pass
+            (x, p, _), out, value = node.args, f"n:{node.name}", node.meta["val"]
+            self.nodes.append(Node("dropout", (self._arg(x, node), p, True), {}, (out,), (self._info(value[0]),)))
+            self.values[node.name] = (Ref(out), None)
             return
         if name in ("_local_scalar_dense", "item"):
             known = self._scalar(node.args[0])

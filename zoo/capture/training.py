@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,17 +12,24 @@ from zoo.errors import CaptureError
 from zoo.graph.ir import Graph
 from zoo.graph.passes import drops
 
-__all__ = ["evaluated", "mode", "trained", "without_python_randomness"]
+__all__ = ["evaluated", "mode", "trained"]
 
 
 @contextmanager
-def mode(module: torch.nn.Module, train: bool) -> Iterator[None]:
+def mode(module: torch.nn.Module, train: bool) -> Iterator[list[str]]:
     """Evaluation mode, or training mode for capture; what the module was before, after it.
 
     In training, norms with running statistics stay in evaluation: they use theirs and leave them as they are. Paths
-    are dropped by dropout of ones, one per row, instead of by random numbers of their own.
+    are dropped by dropout of ones, one per row, instead of by random numbers of their own. What Python decides at each
+    step (layers left out, spectrograms masked) is off; the names of what was on are given.
     """
     modes = {part: part.training for part in module.modules()}
+    held = [
+        (holder, name, getattr(holder, name))
+        for holder in {id(h): h for part in modes for h in (part, getattr(part, "config", None))}.values()
+        for name in _IN_PYTHON
+        if train and getattr(holder, name, 0)
+    ]
     paths = [part for part in modes if train and type(part).__name__.endswith("DropPath")]
     try:
         module.train(train)
@@ -31,25 +38,23 @@ def mode(module: torch.nn.Module, train: bool) -> Iterator[None]:
                 part.training = False
         for part in paths:
             part.forward = _drop_path.__get__(part)  # type: ignore[method-assign]
-        yield
+        for holder, name, value in held:
+            setattr(holder, name, type(value)(0))
+        yield list(dict.fromkeys(name for _, name, _ in held))
     finally:
+        for holder, name, value in held:
+            setattr(holder, name, value)
         for part in paths:
             del part.forward
         for part, training in modes.items():
             part.training = training
 
 
-def without_python_randomness(config: Any) -> list[str]:
-    """Switch off what Python decides at each step (layers left out, spectrograms masked); the names of those fields."""
-    fields = ("layerdrop", "encoder_layerdrop", "decoder_layerdrop", "apply_spec_augment")
-    active = [name for name in fields if getattr(config, name, 0)]
-    for name in active:
-        setattr(config, name, type(getattr(config, name))(0))
-    return active
+_IN_PYTHON = ("layerdrop", "encoder_layerdrop", "decoder_layerdrop", "apply_spec_augment")
 
 
-def trained(graph: Graph, program: torch.export.ExportedProgram) -> Graph:
-    """The graph, known to be for training.
+def trained(graph: Graph, program: torch.export.ExportedProgram, without: Sequence[str] = ()) -> Graph:
+    """The graph, known to be for training; `without` names what the module does in training and the graph does not.
 
     Raises:
         CaptureError: training it would change more than its parameters.
@@ -65,6 +70,8 @@ def trained(graph: Graph, program: torch.export.ExportedProgram) -> Graph:
             do="train it on torch, or write those parts so that they only read them",
         )
     graph.meta["train"] = True
+    if without:
+        graph.meta["train_without"] = list(without)
     return graph
 
 

@@ -52,7 +52,8 @@ def kept(xp: Any, rng: Any, shape: Any, p: float) -> Any:
     key, number = rng
     salts = [xp.slice(key, 0, i, i + 1) for i in (0, 1)]
     salts[0] = _mixed(xp, xp.add(salts[0], _int32(xp, _STEP * (number + 1))))
-    salts[1] = _mixed(xp, xp.bitwise_xor(salts[1], salts[0]))
+    # a step apart from the first: elements would otherwise meet the salt that they were mixed with, and cancel
+    salts[1] = _mixed(xp, xp.add(xp.bitwise_xor(salts[1], salts[0]), _int32(xp, _STEP)))
     bits = xp.arange(0, math.prod(shape), 1, "int32")
     for salt in salts:  # once alone would give two keys the same numbers, a few places apart
         bits = _mixed(xp, xp.bitwise_xor(bits, salt))
