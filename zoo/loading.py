@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,8 +49,8 @@ def load(
             "native" (our own kernels, float32, no framework).
         task: which head to load ("feature-extraction", "text-classification" …); without it the one that the
             checkpoint was saved with.
-        dtype: of the weights and the computation: "float32", "bfloat16" or "float16". A package has the one it was
-            saved in.
+        dtype: of the weights and the computation: "float32", "bfloat16" or "float16", or "auto" for the one that the
+            checkpoint is in. A package has the one it was saved in.
         train: keep dropout, for calls that pass `rng`; calls without evaluate as ever. Norms keep their running
             statistics as they are. The graph is captured for it, which needs torch and transformers once; a package
             has what it was captured with.
@@ -70,8 +71,7 @@ def load(
     if task is None and isinstance(found, Entry):
         task = found.head
     wanted = _full_task(task)
-    if dtype not in _DTYPES:
-        raise ConfigError("no model is loaded in this dtype", expected=", ".join(_DTYPES), got=dtype)
+    _check_dtype(dtype)
     place, name = fetch_checkpoint(found, offline, progress)
     if (place / GRAPH_FILE).is_file():
         config = read_json(place / "config.json") if (place / "config.json").is_file() else {}
@@ -79,7 +79,7 @@ def load(
         _check_package(graph, place, wanted, dtype, train)
     else:
         config = config_of(place, found)
-        graph = graph_for(config, task, dtype, train)
+        graph = graph_for(config, task, stored_dtype(place) if dtype == "auto" else dtype, train)
     return assemble(name, backend, graph, place, config, strict)
 
 
@@ -92,7 +92,7 @@ def capture(
         module: an nn.Module (with example inputs by the forward's names), an ExportedProgram, or what `load` takes
             (a registry name, "hf://…", a folder), which is captured from its config and comes with its weights.
         task: for names and folders: which head.
-        dtype: for names and folders.
+        dtype: for names and folders, as for `load`.
         train: keep dropout, as for `load`.
         inputs: example tensors or arrays; give each dim that should vary a size above 1.
 
@@ -235,8 +235,25 @@ def _check_package(graph: Graph, folder: Path, task: str | None, dtype: str, tra
     own_task, own_dtype = graph.meta.get("task"), graph.meta.get("dtype")
     if task is not None and own_task is not None and task != own_task:
         raise ConfigError("the package is for another task", where=folder, expected=own_task, got=task)
-    if dtype != _DTYPES[0] and own_dtype is not None and dtype != own_dtype:
+    if dtype not in (_DTYPES[0], "auto") and own_dtype is not None and dtype != own_dtype:
         raise ConfigError("the package is of another dtype", where=folder, expected=own_dtype, got=dtype)
+
+
+def stored_dtype(place: Path) -> str:
+    """The dtype that most of a checkpoint's numbers are stored in, of those that models compute in; else float32."""
+    from converters import open_checkpoint
+
+    counts = dict.fromkeys(_DTYPES, 0)
+    with open_checkpoint(place) as checkpoint:
+        for info in checkpoint.infos.values():
+            if info.dtype in counts:
+                counts[info.dtype] += math.prod(info.shape)
+    return max(counts, key=counts.__getitem__)
+
+
+def _check_dtype(dtype: str) -> None:
+    if dtype not in (*_DTYPES, "auto"):
+        raise ConfigError("no model is loaded in this dtype", expected=", ".join((*_DTYPES, "auto")), got=dtype)
 
 
 def config_of(place: Path, found: Entry | SourceRef) -> dict[str, Any]:
@@ -268,11 +285,13 @@ def config_of(place: Path, found: Entry | SourceRef) -> dict[str, Any]:
 def _capture_reference(reference: str | os.PathLike[str], task: str | None, dtype: str, train: bool) -> Package:
     from zoo.capture.huggingface import capture_config, config_from
 
+    _check_dtype(dtype)
     found = parse(reference)
     if task is None and isinstance(found, Entry):
         task = found.head
     place, _ = fetch_checkpoint(found)
     config = config_of(place, found)
+    dtype = stored_dtype(place) if dtype == "auto" else dtype
     graph = capture_config(config_from(config), task, dtype, train=train)
     model = assemble(str(reference), "numpy", graph, place, config, True)
     return Package(model.graph, model.params, model.folder)
