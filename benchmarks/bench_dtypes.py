@@ -61,7 +61,9 @@ def main() -> None:
 def measured(model_type: str, dtype: str, backends: list[str]) -> list[dict]:
     """One cell per backend: its error, torch's and their ratio, or why there is none."""
     drawn, config = tiny.build(model_type), tiny.config(model_type)
-    own, exact = (transformers.AutoModel.from_config(config, dtype=d).eval() for d in (getattr(torch, dtype), torch.float64))
+    own, exact = (
+        transformers.AutoModel.from_config(config, dtype=d).eval() for d in (getattr(torch, dtype), torch.float64)
+    )
     own.load_state_dict(drawn.state_dict())
     exact.load_state_dict(own.state_dict())
     given = {name: torch.from_numpy(x) for name, x in tiny.inputs(model_type, *SIZE).items()}

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from reviews import LEARNING_RATE, Reviews, seed_of, trained
+from reviews import LEARNING_RATE, Reviews, report, seed_of, trained
 
 import zoo
 
@@ -49,5 +49,4 @@ def finetune(seed):
 
 
 if __name__ == "__main__":
-    accuracy, commonest, _ = finetune(seed_of(sys.argv))
-    print(f"JAX: {accuracy:.1%} of the held-out sentences right; always saying the commonest class: {commonest:.1%}")
+    report("JAX", *finetune(seed_of(sys.argv)))

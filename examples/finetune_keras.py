@@ -6,7 +6,7 @@ python examples/finetune_keras.py [seed]
 import sys
 
 import keras
-from reviews import BATCH, LEARNING_RATE, LENGTH, Reviews, seed_of, trained
+from reviews import BATCH, LEARNING_RATE, LENGTH, Reviews, report, seed_of, trained
 
 import zoo
 from zoo.backends.keras import GraphModel
@@ -32,9 +32,7 @@ def finetune(seed):
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
     losses = Losses()
-    model.fit(
-        reviews.train, reviews.train_labels, batch_size=BATCH, shuffle=False, callbacks=[losses], verbose=0
-    )
+    model.fit(reviews.train, reviews.train_labels, batch_size=BATCH, shuffle=False, callbacks=[losses], verbose=0)
     return *reviews.accuracy(lambda inputs: model.predict(inputs, verbose=0)), losses.each
 
 
@@ -52,5 +50,4 @@ class Losses(keras.callbacks.Callback):
 
 
 if __name__ == "__main__":
-    accuracy, commonest, _ = finetune(seed_of(sys.argv))
-    print(f"Keras: {accuracy:.1%} of the held-out sentences right; always saying the commonest class: {commonest:.1%}")
+    report("Keras", *finetune(seed_of(sys.argv)))

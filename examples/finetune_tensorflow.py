@@ -8,10 +8,10 @@ import sys
 
 os.environ["KERAS_BACKEND"] = "tensorflow"  # tf.optimizers are Keras's
 
-import tensorflow as tf  # noqa: E402
-from reviews import LEARNING_RATE, Reviews, seed_of, trained  # noqa: E402
+import tensorflow as tf
+from reviews import LEARNING_RATE, Reviews, report, seed_of, trained
 
-import zoo  # noqa: E402
+import zoo
 
 
 def finetune(seed):
@@ -45,5 +45,4 @@ def finetune(seed):
 
 
 if __name__ == "__main__":
-    accuracy, commonest, _ = finetune(seed_of(sys.argv))
-    print(f"TensorFlow: {accuracy:.1%} of the held-out sentences right; always saying the commonest class: {commonest:.1%}")
+    report("TensorFlow", *finetune(seed_of(sys.argv)))

@@ -6,7 +6,7 @@ python examples/finetune_torch.py [seed]
 import sys
 
 import torch
-from reviews import CLASSES, LEARNING_RATE, WIDTH, Reviews, seed_of, trained
+from reviews import CLASSES, LEARNING_RATE, WIDTH, Reviews, report, seed_of, trained
 
 import zoo
 
@@ -45,5 +45,4 @@ def finetune(seed):
 
 
 if __name__ == "__main__":
-    accuracy, commonest, _ = finetune(seed_of(sys.argv))
-    print(f"torch: {accuracy:.1%} of the held-out sentences right; always saying the commonest class: {commonest:.1%}")
+    report("torch", *finetune(seed_of(sys.argv)))

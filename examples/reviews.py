@@ -73,6 +73,12 @@ def seed_of(arguments):
     return int(arguments[1]) if len(arguments) > 1 else 0
 
 
+def report(framework, accuracy, commonest, losses):
+    """Print what a run found."""
+    print(f"{framework}: loss from {losses[0]:.3f} to {np.mean(losses[-10:]):.3f} (the last ten steps)")
+    print(f"{accuracy:.1%} of the held-out sentences right; the commonest class always: {commonest:.1%}")
+
+
 def _sentences():
     table = fetch(SOURCE, [FILE], sha256={FILE: SHA256})
     csv.field_size_limit(1 << 20)

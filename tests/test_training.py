@@ -154,7 +154,9 @@ def test_channels_and_self_normalising(backend: str) -> None:
     assert abs(alpha.mean()) < 5 / alpha.size**0.5
     assert abs(alpha.var() - 1) < 5 * (2 / alpha.size) ** 0.5
     reference = torch.nn.functional.alpha_dropout(torch.ones(10), 0.25, True).unique()
-    ones = np.unique(to_numpy(zoo.capture(Both(), train=True, x=x[:2, :, :4]).load(backend)(x=x * 0 + 1, rng=1)["output.1"]))
+    ones = np.unique(
+        to_numpy(zoo.capture(Both(), train=True, x=x[:2, :, :4]).load(backend)(x=x * 0 + 1, rng=1)["output.1"])
+    )
     np.testing.assert_allclose(ones, reference, rtol=TOLERANCES["torch", "float32"])
 
 
@@ -351,7 +353,9 @@ def test_attention_drops_its_weights(backend: str) -> None:
 
     rng = np.random.default_rng(0)
     q, k, v = (rng.normal(size=(2, heads, 5, 3)).astype(np.float32) for heads in (4, 2, 2))
-    found = to_numpy(zoo.capture(Attention(), train=True, q=q, k=k, v=v).load(backend)(q=q, k=k, v=v, rng=SEED)["output"])
+    found = to_numpy(
+        zoo.capture(Attention(), train=True, q=q, k=k, v=v).load(backend)(q=q, k=k, v=v, rng=SEED)["output"]
+    )
     scores = 0.7 * q.astype(np.float64) @ np.repeat(k, 2, 1).swapaxes(-1, -2)
     powers = np.exp(np.where(np.tril(np.ones((5, 5), bool)), scores, -np.inf))
     on = kept(get_backend("numpy").namespace(), (key_of(SEED), 0), (2, 4, 5, 5), 0.4)
@@ -539,7 +543,7 @@ def test_paths_are_dropped_by_row() -> None:
     with torch.no_grad():
         found, still = (model(**same, rng=rng)["pooler_output"].round(decimals=3) for rng in (1, None))
     assert len(still.unique(dim=0)) == 1
-    assert 2 <= paths and 2 ** (paths - 1) < len(found.unique(dim=0)) <= min(2**paths, 32)
+    assert paths >= 2 and 2 ** (paths - 1) < len(found.unique(dim=0)) <= min(2**paths, 32)
 
 
 # Files and errors
@@ -552,7 +556,9 @@ def test_package_keeps_dropout(tmp_path: Path) -> None:
     assert to_json(load_graph(tmp_path / "on" / GRAPH_FILE)) == to_json(package("bert").graph)
     expected = package("bert").load("numpy")(**given, rng=1)["last_hidden_state"]
     for train in (True, False):
-        assert np.array_equal(zoo.load(tmp_path / "on", "numpy", train=train)(**given, rng=1).last_hidden_state, expected)
+        assert np.array_equal(
+            zoo.load(tmp_path / "on", "numpy", train=train)(**given, rng=1).last_hidden_state, expected
+        )
     with pytest.raises(ConfigError, match="evaluates only"):
         zoo.load(tmp_path / "off", "numpy", train=True)
 

@@ -229,7 +229,7 @@ def fetch_checkpoint(
 
 
 def _check_package(graph: Graph, folder: Path, task: str | None, dtype: str, train: bool) -> None:
-    """A package holds one graph: another task or dtype than its own cannot be had from it, nor dropout that it lacks."""
+    """A package holds one graph: it has no other task or dtype than its own, and no dropout that was not captured."""
     if train and not graph.meta.get("train"):
         raise ConfigError("the package evaluates only", where=folder, do="capture the model again with train=True")
     own_task, own_dtype = graph.meta.get("task"), graph.meta.get("dtype")

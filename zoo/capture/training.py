@@ -28,7 +28,7 @@ def mode(module: torch.nn.Module, train: bool) -> Iterator[list[str]]:
         (holder, name, getattr(holder, name))
         for holder in {id(h): h for part in modes for h in (part, getattr(part, "config", None))}.values()
         for name in _IN_PYTHON
-        if train and getattr(holder, name, 0)
+        if train and getattr(holder, name, False)
     ]
     paths = [part for part in modes if train and type(part).__name__.endswith("DropPath")]
     try:
@@ -37,7 +37,7 @@ def mode(module: torch.nn.Module, train: bool) -> Iterator[list[str]]:
             if isinstance(getattr(part, "running_mean", None), torch.Tensor):
                 part.training = False
         for part in paths:
-            part.forward = _drop_path.__get__(part)  # type: ignore[method-assign]
+            part.forward = _drop_path.__get__(part)
         for holder, name, value in held:
             setattr(holder, name, type(value)(0))
         yield list(dict.fromkeys(name for _, name, _ in held))

@@ -59,4 +59,3 @@ def keyed(graph: Graph) -> Graph:
         for node in graph.nodes
     ]
     return replace(graph, inputs=(*graph.inputs, Input(RNG, "int32", (2,))), nodes=nodes)
-
