@@ -15,7 +15,7 @@ import os
 import statistics
 import subprocess
 import sys
-import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from common import record
@@ -23,9 +23,9 @@ from common import record
 EXAMPLES = Path(__file__).parents[1] / "examples"
 FRAMEWORKS = ("torch", "jax", "tensorflow", "keras")
 SCRIPT = """
-import importlib, json, sys
+import importlib, json, sys, time
 found = importlib.import_module("finetune_" + sys.argv[1]).finetune(int(sys.argv[2]))
-print("RESULT", json.dumps([float(found[0]), float(found[1]), list(map(float, found[2]))]))
+print("RESULT", json.dumps([float(found[0]), float(found[1]), list(map(float, found[2])), time.process_time()]))
 """
 ONE_THREAD = {
     "OMP_NUM_THREADS": "1",
@@ -42,12 +42,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--frameworks", nargs="+", default=FRAMEWORKS)
+    parser.add_argument("--jobs", type=int, default=1, help="processes at a time, each on one thread")
     options = parser.parse_args()
-    runs = []
-    for seed in options.seeds:
-        for framework in options.frameworks:
-            runs.append(run(framework, seed))
-            print({key: value for key, value in runs[-1].items() if key != "losses"}, flush=True)
+    pairs = [(framework, seed) for seed in options.seeds for framework in options.frameworks]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        runs = []
+        for found in pool.map(lambda pair: run(*pair), pairs):
+            runs.append(found)
+            print({key: value for key, value in found.items() if key != "losses"}, flush=True)
     summary = {}
     for framework in options.frameworks:
         found = [row["accuracy"] for row in runs if row["framework"] == framework]
@@ -62,19 +64,15 @@ def run(framework: str, seed: int) -> dict:
     """One example in a process of its own."""
     command = [sys.executable, "-W", "ignore", "-c", SCRIPT, framework, str(seed)]
     environment = {**os.environ, **ONE_THREAD, "PYTHONPATH": str(EXAMPLES)}
-    before, started = os.times(), time.perf_counter()
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    after = os.times()
-    cpu = after.children_user + after.children_system - before.children_user - before.children_system
     line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))
-    accuracy, commonest, losses = json.loads(line.removeprefix("RESULT "))
+    accuracy, commonest, losses, cpu = json.loads(line.removeprefix("RESULT "))
     return {
         "framework": framework,
         "seed": seed,
         "accuracy": round(accuracy, 4),
         "commonest class": round(commonest, 4),
         "cpu seconds": round(cpu, 1),
-        "seconds": round(time.perf_counter() - started, 1),
         "losses": [round(loss, 4) for loss in losses],
     }
 
