@@ -73,8 +73,7 @@ def measured(model_type: str, dtype: str, backends: list[str]) -> list[dict]:
         truth = flat(exact(**{n: x.double() if x.is_floating_point() else x for n, x in given.items()}))
         base = worst(flat(own(**given)), truth, masks)
     with _quiet():
-        shapes = {name: _dynamic(name, x, config) for name, x in given.items()}
-        graph = capture_module(own, given, shapes)
+        graph = capture_module(own, given, _dynamic(given, config))
     state = own.state_dict()
     package = Package(graph, {name: to_numpy(state[name]) for name in graph.params})
     cells = []

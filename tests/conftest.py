@@ -57,6 +57,54 @@ def fixtures() -> Path:
     return FIXTURES
 
 
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """A command line in this process: exit code, stdout, stderr."""
+    from zoo import cli
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as caught:
+            cli.main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return int(caught.value.code or 0), printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture
+def use(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any], None]]:
+    """Makes a sweep the one that comes with the installation."""
+    from zoo import catalogue, coverage
+
+    def use(sweep: Any) -> None:
+        monkeypatch.setattr(coverage, "read", lambda: sweep)
+        forget()
+
+    def forget() -> None:
+        for cached in (coverage.coverage, catalogue.swept, catalogue._by_type):
+            cached.cache_clear()
+
+    yield use
+    forget()
+
+
+@pytest.fixture
+def sweep(use: Callable[[Any], None]) -> Any:
+    """The made-up one of `sweep.py`."""
+    from sweep import SWEEP
+
+    use(SWEEP)
+    return SWEEP
+
+
+@pytest.fixture
+def no_sweep(use: Callable[[Any], None]) -> None:
+    """An installation without one."""
+    from zoo.coverage import Coverage
+
+    use(Coverage({}, ()))
+
+
 @pytest.fixture(scope="session")
 def captured() -> Callable[[str], tuple[Any, dict[str, np.ndarray]]]:
     """model type -> graph and weights of its tiny model, captured once per process.
@@ -76,6 +124,6 @@ def _captured(model_type: str) -> tuple[Any, dict[str, np.ndarray]]:
     module = tiny.build(model_type)
     inputs = {name: torch.from_numpy(array) for name, array in tiny.inputs(model_type, 2, 7).items()}
     with _quiet():
-        graph = capture_module(module, inputs, {name: _dynamic(name, x, module.config) for name, x in inputs.items()})
+        graph = capture_module(module, inputs, _dynamic(inputs, module.config))
     state = module.state_dict()
     return graph, {name: state[name].numpy() for name in graph.params}

@@ -27,7 +27,6 @@ import zoo
 from converters import open_checkpoint
 from converters.checkpoint import Checkpoint, MemoryCheckpoint
 from converters.targets import TARGETS
-from zoo import cli
 from zoo.arrays import numpy_dtype, to_numpy
 from zoo.convert import Conversion, convert
 from zoo.errors import ConfigError, FormatError, SourceError, VerifyError, WeightsError
@@ -76,19 +75,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]
 def bert() -> Path:
     """The masked language model as transformers wrote it for torch."""
     return source("bert-mlm")
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """A command line in this process: exit code, stdout, stderr."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            cli.main([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        return int(caught.value.code or 0), printed.out, printed.err
-
-    return run
 
 
 def orbax_often_enough(family: str, *forms: str) -> bool:

@@ -52,6 +52,7 @@ PUBLISHED_OTHERWISE: dict[str, tuple[int, str]] = {
     "flan-t5-small": (-16449536, _TIED),
     "gte-base": (-512, _IDS),
     "gte-small": (-512, _IDS),
+    "hiera-tiny-224": (-768784, "published with a head of 1000 classes"),
     "hubert-base": (-628288, "published rounded up"),
     "llama-3.2-1b": (5814400, _CUT),
     "llama-3.2-1b-instruct": (5814400, _CUT),

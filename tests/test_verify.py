@@ -89,12 +89,12 @@ def test_gradients_of_every_framework(report: zoo.Report) -> None:
 
 
 def test_gradients_are_those_of_the_stated_loss(package: Path) -> None:
-    from zoo.verify import _GRADIENTS, _loss_weights
+    from zoo.verify import GRADIENTS_OF, loss_weights
 
     model = zoo.load(package, "torch")
     feed = sample_inputs(model)
-    weights = _loss_weights(np.zeros((3, 17, WIDTH)), feed["attention_mask"][:, :, None], 0)
-    found = _GRADIENTS["torch"](model, feed, "last_hidden_state", weights)
+    weights = loss_weights(np.zeros((3, 17, WIDTH)), feed["attention_mask"][:, :, None], 0)
+    found = GRADIENTS_OF["torch"](model, feed, "last_hidden_state", weights)
     with torch.no_grad():
         bias = model.params["norm.bias"]
         step = torch.zeros_like(bias)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from zoo.errors import ZooError
 
 if TYPE_CHECKING:
-    from zoo.catalogue import available, info
+    from zoo.catalogue import architectures, available, info
     from zoo.convert import Conversion, convert
     from zoo.loading import capture, load
     from zoo.model import Model, Output, Package
@@ -29,6 +29,7 @@ __all__ = [
     "Package",
     "Report",
     "ZooError",
+    "architectures",
     "available",
     "capture",
     "convert",
@@ -48,6 +49,7 @@ _LAZY = {
     "Package": "zoo.model",
     "verify": "zoo.verify",
     "Report": "zoo.verify",
+    "architectures": "zoo.catalogue",
     "available": "zoo.catalogue",
     "info": "zoo.catalogue",
 }

@@ -1,6 +1,7 @@
-"""What can be loaded here, and what is known of a model before anything is downloaded.
+"""What can be loaded here, what a sweep verified, and what is known of a model before anything is downloaded.
 
-Answers come from the registry, the index of packaged graphs and the folders themselves. No framework is imported.
+Answers come from the registry, the index of packaged graphs, the sweep's findings and the folders themselves. No
+framework is imported.
 """
 
 from __future__ import annotations
@@ -15,12 +16,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from zoo.backends import BACKENDS, backend_name, installed
+from zoo.coverage import Row, coverage
+from zoo.errors import UnknownModel
 from zoo.registry import Entry, SourceRef, entries, parse
 
 if TYPE_CHECKING:
     from zoo.graph.ir import Graph
 
-__all__ = ["Availability", "Info", "Status", "available", "info"]
+__all__ = [
+    "Availability",
+    "Info",
+    "Status",
+    "Verdict",
+    "architectures",
+    "available",
+    "describe",
+    "info",
+    "reason",
+    "row_to_json",
+    "swept",
+    "verdict",
+    "verified_as",
+]
 
 GRAPHS = Path(__file__).parent / "graphs"
 """As in `zoo.loading`; importing that takes NumPy, and a good part of the time that `zoo list` may take."""
@@ -30,6 +47,13 @@ Status = Literal["graph", "capture", "needs torch", "not installed"]
 transformers, which are installed; not, because they are not; not, because the backend's framework is not installed."""
 
 RUNS: tuple[Status, ...] = ("graph", "capture")
+
+BASE = "feature-extraction"
+"""The sweep's task of a base model, whatever it takes."""
+
+Verdict = Literal["matches", "runs", "captured", "fails", "not built"]
+"""What the sweep found of an architecture on a backend: outputs within tolerance of float64; it ran, and they are not;
+it became a graph, which did not run there or was not tried; it became none; transformers itself does not build it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +66,7 @@ class Availability:
         task: the one that `backends` speaks of.
         parameters: how many its graph has, None where no graph is packaged.
         backends: backend -> how the model gets there.
+        verified: backend -> what the sweep found there for this type and task, built tiny; empty if it has no such row.
     """
 
     name: str
@@ -49,6 +74,7 @@ class Availability:
     task: str
     parameters: int | None
     backends: Mapping[str, Status]
+    verified: Mapping[str, Verdict] = field(default_factory=dict)
 
     def runs_on(self, backend: str) -> bool:
         """Whether `zoo.load(name, backend)` can work here, its weights being had."""
@@ -65,7 +91,7 @@ class Info:
 
     Args:
         name: the registry's name, else the reference itself.
-        kind: "registry", "hub", "wheel" or "local".
+        kind: "registry", "hub", "wheel", "local", or "type" for a model type that the sweep knows.
         aliases: other names of the same checkpoint.
         model_type: transformers' `model_type`.
         architecture: the class that the checkpoint was saved from.
@@ -82,6 +108,8 @@ class Info:
         outputs: name -> dtype and shape.
         ops: op -> how often the graph uses it.
         backends: backend -> how the model gets there.
+        models: the registry's models of a type.
+        verified: what the sweep found for the type, the model's own task first.
     """
 
     name: str
@@ -103,10 +131,13 @@ class Info:
     outputs: Mapping[str, str] = field(default_factory=dict)
     ops: Mapping[str, int] = field(default_factory=dict)
     backends: Mapping[str, Status] = field(default_factory=dict)
+    models: tuple[str, ...] = ()
+    verified: tuple[Row, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON knows them."""
         found = {name: getattr(self, name) for name in self.__slots__}
+        found["verified"] = [row_to_json(row) for row in self.verified]
         return {name: dict(value) if isinstance(value, Mapping) else value for name, value in found.items()}
 
 
@@ -142,6 +173,7 @@ def available(backend: str | None = None, task: str | None = None) -> list[Avail
             wanted or entry.task,
             serves.get("parameters") if serves else None,
             statuses[serves is not None],
+            _verdicts(verified_as(entry, wanted)),
         )
         if own is None or item.runs_on(own):
             found.append(item)
@@ -149,21 +181,106 @@ def available(backend: str | None = None, task: str | None = None) -> list[Avail
 
 
 def info(name: str | os.PathLike[str]) -> Info:
-    """Everything known of a registry entry; of another reference what can be said without downloading.
+    """Everything known of a registry entry or a model type; of another reference what can be said without downloading.
 
     Args:
-        name: what `zoo.load` takes.
+        name: what `zoo.load` takes, or transformers' `model_type`.
 
     Raises:
         UnknownModel, SourceError, UnsafeFile: as `zoo.registry.parse`.
         ConfigError, FormatError: a folder's config or graph cannot be read.
     """
-    found = parse(name)
+    try:
+        found = parse(name)
+    except UnknownModel:
+        rows = _of_type(str(name))
+        if not rows:
+            raise
+        models = tuple(sorted(entry.name for entry in entries().values() if entry.model_type == name))
+        return Info(str(name), "type", model_type=str(name), models=models, verified=rows)
     if isinstance(found, Entry):
         return _of_entry(found)
     if found.kind == "local":
         return _of_folder(found)
     return Info(found.location, found.kind, sources=(found.uri,), backends=_statuses(False))
+
+
+def architectures(backend: str | None = None, task: str | None = None, *, missing: bool = False) -> list[Row]:
+    """The architectures of the sweep, by model type and task.
+
+    Args:
+        backend: only those that match there.
+        task: only heads of this task; "feature-extraction" is the base model.
+        missing: instead those that do not match, there or on one of the backends that were swept.
+
+    Raises:
+        UnknownBackend, ConfigError: no such backend, no such task.
+    """
+    wanted = None
+    if task is not None:
+        from zoo.tasks import task_name
+
+        wanted = task_name(task)
+    places = swept() if backend is None else (backend_name(backend),)
+
+    def belongs(row: Row) -> bool:
+        right = [verdict(row, place) == "matches" for place in places]
+        return not all(right) if missing else backend is None or all(right)
+
+    return [row for row in coverage().rows if wanted in (None, row.task) and belongs(row)]
+
+
+def verdict(row: Row, backend: str) -> Verdict:
+    """What the sweep found of an architecture on a backend."""
+    if not row.built:
+        return "not built"
+    if not row.captured:
+        return "fails"
+    cell = row.on(backend)
+    return "matches" if cell.matches else "runs" if cell.runs else "captured"
+
+
+def reason(row: Row, backend: str) -> str:
+    """Why it does not match there, in one line; empty if it does."""
+    if verdict(row, backend) == "matches":
+        return ""
+    return row.on(backend).reason or row.reason or ("" if backend in row.cells else "not tried")
+
+
+def describe(row: Row, backend: str) -> str:
+    """All that was checked of an architecture on a backend, in one line."""
+    cell, found = row.on(backend), verdict(row, backend)
+    said = [found if cell.error is None else f"{found}, error {cell.error:.1e} of {cell.allowed or 0:.1e} allowed"]
+    if cell.gradients is not None:
+        worst = "" if cell.gradient_error is None else f", error {cell.gradient_error:.1e}"
+        said.append(f"gradients {'match' if cell.gradients else 'differ'}{worst}")
+    for what, right in (("batch size", cell.batch), ("length", cell.length)):
+        if right is not None:
+            said.append(f"{'right' if right else 'wrong'} at another {what}")
+    return "; ".join([*said, *filter(None, [cell.reason or reason(row, backend)])])
+
+
+@cache
+def swept() -> tuple[str, ...]:
+    """The backends that the sweep ran on, in the usual order."""
+    found = {backend for row in coverage().rows for backend in row.cells}
+    return tuple(backend for backend in BACKENDS if backend in found)
+
+
+def verified_as(entry: Entry, task: str | None = None) -> Row | None:
+    """The sweep's row of what an entry is loaded as: of its own class, else of its task; None if it has no such row."""
+    rows, wanted = _of_type(entry.model_type), task or entry.task
+    if entry.head is None and wanted == entry.task:
+        for row in rows:
+            if row.architecture == entry.architecture:
+                return row
+    names = (wanted, BASE) if wanted.endswith(BASE) else (wanted,)
+    return next((row for name in names for row in rows if row.task == name), None)
+
+
+def row_to_json(row: Row) -> dict[str, Any]:
+    """A row's fields as JSON knows them, and the verdicts on the backends that were swept."""
+    return {**asdict(row), "verified": _verdicts(row)}
 
 
 def _of_entry(entry: Entry) -> Info:
@@ -185,6 +302,7 @@ def _of_entry(entry: Entry) -> Info:
         files=entry.files,
         graphs={file: facts["task"] for file, facts in mine.items()},
         backends=_statuses(own is not None),
+        verified=_of_type(entry.model_type, verified_as(entry)),
         **_of_graph(GRAPHS / own if own else None),
     )
 
@@ -198,14 +316,16 @@ def _of_folder(found: SourceRef) -> Info:
     graph: Path | Graph | None = folder / GRAPH_FILE if (folder / GRAPH_FILE).is_file() else None
     if graph is None and config:
         graph = find_graph(config)
-    architectures = config.get("architectures") or [None]
+    name = (config.get("architectures") or [None])[0]
+    own = next((row for row in _of_type(config.get("model_type")) if row.architecture == name), None)
     return Info(
         name=folder.name,
         kind="local",
         model_type=config.get("model_type"),
-        architecture=architectures[0],
+        architecture=name,
         sources=(found.uri,),
         backends=_statuses(graph is not None),
+        verified=_of_type(config.get("model_type"), own),
         **_of_graph(graph),
     )
 
@@ -238,6 +358,23 @@ def _of_graph(graph: Path | Graph | None) -> dict[str, Any]:
 
 
 @cache
+def _by_type() -> Mapping[str, tuple[Row, ...]]:
+    found: dict[str, list[Row]] = {}
+    for row in coverage().rows:
+        found.setdefault(row.model_type, []).append(row)
+    return {name: tuple(rows) for name, rows in found.items()}
+
+
+def _of_type(model_type: str | None, first: Row | None = None) -> tuple[Row, ...]:
+    """The rows of a model type, one of them before the others."""
+    return tuple(sorted(_by_type().get(model_type or "", ()), key=lambda row: row is not first))
+
+
+def _verdicts(row: Row | None) -> dict[str, Verdict]:
+    return {} if row is None else {backend: verdict(row, backend) for backend in swept()}
+
+
+@cache
 def _index() -> Mapping[str, Any]:
     try:
         return json.loads((GRAPHS / "index.json").read_text("utf-8"))
@@ -258,7 +395,9 @@ def _graphs() -> dict[str, dict[str, Any]]:
 
 def _is_own(entry: Entry, facts: Mapping[str, Any]) -> bool:
     """Whether `zoo.load(name)`, no task given, takes this graph."""
-    return facts["class"] == entry.architecture if entry.architecture else facts["task"] == "feature-extraction"
+    from zoo.tasks import task_name
+
+    return facts["task"] == task_name(entry.head) if entry.head else facts["class"] == entry.architecture
 
 
 def _statuses(packaged: bool) -> Mapping[str, Status]:

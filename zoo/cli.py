@@ -41,6 +41,7 @@ _FORMS = (
     "torchvision or timm."
 )
 _Name = Annotated[str, typer.Argument(help="A registry name, hf://org/name, wheel://DIST==VERSION/folder or a folder.")]
+_NameOrType = Annotated[str, typer.Argument(metavar="NAME", help="What `zoo run` takes, or a model type such as bert.")]
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -58,9 +59,32 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 @app.command("list")
-def list_models(backend: _AnyBackend = None, task: _Task = None, as_json: _Json = False) -> None:
-    """The models of the registry and how each gets onto the backends here."""
-    from zoo.catalogue import RUNS, available
+def list_models(
+    backend: _AnyBackend = None,
+    task: _Task = None,
+    types: Annotated[
+        bool, typer.Option("--types", help="Architectures instead of models, as a sweep found them.")
+    ] = False,
+    missing: Annotated[bool, typer.Option("--missing", help="Architectures that do not match, and why.")] = False,
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write all of it as one page.")] = None,
+    as_json: _Json = False,
+) -> None:
+    """The models of the registry: how each gets onto the backends here, and where its architecture was verified."""
+    if html is not None:
+        if backend or task or types or missing or as_json:
+            raise InputError("--html goes with no other option", do="write the page and filter it there")
+        from zoo.page import write_page
+
+        write_page(html)
+        console().print(f"wrote {_plain(str(html))}", soft_wrap=True)
+    elif types or missing:
+        _list_architectures(backend, task, missing, as_json)
+    else:
+        _list_models(backend, task, as_json)
+
+
+def _list_models(backend: str | None, task: str | None, as_json: bool) -> None:
+    from zoo.catalogue import RUNS, available, swept
 
     models = available(backend, task)
     if as_json:
@@ -68,36 +92,88 @@ def list_models(backend: _AnyBackend = None, task: _Task = None, as_json: _Json 
         return
     from zoo.backends import BACKENDS, how_to_install, installed
 
-    # plain text: drawing a table with rich would take as long as all the rest
-    rows = [("name", "type", "task", "parameters", "graph")]
+    rows = [("name", "type", "task", "parameters", "graph", *swept())]
     for model in models:
         graph = next(_GRAPH[how] for how in (*RUNS, "needs torch") if how in model.backends.values())
-        rows.append((model.name, model.model_type, model.task, _count(model.parameters), graph))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        name, kind, served, count, graph = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        print(f"{name}  {kind}  {served}  {count.strip():>{widths[3]}}  {graph.rstrip()}")
+        found = (model.verified.get(name, "") for name in swept())
+        rows.append((model.name, model.model_type, model.task, _count(model.parameters), graph, *found))
+    _write_columns(rows, right=3)
     here = [name for name in BACKENDS if installed(name)]
     lacking = [f"{name} ({how_to_install(name)})" for name in BACKENDS if name not in here]
     print(f"\n{len(models)} models. Frameworks here: {', '.join(here)}")
     if lacking:
         print(f"Not installed: {', '.join(lacking)}")
+    print(_SWEPT if swept() else _NOT_SWEPT)
 
 
 _GRAPH = {"graph": "packaged", "capture": "made on first load", "needs torch": "needs torch, transformers"}
+_SWEPT = (
+    "matches: its architecture, built tiny, is within tolerance of float64 there; runs: it is not; captured: its\n"
+    "graph did not run there; fails: it has none. `zoo info NAME` says why, `zoo list --types` lists all of them."
+)
+_NOT_SWEPT = "No sweep over architectures comes with this installation."
+
+
+def _list_architectures(backend: str | None, task: str | None, missing: bool, as_json: bool) -> None:
+    from zoo.backends import backend_name
+    from zoo.catalogue import architectures, reason, row_to_json, swept, verdict
+    from zoo.coverage import coverage
+
+    found = architectures(backend, task, missing=missing)
+    if as_json:
+        _write_json([row_to_json(row) for row in found])
+        return
+    if not swept():
+        print(_NOT_SWEPT)
+        return
+    places = swept() if backend is None else (backend_name(backend),)
+    rows: list[Sequence[str]] = []
+    if missing:
+        rows.append(("type", "task", "backends", "found", "reason"))
+        for row in found:
+            same: dict[tuple[str, str], list[str]] = {}
+            for place in places:
+                if verdict(row, place) != "matches":
+                    same.setdefault((verdict(row, place), reason(row, place)), []).append(place)
+            for (what, why), where in same.items():
+                rows.append((row.model_type, row.task, ", ".join(where), what, why))
+    else:
+        rows.append(("type", "task", *places))
+        for row in found:
+            rows.append((row.model_type, row.task, *(verdict(row, place) for place in places)))
+    _write_columns(rows)
+    types = len({row.model_type for row in found})
+    versions = ", ".join(f"{name} {version}" for name, version in coverage().versions.items())
+    print(f"\n{len(found)} heads of {types} types, each built tiny. Found with {versions}.")
+
+
+def _write_columns(rows: Sequence[Sequence[str]], right: int | None = None) -> None:
+    """Plain text: drawing a table with rich would take as long as all the rest of `zoo list`."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [
+            cell.rjust(width) if number == right else cell.ljust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        print("  ".join(cells).rstrip())
 
 
 @app.command("info")
-def show_info(name: _Name, as_json: _Json = False) -> None:
-    """What is known of a model without downloading it."""
-    from zoo.catalogue import info
+def show_info(name: _NameOrType, as_json: _Json = False) -> None:
+    """What is known of a model without downloading it, and what was verified of its architecture."""
+    from zoo.catalogue import describe, info, swept
 
-    found = info(name).to_json()
+    known = info(name)
+    found = known.to_json()
     if as_json:
         _write_json(found)
         return
     from rich.table import Table
 
+    found["verified"] = "\n\n".join(
+        "\n".join([f"{row.task} ({row.architecture})", *(f"  {place}: {describe(row, place)}" for place in swept())])
+        for row in known.verified
+    )
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -110,7 +186,7 @@ def show_info(name: _Name, as_json: _Json = False) -> None:
             else:
                 value = "\n".join(f"{inner}: {fact}" for inner, fact in value.items())
         elif isinstance(value, (list, tuple)):
-            value = "\n".join(value)
+            value = (", " if key == "models" else "\n").join(value)
         elif isinstance(value, int):
             value = f"{value:,}"
         table.add_row(key.replace("_", " "), _plain(str(value)))

@@ -56,7 +56,9 @@ class Row:
         inputs: what it was given: name -> dtype and shape.
         built: transformers itself builds and runs it.
         captured: it became a graph.
+        loads: the checkpoint that transformers itself writes of it fits the graph.
         held_out: nobody looked at it before its first run.
+        first: of one held out: backend -> whether it matched at that first run.
         reason: why it was not built or not captured, in one line.
         parameters: how many trainable numbers the tiny model has.
         ops: what its graph is made of, op -> count.
@@ -70,7 +72,9 @@ class Row:
     inputs: Mapping[str, str] = field(default_factory=dict)
     built: bool = False
     captured: bool = False
+    loads: bool = False
     held_out: bool = False
+    first: Mapping[str, bool] = field(default_factory=dict)
     reason: str = ""
     parameters: int = 0
     ops: Mapping[str, int] = field(default_factory=dict)

@@ -249,7 +249,7 @@ def verify(
         missing={name: how_to_install(name) for name in names if name not in present},
     )
     masks = {name: _selection(graph, ref, feed) for name, ref in graph.outputs.items()}
-    reference, seconds = _run(source, feed)
+    reference, seconds = run(source, feed)
     measured: dict[str, dict[str, float]] = {}
     torch_outputs: dict[str, np.ndarray] | None = None
     found: dict[str, list[OutputRow]] = {}
@@ -262,29 +262,29 @@ def verify(
             outputs, elapsed = reference, seconds
         else:
             try:
-                candidate = _on(source, name)
-                outputs, elapsed = _run(candidate, feed)
+                candidate = on_backend(source, name)
+                outputs, elapsed = run(candidate, feed)
             except Exception as error:
-                found[name] = [OutputRow(name, "", reason=_said(error))]
+                found[name] = [OutputRow(name, "", reason=said(error))]
                 continue
         if name == YARDSTICK:
             torch_outputs = outputs
-            measured = {key: _errors(outputs, reference, key, masks[key]) for key in graph.outputs if key in outputs}
+            measured = {key: errors(outputs, reference, key, masks[key]) for key in graph.outputs if key in outputs}
         if name in present:
             found[name] = [
                 _row(name, key, outputs, reference, torch_outputs, measured.get(key), masks[key], elapsed, report.dtype)
                 for key in graph.outputs
             ]
         if name in wanted:
-            weights = _loss_weights(reference[main], masks[main], seed)
+            weights = loss_weights(reference[main], masks[main], seed)
             try:
-                slopes[name] = _GRADIENTS[name](candidate, feed, main, weights)
+                slopes[name] = GRADIENTS_OF[name](candidate, feed, main, weights)
             except Exception as error:
                 slopes[name] = error
         candidate = None  # type: ignore[assignment]
         gc.collect()
     report.rows = [row for name in names for row in found.get(name, ())]
-    report.gradients = list(_compare_gradients(slopes, report.dtype))
+    report.gradients = list(compare_gradients(slopes, report.dtype))
     return report
 
 
@@ -304,13 +304,13 @@ def _weights(model: Any, task: str | None, dtype: str, progress: Progress | None
     )
 
 
-def _on(source: Model, backend: str) -> Model:
+def on_backend(source: Model, backend: str) -> Model:
     module = get_backend(backend)
     params = module.params_from(source.params, source.graph)
     return Model(source.name, backend, source.graph, params, source.config, source.folder, _backend=module)
 
 
-def _run(model: Model, feed: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], float]:
+def run(model: Model, feed: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], float]:
     """Outputs as float64 (complex128, or as they are), and the median time of a call once warm."""
     times = []
     with _inference(model.backend):
@@ -353,10 +353,10 @@ def _row(
     if output not in outputs or outputs[output].shape != truth.shape:
         got = list(outputs[output].shape) if output in outputs else "nothing"
         return OutputRow(backend, output, reason=f"expected the shape {list(truth.shape)}, got {got}", seconds=seconds)
-    error = _errors(outputs, reference, output, mask)
+    error = errors(outputs, reference, output, mask)
     versus_torch = None
     if torch_outputs is not None and output in torch_outputs and torch_outputs[output].shape == truth.shape:
-        versus_torch = _errors(outputs, torch_outputs, output, mask)["relative"]
+        versus_torch = errors(outputs, torch_outputs, output, mask)["relative"]
     allowed = tolerance(backend, dtype, yardstick["relative"] if yardstick else None)
     if truth.dtype == np.int64:
         allowed = 0.0
@@ -390,7 +390,7 @@ def _reason(error: Mapping[str, Any], allowed: float, truth: np.ndarray) -> str:
     return ""
 
 
-def _errors(
+def errors(
     outputs: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray], name: str, mask: np.ndarray | None
 ) -> dict[str, Any]:
     """How an output differs from its reference where `mask` holds; "stray" if one is finite where the other is not."""
@@ -461,7 +461,7 @@ def _dims(graph: Graph, name: str) -> tuple[Any, ...]:
 # --- gradients ------------------------------------------------------------------------------------------------------
 
 
-def _loss_weights(truth: np.ndarray, mask: np.ndarray | None, seed: int) -> np.ndarray:
+def loss_weights(truth: np.ndarray, mask: np.ndarray | None, seed: int) -> np.ndarray:
     """Fixed weights of the loss, 0 where padded: without them a normalised output has the same loss whatever it is."""
     weights = np.random.default_rng([seed, 1]).standard_normal(truth.shape)
     return (weights if mask is None else weights * mask).astype(np.float32)
@@ -510,19 +510,19 @@ def _tensorflow_gradients(
     return {name: to_numpy(tf.convert_to_tensor(slope)) for name, slope in zip(names, slopes, strict=True)}
 
 
-_GRADIENTS: dict[str, Callable[..., dict[str, np.ndarray]]] = {
+GRADIENTS_OF: dict[str, Callable[..., dict[str, np.ndarray]]] = {
     "torch": _torch_gradients,
     "jax": _jax_gradients,
     "tensorflow": _tensorflow_gradients,
 }
 
 
-def _compare_gradients(slopes: Mapping[str, Any], dtype: str) -> Iterator[GradientRow]:
+def compare_gradients(slopes: Mapping[str, Any], dtype: str) -> Iterator[GradientRow]:
     """Each backend's gradients against those of the first that has them, which is torch where it is installed."""
     reference = next((name for name, found in slopes.items() if not isinstance(found, Exception)), "")
     for name, found in slopes.items():
         if isinstance(found, Exception):
-            yield GradientRow(name, reference, reason=_said(found))
+            yield GradientRow(name, reference, reason=said(found))
             continue
         truth = {key: np.asarray(value, np.float64) for key, value in slopes[reference].items()}
         largest = {key: float(np.abs(value).max(initial=0.0)) for key, value in truth.items()}
@@ -559,7 +559,7 @@ def _tensor(row: OutputRow | GradientRow) -> str:
     return f"{name}[{', '.join(map(str, row.position))}]" if row.position else name
 
 
-def _said(error: Exception) -> str:
+def said(error: Exception) -> str:
     if isinstance(error, ZooError):
         return str(error)
     lines = [f"{type(error).__name__}: {error}".strip().split("\n")[0]]

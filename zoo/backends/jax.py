@@ -91,6 +91,9 @@ class JaxNamespace(Namespace):
     def arange(self, start: Any, stop: Any, step: Any, dtype: str) -> Any:
         return jnp.arange(start, stop, step, dtype=self._dtype(dtype))
 
+    def size_int(self, a: Any) -> Any:
+        return int(_known(a, "a size computed from values"))
+
     def reshape(self, x: Any, shape: Any) -> Any:
         return jnp.reshape(x, tuple(shape))
 
@@ -195,6 +198,9 @@ class JaxNamespace(Namespace):
     def cumprod(self, x: Any, axis: int) -> Any:
         return jnp.cumprod(x, axis, dtype=x.dtype)
 
+    def cummax(self, x: Any, axis: int) -> Any:
+        return lax.cummax(x, axis)
+
     def softmax(self, x: Any, axis: int) -> Any:
         return jax.nn.softmax(x, axis)
 
@@ -206,6 +212,9 @@ class JaxNamespace(Namespace):
 
     def einsum(self, equation: str, *xs: Any) -> Any:
         return jnp.einsum(equation, *xs)
+
+    def grouped_matmul(self, x: Any, weight: Any, ends: Any) -> Any:
+        return lax.ragged_dot(x, weight, jnp.diff(ends, prepend=0).astype(jnp.int32))
 
     def conv(
         self,
@@ -227,6 +236,9 @@ class JaxNamespace(Namespace):
             feature_group_count=groups,
         )
 
+    def fft(self, x: Any, axis: int, forward: bool) -> Any:
+        return jnp.fft.fft(x, axis=axis) if forward else jnp.fft.ifft(x, axis=axis, norm="forward")
+
     def max_pool(self, x: Any, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[tuple[Any, Any]]) -> Any:
         low = -jnp.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
         return self._pool(x, np.asarray(low, x.dtype), lax.max, kernel, stride, padding)
@@ -237,9 +249,33 @@ class JaxNamespace(Namespace):
     def _pool(self, x: Any, start: Any, fold: Any, kernel: Any, stride: Any, padding: Any) -> Any:
         return lax.reduce_window(x, start, fold, (1, 1, *kernel), (1, 1, *stride), ((0, 0), (0, 0), *padding))
 
+    def solve(self, a: Any, b: Any) -> Any:
+        return jnp.linalg.solve(a, b)
+
+    def solve_triangular(self, a: Any, b: Any, lower: bool) -> Any:
+        return lax.linalg.triangular_solve(a, b, left_side=True, lower=lower)
+
+    def cholesky(self, x: Any) -> Any:
+        return lax.linalg.cholesky(jnp.tril(x), symmetrize_input=False)
+
+    def slogdet(self, x: Any) -> tuple[Any, Any]:
+        return tuple(jnp.linalg.slogdet(x))
+
+    def eigh(self, x: Any) -> tuple[Any, Any]:
+        return tuple(jnp.linalg.eigh(x, UPLO="L", symmetrize_input=False))
+
+    def svd(self, x: Any, full: bool) -> tuple[Any, Any, Any]:
+        return tuple(jnp.linalg.svd(x, full))
+
+    def qr(self, x: Any, full: bool) -> tuple[Any, Any]:
+        return tuple(jnp.linalg.qr(x, "complete" if full else "reduced"))
+
 
 _OWN: dict[str, Any] = {
     "erf": lax.erf,
+    "erfc": lax.erfc,
+    "erfinv": lax.erf_inv,
+    "lgamma": lax.lgamma,
     "sigmoid": jax.nn.sigmoid,
     "asin": jnp.arcsin,
     "acos": jnp.arccos,

@@ -169,6 +169,10 @@ class Namespace:
     def cumprod(self, x: Any, axis: int) -> Any:
         raise NotImplementedError
 
+    def cummax(self, x: Any, axis: int) -> Any:
+        """The largest so far; NaN counts as the largest."""
+        raise NotImplementedError
+
     def softmax(self, x: Any, axis: int) -> Any:
         top = self.max(x, (axis,), True)
         powers = self.exp(self.subtract(x, top))  # type: ignore[attr-defined]
@@ -186,6 +190,10 @@ class Namespace:
     def einsum(self, equation: str, *xs: Any) -> Any:
         raise NotImplementedError
 
+    def grouped_matmul(self, x: Any, weight: Any, ends: Any) -> Any:
+        """x [S, K] in runs of rows that end at `ends` [E], each times its own of weight [E, K, N]; zeros after."""
+        raise NotImplementedError
+
     def conv(
         self,
         x: Any,
@@ -198,16 +206,47 @@ class Namespace:
         """Cross-correlation of [N, C, *spatial] with [O, C / groups, *kernel]."""
         raise NotImplementedError
 
+    def fft(self, x: Any, axis: int, forward: bool) -> Any:
+        """The discrete Fourier transform of complex numbers, or the inverse one; neither is divided by anything."""
+        raise NotImplementedError
+
     def max_pool(self, x: Any, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[tuple[Any, Any]]) -> Any:
         raise NotImplementedError
 
     def sum_pool(self, x: Any, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[tuple[Any, Any]]) -> Any:
         raise NotImplementedError
 
+    # Linear algebra over [..., n, n]; all operands have the same leading dims
+
+    def solve(self, a: Any, b: Any) -> Any:
+        raise NotImplementedError
+
+    def solve_triangular(self, a: Any, b: Any, lower: bool) -> Any:
+        """Only the triangle of `a` that is named is read."""
+        raise NotImplementedError
+
+    def cholesky(self, x: Any) -> Any:
+        """The lower factor; only the lower triangle of `x` is read."""
+        raise NotImplementedError
+
+    def slogdet(self, x: Any) -> tuple[Any, Any]:
+        raise NotImplementedError
+
+    def eigh(self, x: Any) -> tuple[Any, Any]:
+        """Eigenvalues upwards and vectors; only the lower triangle of `x` is read."""
+        raise NotImplementedError
+
+    def svd(self, x: Any, full: bool) -> tuple[Any, Any, Any]:
+        """(U, S, V^H)."""
+        raise NotImplementedError
+
+    def qr(self, x: Any, full: bool) -> tuple[Any, Any]:
+        raise NotImplementedError
+
 
 UNARY = (
     "abs negative sign exp expm1 log log1p log2 sqrt sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh erf "
-    "sigmoid floor ceil round trunc logical_not bitwise_not real imag"
+    "erfc erfinv lgamma sigmoid floor ceil round trunc logical_not bitwise_not real imag conj"
 ).split()
 BINARY = (
     "add subtract multiply divide floor_divide remainder power maximum minimum atan2 equal not_equal less less_equal "

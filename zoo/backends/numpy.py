@@ -201,6 +201,9 @@ class NumpyNamespace(Namespace):
     def cumprod(self, x: Any, axis: int) -> Any:
         return np.cumprod(x, axis, dtype=x.dtype)
 
+    def cummax(self, x: Any, axis: int) -> Any:
+        return np.maximum.accumulate(x, axis)
+
     def matmul(self, x: Any, y: Any) -> Any:
         return np.asarray(np.matmul(x, y)).astype(x.dtype, copy=False)  # bfloat16 becomes float32 there
 
@@ -209,6 +212,14 @@ class NumpyNamespace(Namespace):
 
     def einsum(self, equation: str, *xs: Any) -> Any:
         return np.asarray(np.einsum(equation, *xs, optimize=True)).astype(xs[0].dtype, copy=False)
+
+    def grouped_matmul(self, x: Any, weight: Any, ends: Any) -> Any:
+        result = np.zeros((x.shape[0], weight.shape[2]), x.dtype)
+        start = 0
+        for matrix, end in zip(weight, ends, strict=True):
+            result[start:end] = self.matmul(x[start:end], matrix)
+            start = end
+        return result
 
     def conv(
         self,
@@ -229,6 +240,9 @@ class NumpyNamespace(Namespace):
         result = np.matmul(weight.reshape(groups, out // groups, per_group * math.prod(kernel)), columns)
         return result.reshape(batch, out, *sizes)
 
+    def fft(self, x: Any, axis: int, forward: bool) -> Any:
+        return np.fft.fft(x, axis=axis) if forward else np.fft.ifft(x, axis=axis, norm="forward")
+
     def max_pool(self, x: Any, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[tuple[Any, Any]]) -> Any:
         low = -np.inf if np.issubdtype(x.dtype, np.floating) else np.iinfo(x.dtype).min
         windows = self._windows(x, kernel, stride, padding, (1,) * len(kernel), low)
@@ -247,6 +261,27 @@ class NumpyNamespace(Namespace):
         steps = tuple(slice(None, None, s) for s in stride)
         taps = tuple(slice(None, None, d) for d in dilation)
         return windows[(slice(None), slice(None), *steps, *taps)]
+
+    def solve(self, a: Any, b: Any) -> Any:
+        return np.linalg.solve(a, b)
+
+    def solve_triangular(self, a: Any, b: Any, lower: bool) -> Any:
+        return np.linalg.solve(np.tril(a) if lower else np.triu(a), b)
+
+    def cholesky(self, x: Any) -> Any:
+        return np.linalg.cholesky(x)
+
+    def slogdet(self, x: Any) -> tuple[Any, Any]:
+        return tuple(np.linalg.slogdet(x))
+
+    def eigh(self, x: Any) -> tuple[Any, Any]:
+        return tuple(np.linalg.eigh(x))
+
+    def svd(self, x: Any, full: bool) -> tuple[Any, Any, Any]:
+        return tuple(np.linalg.svd(x, full))
+
+    def qr(self, x: Any, full: bool) -> tuple[Any, Any]:
+        return tuple(np.linalg.qr(x, "complete" if full else "reduced"))
 
 
 def _erf(x: Any) -> Any:
@@ -280,6 +315,34 @@ def _erf_taylor(degree: int) -> np.ndarray:
     return np.stack([d / math.factorial(n) for n, d in enumerate(derivatives)])
 
 
+def _erfinv(x: Any) -> Any:
+    """Newton's method, from S. Winitzki's approximation by elementary functions (0.147 is its constant)."""
+    values = np.asarray(x, np.float64)
+    log = np.log1p(-values * values)
+    first = 2 / (math.pi * 0.147) + log / 2
+    result = np.copysign(np.sqrt(np.sqrt(first * first - log / 0.147) - first), values)
+    for _ in range(3):
+        # the smaller of erf's two ends is known to more digits
+        off = np.copysign((1 - np.abs(values)) - _erfc(np.abs(result)), values)
+        step = off * (math.sqrt(math.pi) / 2) * np.exp(result * result)
+        result = result - np.where(np.isfinite(step), step, 0)
+    return result.astype(x.dtype)
+
+
+def _each(function: Any) -> Any:
+    """A function of Python's math module on every element, in float64."""
+    return lambda x: np.vectorize(function, otypes=[np.float64])(np.asarray(x, np.float64)).astype(x.dtype)
+
+
+def _log_gamma(x: float) -> float:
+    if math.isinf(x) or (x <= 0 and x == math.floor(x)):
+        return math.inf
+    return math.lgamma(x)
+
+
+_erfc = _each(math.erfc)
+
+
 def _sigmoid(x: Any) -> Any:
     return np.where(x >= 0, 1 / (1 + np.exp(-np.abs(x))), np.exp(-np.abs(x)) / (1 + np.exp(-np.abs(x)))).astype(x.dtype)
 
@@ -289,6 +352,9 @@ _GRID = 512
 _TAYLOR = _erf_taylor(5)  # offsets are at most 1/1024, so what is left out is below 1e-19
 _OWN: dict[str, Any] = {
     "erf": _erf,
+    "erfc": _erfc,
+    "erfinv": _erfinv,
+    "lgamma": _each(_log_gamma),
     "sigmoid": _sigmoid,
     "round": np.rint,
     "asin": np.arcsin,

@@ -329,6 +329,18 @@ class TensorflowNamespace(Namespace):
     def cumprod(self, x: Any, axis: int) -> Any:
         return tf.math.cumprod(x, axis)
 
+    def cummax(self, x: Any, axis: int) -> Any:
+        """TensorFlow has no such scan: the largest of twice as many neighbours in each step."""
+        size = tf.shape(x)[axis]
+        low = x.dtype.min if x.dtype.is_integer else -np.inf
+
+        def step(reach: Any, x: Any) -> Any:
+            widths = [(reach, 0) if a == axis else (0, 0) for a in range(x.shape.rank)]
+            moved = self.slice(self.pad(x, widths, low), axis, 0, size)
+            return reach * 2, tf.ensure_shape(tf.maximum(x, moved), x.shape)
+
+        return tf.while_loop(lambda reach, x: reach < size, step, (tf.constant(1), x))[1]
+
     def softmax(self, x: Any, axis: int) -> Any:
         return tf.nn.softmax(x, axis)
 
@@ -357,6 +369,13 @@ class TensorflowNamespace(Namespace):
 
     def einsum(self, equation: str, *xs: Any) -> Any:
         return tf.einsum(equation, *xs)
+
+    def grouped_matmul(self, x: Any, weight: Any, ends: Any) -> Any:
+        starts = tf.concat([tf.zeros_like(ends[:1]), ends[:-1]], 0)
+        parts = [tf.matmul(x[starts[e] : ends[e]], weight[e]) for e in range(weight.shape[0])]
+        rest = tf.shape(x)[0] - tf.cast(ends[-1], tf.int32)
+        parts.append(tf.zeros([rest, weight.shape[2]], x.dtype))
+        return tf.ensure_shape(tf.concat(parts, 0), [x.shape[0], weight.shape[2]])
 
     def conv(
         self,
@@ -399,6 +418,15 @@ class TensorflowNamespace(Namespace):
             result = result[(slice(None), *(slice(None, None, step) for step in stride))]
         return tf.transpose(result, [0, dims + 1, *range(1, dims + 1)])
 
+    def fft(self, x: Any, axis: int, forward: bool) -> Any:
+        order = [*(a for a in range(x.shape.rank) if a != axis), axis]
+        last = tf.transpose(x, order)
+        if forward:
+            last = tf.signal.fft(last)
+        else:
+            last = tf.signal.ifft(last) * tf.cast(tf.shape(last)[-1], x.dtype)
+        return tf.transpose(last, [order.index(a) for a in range(x.shape.rank)])
+
     def max_pool(self, x: Any, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[tuple[Any, Any]]) -> Any:
         low = -np.inf if x.dtype.is_floating else x.dtype.min
         return self._pool(tf.nn.max_pool, x, kernel, stride, padding, low)
@@ -417,6 +445,28 @@ class TensorflowNamespace(Namespace):
         last = tf.transpose(x, [0, *range(2, dims + 2), 1])
         result = function(last, list(kernel), list(stride), "VALID")
         return tf.transpose(result, [0, dims + 1, *range(1, dims + 1)])
+
+    def solve(self, a: Any, b: Any) -> Any:
+        return tf.linalg.solve(a, b)
+
+    def solve_triangular(self, a: Any, b: Any, lower: bool) -> Any:
+        return tf.linalg.triangular_solve(a, b, lower)
+
+    def cholesky(self, x: Any) -> Any:
+        return tf.linalg.cholesky(x)
+
+    def slogdet(self, x: Any) -> tuple[Any, Any]:
+        return tuple(tf.linalg.slogdet(x))
+
+    def eigh(self, x: Any) -> tuple[Any, Any]:
+        return tuple(tf.linalg.eigh(x))
+
+    def svd(self, x: Any, full: bool) -> tuple[Any, Any, Any]:
+        s, u, v = tf.linalg.svd(x, full)
+        return u, s, tf.linalg.adjoint(v)
+
+    def qr(self, x: Any, full: bool) -> tuple[Any, Any]:
+        return tuple(tf.linalg.qr(x, full))
 
 
 def namespace() -> Namespace:

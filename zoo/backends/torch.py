@@ -187,6 +187,13 @@ def _attention(
     return weights @ value
 
 
+def _grouped_matmul(x: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """What transformers registers under its own name, which a packaged graph must run without."""
+    parts = list(x.tensor_split(ends.cpu().long()))
+    products = [part @ matrix for part, matrix in zip(parts, weight, strict=False)]
+    return torch.cat([*products, parts[-1].new_zeros(len(parts[-1]), weight.shape[2])])
+
+
 def _resolve(name: str) -> Callable[..., Any]:
     if name.startswith("sym.") or name == "sym_size.int":
         definition = OPS[name].function
@@ -197,6 +204,8 @@ def _resolve(name: str) -> Callable[..., Any]:
         return _dropout(name)
     if name == "scaled_dot_product_attention":
         return _attention
+    if name == "transformers::grouped_mm_fallback":
+        return _grouped_matmul
     space, _, rest = name.rpartition("::")
     base, _, overload = rest.partition(".")
     return operator.attrgetter(f"{base}.{overload or 'default'}")(getattr(torch.ops, space or "aten"))

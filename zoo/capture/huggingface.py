@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from torch.utils import _pytree as pytree
 
+from zoo.capture.inputs import example_inputs, prepared_inputs
 from zoo.capture.torch_export import capture_program, export, ties_of
 from zoo.capture.training import mode
 from zoo.errors import CaptureError, ConfigError
@@ -141,18 +143,25 @@ def capture_config(
     cls = model_class(config, task)
     module = build(config, cls, dtype, tied=False)
     inputs = example_inputs(module, dtype)
-    dynamic = {name: _dynamic(name, tensor, config) for name, tensor in inputs.items()}
     with _quiet(), mode(module, train) as without:
         try:
-            program = export(module, inputs, dynamic)
+            program = export(module, inputs, _dynamic(inputs, config))
+            graph = _captured(program, module, train, without)
         except CaptureError as first:
             try:
-                program = _export_patched(module, inputs, dynamic)
-            except Exception:
-                raise first from None
-    module.tie_weights()
-    graph = capture_program(program, ties_of(module), train=train, without=without)
+                inputs = prepared_inputs(module, inputs)
+                graph = _captured(_export_patched(module, inputs, _dynamic(inputs, config)), module, train, without)
+            except Exception as second:
+                raise first from second
     return _named(graph, module, config, task, dtype)
+
+
+def _captured(
+    program: torch.export.ExportedProgram, module: transformers.PreTrainedModel, train: bool, without: Sequence[str]
+) -> Graph:
+    """The graph of an exported program whose weights are the module's, tied as those are."""
+    module.tie_weights()
+    return capture_program(program, ties_of(module), train=train, without=without)
 
 
 def parameters_of(config: transformers.PretrainedConfig, task: str | None = None, dtype: str = "float32") -> Graph:
@@ -168,66 +177,6 @@ def parameters_of(config: transformers.PretrainedConfig, task: str | None = None
             kind = str(tensor.dtype).removeprefix("torch.")
             params[name] = Param(name, kind, tuple(tensor.shape), name in trainable, aliases)
     return _named(Graph((), params, {}, [], {}), module, config, task, dtype)
-
-
-def example_inputs(module: transformers.PreTrainedModel, dtype: str = "float32") -> dict[str, torch.Tensor]:
-    """Inputs that reach all parts of the model: sizes above 1 and different, masks all ones."""
-    config, accepted = module.config, inspect.signature(module.forward).parameters
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    batch, length = 2, 6
-    floats = getattr(torch, dtype)
-    inputs: dict[str, torch.Tensor] = {}
-
-    def ids(count: int) -> torch.Tensor:
-        # ids above the special ones; a pad id among real tokens would move position ids
-        return torch.arange(count).remainder(3).add(min(5, text.vocab_size - 3)).expand(batch, count).clone()
-
-    if "input_ids" in accepted:
-        inputs["input_ids"] = ids(length)
-        if "attention_mask" in accepted:
-            inputs["attention_mask"] = torch.ones(batch, length, dtype=torch.long)
-        if "token_type_ids" in accepted and getattr(text, "type_vocab_size", 0) > 1:
-            inputs["token_type_ids"] = torch.zeros(batch, length, dtype=torch.long)
-        if "bbox" in accepted:
-            inputs["bbox"] = torch.zeros(batch, length, 4, dtype=torch.long)
-        if type(module).__name__.endswith("ForMultipleChoice"):
-            choices = 3
-            inputs = {
-                name: tensor.unsqueeze(1).expand(batch, choices, *tensor.shape[1:]).clone()
-                for name, tensor in inputs.items()
-            }
-    if "pixel_values" in accepted:
-        height, width = _image_size(config)
-        inputs["pixel_values"] = torch.zeros(batch, _channels(config), height, width, dtype=floats)
-    if "visual_feats" in accepted and hasattr(config, "visual_feat_dim"):
-        regions = 5
-        inputs["visual_feats"] = torch.zeros(batch, regions, config.visual_feat_dim, dtype=floats)
-        inputs["visual_pos"] = torch.zeros(batch, regions, config.visual_pos_dim, dtype=floats)
-    if "input_values" in accepted:
-        if hasattr(config, "num_mel_bins") and hasattr(config, "max_length"):  # a spectrogram, as AST takes
-            inputs["input_values"] = torch.zeros(batch, config.max_length, config.num_mel_bins, dtype=floats)
-        else:
-            inputs["input_values"] = torch.zeros(batch, 16000, dtype=floats)
-            if "attention_mask" in accepted and "input_ids" not in accepted:
-                inputs["attention_mask"] = torch.ones(batch, 16000, dtype=torch.long)
-    if "input_features" in accepted and "pixel_values" not in accepted:
-        frames = 2 * getattr(config, "max_source_positions", 50)
-        bins = getattr(config, "num_mel_bins", None) or getattr(config, "input_feat_per_channel", 80)
-        # Speech2Text takes frames of features, Whisper features of frames
-        sizes = (frames, bins) if hasattr(config, "input_feat_per_channel") else (bins, frames)
-        inputs["input_features"] = torch.zeros(batch, *sizes, dtype=floats)
-    if config.is_encoder_decoder and "decoder_input_ids" in accepted:
-        inputs["decoder_input_ids"] = ids(length - 1)
-        if "decoder_attention_mask" in accepted and "input_ids" in accepted:
-            inputs["decoder_attention_mask"] = torch.ones(batch, length - 1, dtype=torch.long)
-    if not inputs:
-        raise CaptureError(
-            "no example inputs are known for this model",
-            where=type(module).__name__,
-            got=", ".join(accepted),
-            do="call zoo.capture(module, name=example, …) with inputs of your own",
-        )
-    return inputs
 
 
 def native_module(
@@ -395,35 +344,22 @@ def _export_patched(module: Any, inputs: Mapping[str, Any], dynamic: Any) -> tor
     return program
 
 
-def _dynamic(name: str, tensor: torch.Tensor, config: Any) -> dict[int, Any]:
+def _dynamic(inputs: Mapping[str, Any], config: Any) -> dict[str, Any]:
     """Every dim dynamic, save a box's four corners and the image sides of windowed models, whose padding makes the
     tracer's sizes explode.
     """
-    fixed: tuple[int, ...] = (2,) if name == "bbox" else ()
     # DINOv2 with registers traces the scale of its example into the stretching of its positions.
     windowed = hasattr(config, "window_size") and hasattr(config, "image_size")
-    if name == "pixel_values" and (windowed or config.model_type == "dinov2_with_registers"):
-        fixed = (2, 3)
+    fixed: dict[str, tuple[int, ...]] = {"bbox": (2,)}
+    if windowed or config.model_type == "dinov2_with_registers":
+        fixed["pixel_values"] = (2, 3)
     static, auto = torch.export.Dim.STATIC, torch.export.Dim.AUTO
-    return {axis: static if axis in fixed else auto for axis in range(tensor.ndim)}
-
-
-_INTERPOLATING = ("dinov2",)
-"""Model types that stretch their table of positions to any image, except that one of just its size takes it as it is:
-the example must be of another, or the graph would hold for that one alone."""
-
-
-def _image_size(config: Any) -> tuple[int, int]:
-    vision = getattr(config, "vision_config", config)
-    if vision.model_type in _INTERPOLATING:
-        return 8 * vision.patch_size, 10 * vision.patch_size
-    size = getattr(vision, "image_size", None) or 224
-    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-
-
-def _channels(config: Any) -> int:
-    vision = getattr(config, "vision_config", config)
-    return getattr(vision, "num_channels", None) or getattr(vision, "in_channels", None) or 3
+    return {
+        name: {axis: static if axis in fixed.get(name, ()) else auto for axis in range(value.ndim)}
+        if isinstance(value, torch.Tensor)
+        else pytree.tree_map(lambda _: None, value)
+        for name, value in inputs.items()
+    }
 
 
 def _parts(config: Any) -> list[Any]:

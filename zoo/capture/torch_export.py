@@ -30,7 +30,7 @@ from zoo.graph.ir import DType, Graph, Input, Node, Param, Ref, ValueInfo, param
 from zoo.graph.passes import simplify
 from zoo.ops import OPS
 
-__all__ = ["KEPT", "capture_module", "capture_program", "export", "ties_of"]
+__all__ = ["KEPT", "capture_module", "capture_program", "export", "named_leaves", "ties_of"]
 
 KEPT = frozenset(
     """
@@ -38,11 +38,13 @@ KEPT = frozenset(
     instance_norm softmax log_softmax gelu silu mish relu relu6 hardswish hardsigmoid hardtanh elu celu selu leaky_relu
     softplus softsign logsigmoid glu conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d
     avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
-    adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d upsample_nearest1d upsample_nearest2d
-    upsample_nearest3d upsample_bilinear2d upsample_bicubic2d upsample_linear1d upsample_trilinear3d
+    adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d upsample_nearest1d
+    upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d upsample_bilinear2d upsample_bicubic2d upsample_linear1d upsample_trilinear3d
     _upsample_bilinear2d_aa _upsample_bicubic2d_aa pixel_shuffle pixel_unshuffle logsumexp one_hot
     grid_sampler grid_sampler_2d roll pad constant_pad_nd reflection_pad1d reflection_pad2d replication_pad1d
-    replication_pad2d cumsum cumprod std var norm transpose unbind dropout feature_dropout alpha_dropout
+    replication_pad2d linalg_inv linalg_solve linalg_cholesky linalg_slogdet linalg_det linalg_eigh linalg_eigvalsh
+    linalg_svd linalg_svdvals linalg_qr grid_sampler_3d cumsum cumprod std var norm transpose unbind dropout
+    feature_dropout alpha_dropout
     """.split()
 )
 """Operations that stay whole, by torch's name."""
@@ -67,6 +69,9 @@ _SPELLED = {
     "__or__.Scalar": "bitwise_or.Scalar",
     "__xor__.Tensor": "bitwise_xor.Tensor",
 }
+
+# Operations of torch's other libraries that decompositions leave behind.
+_PRIMS = {"prims::scalar_tensor": "scalar_tensor"}
 
 # Size arithmetic: Python's and torch's functions on SymInts, under one name each.
 _SIZE_OPS: dict[Any, str] = {
@@ -207,10 +212,11 @@ class _Translation:
                 if node.meta.get("val") is not None:
                     self._bind_symbols(name, node.meta["val"])
         input_names = iter(self.input_names)
+        live = _live(nodes)
         for node in nodes:
             if node.op == "placeholder":
                 self._placeholder(node, specs[node.name], input_names)
-            elif node.op == "call_function":
+            elif node.op == "call_function" and node in live:
                 self._call(node)
             elif node.op == "get_attr":
                 self._attribute(node)
@@ -238,7 +244,7 @@ class _Translation:
             for index in pytree.tree_leaves(tree):
                 names[index] = positional[index]
         for name, tree in kwargs.items():
-            names.update({index: path for path, index in _flatten(tree, name)})
+            names.update({index: path for path, index in named_leaves(tree, name)})
         return [names[index] for index in range(spec.num_leaves)]
 
     def _bind_symbols(self, name: str, value: Any) -> None:
@@ -363,6 +369,10 @@ class _Translation:
                 got=f"{name} at {_source(node)}",
                 do="keep what is computed in tensors, and results in new ones",
             )
+        if name in ("split", "chunk") and (sizes := _part_sizes(node)):
+            dim = _argument(node, 2, "dim", 0)
+            self._emit(node, "split_with_sizes", [self._arg(node.args[0], node), sizes, dim], {})
+            return
         kwargs = {
             key: self._arg(value, node)
             for key, value in node.kwargs.items()
@@ -456,14 +466,14 @@ class _Translation:
         spec = self.program.call_spec.out_spec
         tree = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
         outputs = {}
-        for path, index in _flatten(tree, "" if isinstance(tree, Mapping) else "output"):
+        for path, index in named_leaves(tree, "" if isinstance(tree, Mapping) else "output"):
             value = results[index]
             if isinstance(value, torch.fx.Node):
                 outputs[path] = self.values[value.name]
         return outputs
 
 
-def _flatten(tree: Any, path: str) -> list[tuple[str, Any]]:
+def named_leaves(tree: Any, path: str) -> list[tuple[str, Any]]:
     """(name, leaf) pairs: mapping keys and list positions joined by dots."""
     if isinstance(tree, Mapping):
         items: Any = tree.items()
@@ -471,7 +481,7 @@ def _flatten(tree: Any, path: str) -> list[tuple[str, Any]]:
         items = enumerate(tree)
     else:
         return [(path, tree)]
-    return [pair for key, item in items for pair in _flatten(item, f"{path}.{key}" if path else str(key))]
+    return [pair for key, item in items for pair in named_leaves(item, f"{path}.{key}" if path else str(key))]
 
 
 def _fixed(size: Any) -> int | None:
@@ -481,7 +491,8 @@ def _fixed(size: Any) -> int | None:
 
 def _dim_name(name: str, axis: int, ndim: int, others: Sequence[str]) -> tuple[str, bool]:
     """The field's name for a dynamic dim of an input, and whether inputs with a dim of that name agree in it."""
-    text = name.endswith(("ids", "mask", "embeds", "bbox")) and ndim >= 2
+    sound = name.startswith(("input_features", "feature", "input_values"))
+    text = name.endswith(("ids", "mask", "embeds", "bbox")) and ndim >= 2 and not sound
     if axis == 0:
         # texts and images of one call may differ in number, as in CLIP
         apart = not text and any(other.endswith("ids") for other in others)
@@ -518,6 +529,28 @@ def _decompositions() -> Any:
     return table
 
 
+def _live(nodes: Sequence[torch.fx.Node]) -> set[torch.fx.Node]:
+    """The nodes that the outputs come from, or that change something; what only asserts read is not among them."""
+    live: set[torch.fx.Node] = set()
+    for node in reversed(nodes):
+        changes = isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+        if node.op == "output" or changes or node in live:
+            live.add(node)
+            live.update(node.all_input_nodes)
+    return live
+
+
+def _part_sizes(node: torch.fx.Node) -> tuple[int, ...] | None:
+    """How long the parts of a split are, if no size is dynamic: a backend may not know that a dim is static."""
+    dim = _argument(node, 2, "dim", 0)
+    sizes = [_fixed(part.shape[dim]) for part in node.meta["val"]]
+    return None if None in sizes else tuple(sizes)  # type: ignore[arg-type]
+
+
+def _argument(node: torch.fx.Node, index: int, name: str, default: Any) -> Any:
+    return node.args[index] if len(node.args) > index else node.kwargs.get(name, default)
+
+
 def _expressible(program: torch.export.ExportedProgram) -> bool:
     """Whether every operation of the program is in the table as it stands, and none works in place."""
     for node in program.graph.nodes:
@@ -541,7 +574,7 @@ def _op_name(target: torch._ops.OpOverload) -> str:
     """torch's name with the overload, as graphs spell it: "add.Tensor", "linear", "library::operation"."""
     space, name = target._schema.name.split("::")
     full = name if target._overloadname in ("", "default") else f"{name}.{target._overloadname}"
-    return _SPELLED.get(full, full) if space == "aten" else f"{space}::{full}"
+    return _SPELLED.get(full, full) if space == "aten" else _PRIMS.get(f"{space}::{full}", f"{space}::{full}")
 
 
 def _is_inactive_dropout(node: torch.fx.Node) -> bool:

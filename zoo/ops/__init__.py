@@ -7,6 +7,21 @@ that kernel is tested against.
 
 from zoo.ops.table import OPS, Op
 
-from zoo.ops import convolution, create, elementwise, index, linear, norm, pool, random, reduce, resize, shape, size  # noqa: F401  isort: skip
+from zoo.ops import (  # noqa: F401  isort: skip
+    convolution,
+    create,
+    elementwise,
+    fourier,
+    index,
+    linalg,
+    linear,
+    norm,
+    pool,
+    random,
+    reduce,
+    resize,
+    shape,
+    size,
+)
 
 __all__ = ["OPS", "Op"]

@@ -24,9 +24,21 @@ for _name in ("abs", "logical_not"):
     _unary(_name)
 _unary("negative", "neg")
 for _name in (
-    "exp expm1 log log1p log2 sqrt rsqrt sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh erf sigmoid"
+    "exp expm1 log log1p log2 sqrt rsqrt sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh "
+    "erf erfc erfinv lgamma sigmoid"
 ).split():
     _unary_float(_name)
+
+
+@op("exp2", "special_exp2")
+def exp2(xp: Any, x: Any) -> Any:
+    return pow_(xp, 2.0, x)
+
+
+@op("log10")
+def log10(xp: Any, x: Any) -> Any:
+    x = to_float(xp, x)
+    return xp.divide(xp.log(x), xp.asarray(math.log(10), xp.dtype(x)))
 
 
 def _rounding(name: str) -> None:
@@ -69,6 +81,16 @@ def sign(xp: Any, x: Any) -> Any:
     if xp.dtype(x) == "bool":
         return x
     return xp.where(xp.not_equal(x, x), xp.asarray(0, xp.dtype(x)), xp.sign(x))
+
+
+@op("signbit")
+def signbit(xp: Any, x: Any) -> Any:
+    """Whether a number is below 0, or -0; what the sign of NaN is differs between machines."""
+    zero = xp.asarray(0, xp.dtype(x))
+    below = xp.less(x, zero)
+    if is_integer(xp.dtype(x)):
+        return below
+    return xp.logical_or(below, xp.less(xp.divide(xp.asarray(1, xp.dtype(x)), x), zero))
 
 
 @op("square")
@@ -202,6 +224,45 @@ def minimum(xp: Any, x: Any, y: Any) -> Any:
     return xp.minimum(*promote(xp, x, y))
 
 
+@op("fmax")
+def fmax(xp: Any, x: Any, y: Any) -> Any:
+    """As maximum, but a number wins over NaN."""
+    x, y = promote(xp, x, y)
+    return xp.where(xp.not_equal(x, x), y, xp.where(xp.not_equal(y, y), x, xp.maximum(x, y)))
+
+
+@op("fmin")
+def fmin(xp: Any, x: Any, y: Any) -> Any:
+    """As minimum, but a number wins over NaN."""
+    x, y = promote(xp, x, y)
+    return xp.where(xp.not_equal(x, x), y, xp.where(xp.not_equal(y, y), x, xp.minimum(x, y)))
+
+
+@op("hypot")
+def hypot(xp: Any, x: Any, y: Any) -> Any:
+    """The larger is taken out of the root: its square may overflow."""
+    x, y = promote(xp, x, y)
+    x, y = xp.abs(x), xp.abs(y)
+    top, low = xp.maximum(x, y), xp.minimum(x, y)
+    zero, one = xp.asarray(0, xp.dtype(x)), xp.asarray(1, xp.dtype(x))
+    infinite = xp.equal(top, xp.asarray(math.inf, xp.dtype(x)))
+    ratio = xp.divide(low, xp.where(xp.logical_or(infinite, xp.equal(top, zero)), one, top))
+    root = xp.multiply(top, xp.sqrt(xp.add(one, xp.multiply(ratio, ratio))))
+    return xp.where(infinite, top, root)
+
+
+@op("copysign.Tensor", "copysign.Scalar")
+def copysign(xp: Any, x: Any, y: Any) -> Any:
+    x, y = (to_float(xp, v) for v in promote(xp, x, y))
+    size = xp.abs(x)
+    return xp.where(signbit(xp, y), xp.negative(size), size)
+
+
+@op("ldexp.Tensor")
+def ldexp(xp: Any, x: Any, exponent: Any) -> Any:
+    return mul(xp, x, pow_(xp, 2.0, exponent))
+
+
 @op("clamp", "clamp.Tensor", "clip")
 def clamp(xp: Any, x: Any, min: Any = None, max: Any = None) -> Any:
     dtype = result_type(xp, *(v for v in (x, min, max) if v is not None))
@@ -326,22 +387,6 @@ def copy(xp: Any, x: Any, src: Any) -> Any:
     return xp.broadcast_to(xp.cast(src, xp.dtype(x)), xp.shape(x))
 
 
-@op("view_as_real")
-def view_as_real(xp: Any, x: Any) -> Any:
-    return xp.stack([xp.real(x), xp.imag(x)], -1)
-
-
-@op("view_as_complex")
-def view_as_complex(xp: Any, x: Any) -> Any:
-    real, imag = (xp.take(x, i, -1) for i in (0, 1))
-    return xp.complex(real, imag)
-
-
-@op("polar")
-def polar(xp: Any, x: Any, angle: Any) -> Any:
-    return xp.complex(xp.multiply(x, xp.cos(angle)), xp.multiply(x, xp.sin(angle)))
-
-
 # Activations
 
 
@@ -414,6 +459,14 @@ def selu(xp: Any, x: Any) -> Any:
 def leaky_relu(xp: Any, x: Any, negative_slope: float = 0.01) -> Any:
     zero = xp.asarray(0, xp.dtype(x))
     return xp.where(xp.greater(x, zero), x, xp.multiply(x, xp.asarray(negative_slope, xp.dtype(x))))
+
+
+@op("rrelu_with_noise_functional")
+def rrelu(xp: Any, x: Any, noise: Any, lower: float = 0.125, upper: float = 1 / 3, training: bool = False) -> Any:
+    """The mean of the slopes that training draws; the second result is the noise, of which nothing is used."""
+    if training:
+        raise NotImplementedError("rrelu in a graph captured for training")
+    return leaky_relu(xp, x, (lower + upper) / 2), noise
 
 
 @op("prelu", "_prelu_kernel")

@@ -7,7 +7,7 @@ from typing import Any
 
 from zoo.ops.dtypes import is_float, promote
 from zoo.ops.reduce import on_scalars
-from zoo.ops.shape import broadcast_tensors
+from zoo.ops.shape import broadcast_tensors, diagonal_positions
 from zoo.ops.table import op
 
 _REDUCTIONS = {
@@ -126,6 +126,74 @@ def index_copy(xp: Any, x: Any, dim: int, index: Any, source: Any) -> Any:
     return xp.index_put(x, [None] * (dim % xp.ndim(x)) + [index], source, False)
 
 
+@op("index_reduce")
+def index_reduce(xp: Any, x: Any, dim: int, index: Any, source: Any, reduce: str, *, include_self: bool = True) -> Any:
+    dim %= xp.ndim(x)
+    shape = tuple(-1 if a == dim else 1 for a in range(xp.ndim(x)))
+    spread = xp.broadcast_to(xp.reshape(index, shape), xp.shape(source))
+    return scatter_reduce(xp, x, dim, spread, source, reduce, include_self=include_self)
+
+
+@op("put")
+def put(xp: Any, x: Any, index: Any, source: Any, accumulate: bool = False) -> Any:
+    """Into the elements of `x` counted through."""
+    flat, index = xp.reshape(x, (-1,)), xp.reshape(index, (-1,))
+    where = _wrapped(xp, index, xp.shape(flat)[0])
+    return xp.reshape(xp.index_put(flat, [where], xp.reshape(source, (-1,)), accumulate), xp.shape(x))
+
+
+@op("diagonal_scatter")
+def diagonal_scatter(xp: Any, x: Any, src: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Any:
+    ndim = xp.ndim(x)
+    order = (*(d for d in range(ndim) if d not in (dim1 % ndim, dim2 % ndim)), dim1 % ndim, dim2 % ndim)
+    turned = xp.permute(x, order)
+    *lead, rows, columns = xp.shape(turned)
+    where = diagonal_positions(xp, rows, columns, offset)
+    flat = xp.reshape(turned, (*lead, rows * columns))
+    flat = xp.index_put(flat, [*[None] * len(lead), where], xp.cast(src, xp.dtype(x)), False)
+    return xp.permute(xp.reshape(flat, xp.shape(turned)), tuple(order.index(d) for d in range(ndim)))
+
+
+@op("_embedding_bag", "_embedding_bag_forward_only")
+def embedding_bag(
+    xp: Any,
+    weight: Any,
+    indices: Any,
+    offsets: Any,
+    scale_grad_by_freq: bool = False,
+    mode: int = 0,
+    sparse: bool = False,
+    per_sample_weights: Any = None,
+    include_last_offset: bool = False,
+    padding_idx: int = -1,
+) -> Any:
+    """Sum (mode 0), mean (1) or largest (2) of the rows of each bag; the further results, for a gradient, are left out.
+
+    Bag b holds the indices from offsets[b] up to offsets[b + 1].
+    """
+    if include_last_offset:
+        offsets = xp.slice(offsets, 0, 0, xp.shape(offsets)[0] - 1)
+    rows = xp.take(weight, indices, 0)
+    bags, dtype = xp.shape(offsets)[0], xp.dtype(weight)
+    places = xp.expand_dims(xp.arange(0, xp.shape(indices)[0], 1, xp.dtype(offsets)), 1)
+    started = xp.sum(xp.cast(xp.less_equal(offsets, places), "int64"), (1,), True)
+    bag = xp.broadcast_to(xp.subtract(started, xp.asarray(1, "int64")), xp.shape(rows))
+    counts = xp.cast(xp.expand_dims(xp.not_equal(indices, xp.asarray(padding_idx, xp.dtype(indices))), 1), dtype)
+    sizes = xp.scatter(
+        xp.full((bags, xp.shape(weight)[1]), 0, dtype), 0, bag, xp.broadcast_to(counts, xp.shape(rows)), "add"
+    )
+    if per_sample_weights is not None:
+        rows = xp.multiply(rows, xp.expand_dims(per_sample_weights, 1))
+    zero, one = xp.asarray(0, dtype), xp.asarray(1, dtype)
+    if mode == 2:
+        low = xp.asarray(-math.inf, dtype)
+        rows = xp.where(xp.equal(counts, zero), low, rows)
+        top = xp.scatter(xp.broadcast_to(low, xp.shape(sizes)), 0, bag, rows, "max")
+        return (xp.where(xp.equal(sizes, zero), zero, top),)
+    total = xp.scatter(xp.full(xp.shape(sizes), 0, dtype), 0, bag, xp.multiply(rows, counts), "add")
+    return (xp.divide(total, xp.maximum(sizes, one)) if mode == 1 else total,)
+
+
 @op("masked_scatter")
 def masked_scatter(xp: Any, x: Any, mask: Any, source: Any) -> Any:
     """The n-th true position takes the n-th element of `source`."""
@@ -191,6 +259,44 @@ def kthvalue(xp: Any, x: Any, k: int, dim: int = -1, keepdim: bool = False) -> A
     return (values, order) if keepdim else (xp.squeeze(values, (dim,)), xp.squeeze(order, (dim,)))
 
 
+@op("median.dim")
+@on_scalars
+def median_dim(xp: Any, x: Any, dim: int, keepdim: bool = False) -> Any:
+    """(values, indices) of the middle element, the lower of two; NaN if there is one."""
+    return _middle(xp, x, dim, keepdim, ignore_nan=False)
+
+
+@op("nanmedian.dim")
+@on_scalars
+def nanmedian_dim(xp: Any, x: Any, dim: int, keepdim: bool = False) -> Any:
+    """(values, indices) of the middle of what is not NaN, the lower of two."""
+    return _middle(xp, x, dim, keepdim, ignore_nan=True)
+
+
+@op("median")
+def median(xp: Any, x: Any) -> Any:
+    return _middle(xp, xp.reshape(x, (-1,)), 0, False, ignore_nan=False)[0]
+
+
+@op("nanmedian")
+def nanmedian(xp: Any, x: Any) -> Any:
+    return _middle(xp, xp.reshape(x, (-1,)), 0, False, ignore_nan=True)[0]
+
+
+def _middle(xp: Any, x: Any, dim: int, keepdim: bool, ignore_nan: bool) -> Any:
+    dim %= xp.ndim(x)
+    order = xp.argsort(x, dim, False)  # NaN comes last
+    numbers = xp.sum(xp.cast(xp.equal(x, x), "int64"), (dim,), True)
+    last = xp.asarray(xp.shape(x)[dim] - 1, "int64")
+    zero, one, two = (xp.asarray(v, "int64") for v in (0, 1, 2))
+    middle = xp.floor_divide(xp.maximum(xp.subtract(numbers, one), zero), two)
+    if not ignore_nan:
+        middle = xp.where(xp.less_equal(numbers, last), last, middle)
+    where = xp.take_along_axis(order, middle, dim)
+    values = xp.take_along_axis(x, where, dim)
+    return (values, where) if keepdim else (xp.squeeze(values, (dim,)), xp.squeeze(where, (dim,)))
+
+
 @op("one_hot")
 def one_hot(xp: Any, x: Any, num_classes: int) -> Any:
     return xp.cast(xp.equal(xp.expand_dims(x, xp.ndim(x)), xp.arange(0, num_classes, 1, "int64")), "int64")
@@ -222,6 +328,33 @@ def searchsorted(
     if xp.ndim(sorted_sequence) > 1:
         sorted_sequence = xp.expand_dims(sorted_sequence, xp.ndim(sorted_sequence) - 1)
     return bucketize(xp, x, sorted_sequence, out_int32=out_int32, right=right or side == "right")
+
+
+@op("searchsorted.Scalar")
+def searchsorted_scalar(xp: Any, sorted_sequence: Any, x: Any, **options: Any) -> Any:
+    return searchsorted(xp, sorted_sequence, xp.full((), x, xp.dtype(sorted_sequence)), **options)
+
+
+@op("bincount")
+def bincount(xp: Any, x: Any, weights: Any = None, minlength: int = 0) -> Any:
+    """How often each number occurs, or the sum of its weights; there are as many results as the largest asks for."""
+    longest = xp.max(xp.concat([xp.cast(x, "int64"), xp.full((1,), minlength - 1, "int64")], 0), (0,), False)
+    size = xp.size_int(xp.add(longest, xp.asarray(1, "int64")))
+    if weights is None:
+        weights = xp.full(xp.shape(x), 1, "int64")
+    elif xp.dtype(weights) != "float32":
+        weights = xp.cast(weights, "float64")
+    return xp.scatter(xp.full((size,), 0, xp.dtype(weights)), 0, xp.cast(x, "int64"), weights, "add")
+
+
+@op("repeat_interleave.Tensor")
+def repeat_interleave_tensor(xp: Any, repeats: Any, *, output_size: Any = None) -> Any:
+    """[0] * repeats[0] + [1] * repeats[1] + …; their count depends on the values unless it is given."""
+    ends = xp.cumsum(xp.cast(repeats, "int64"), 0)
+    if output_size is None:
+        output_size = xp.size_int(xp.sum(xp.cast(repeats, "int64"), (0,), False))
+    steps = xp.expand_dims(xp.arange(0, output_size, 1, "int64"), 1)
+    return xp.cast(xp.sum(xp.cast(xp.less_equal(ends, steps), "int64"), (1,), False), xp.dtype(repeats))
 
 
 @op("histc")

@@ -10,7 +10,7 @@ from typing import Any
 
 from zoo.ops.dtypes import promote
 from zoo.ops.random import dropout
-from zoo.ops.reduce import safe_softmax, softmax
+from zoo.ops.reduce import norm, safe_softmax, softmax
 from zoo.ops.table import op
 
 
@@ -50,6 +50,46 @@ def baddbmm(xp: Any, x: Any, a: Any, b: Any, *, beta: Any = 1, alpha: Any = 1) -
 @op("addmv")
 def addmv(xp: Any, x: Any, a: Any, b: Any, *, beta: Any = 1, alpha: Any = 1) -> Any:
     return _add_product(xp, x, mv(xp, a, b), beta, alpha)
+
+
+@op("addbmm")
+def addbmm(xp: Any, x: Any, a: Any, b: Any, *, beta: Any = 1, alpha: Any = 1) -> Any:
+    return _add_product(xp, x, xp.sum(xp.matmul(a, b), (0,), False), beta, alpha)
+
+
+@op("transformers::grouped_mm_fallback")
+def grouped_matmul(xp: Any, x: Any, weight: Any, ends: Any) -> Any:
+    """Rows [S, K] sorted by group, each times the matrix of its group among [E, K, N]; group e ends at ends[e].
+
+    Source: transformers' integrations/moe.py, where mixtures of experts use it.
+    """
+    return xp.grouped_matmul(x, weight, ends)
+
+
+@op("_grouped_mm")
+def grouped_mm(xp: Any, x: Any, y: Any, offs: Any = None, bias: Any = None, out_dtype: Any = None) -> Any:
+    """torch.nn.functional.grouped_mm: groups of rows if `y` alone is batched, a batched product if both are."""
+    if bias is not None or (offs is None) != (xp.ndim(x) == 3) or xp.ndim(y) != 3:
+        raise NotImplementedError("grouped_mm of a batched first and a plain second matrix, or with a bias")
+    result = xp.matmul(x, y) if offs is None else xp.grouped_matmul(x, y, offs)
+    return result if out_dtype is None else xp.cast(result, out_dtype.name)
+
+
+@op("_cdist_forward")
+def cdist(xp: Any, x: Any, y: Any, p: float, compute_mode: int | None = None) -> Any:
+    """[..., P, R] distances between the rows of [..., P, M] and [..., R, M], by their differences."""
+    ndim = max(xp.ndim(x), xp.ndim(y))
+    gap = xp.abs(xp.subtract(xp.expand_dims(x, xp.ndim(x) - 1), xp.expand_dims(y, xp.ndim(y) - 2)))
+    return norm(xp, gap, p, (ndim,), False)
+
+
+@op("_pdist_forward")
+def pdist(xp: Any, x: Any, p: float = 2.0) -> Any:
+    """Distances of the rows above one another: the upper triangle of cdist(x, x), row after row."""
+    rows = xp.shape(x)[0]
+    pairs = [(i, j) for i in range(rows) for j in range(i + 1, rows)]
+    first, second = (xp.take(x, xp.asarray([pair[k] for pair in pairs], "int64"), 0) for k in (0, 1))
+    return norm(xp, xp.abs(xp.subtract(first, second)), p, (1,), False)
 
 
 @op("bilinear")

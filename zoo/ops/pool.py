@@ -36,32 +36,29 @@ def max_pool3d(
     return _max_pool(xp, x, 3, kernel_size, stride, padding, dilation, ceil_mode)
 
 
-@op("max_pool2d_with_indices")
-def max_pool2d_with_indices(
+@op("max_pool2d_with_indices", "max_pool3d_with_indices")
+def max_pool_with_indices(
     xp: Any, x: Any, kernel_size: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
 ) -> Any:
-    """Values, and for each the flat position it came from in its plane."""
-    values = _max_pool(xp, x, 2, kernel_size, stride, padding, dilation, ceil_mode)
-    height, width = xp.shape(x)[-2:]
-    kernel, step, pad, spread = _window(2, kernel_size, stride, padding, dilation)
-    rows, columns = xp.shape(values)[-2:]
-    index, found = None, None
-    for i in range(kernel[0]):
-        for j in range(kernel[1]):
-            row = _positions(xp, rows, step[0], i * spread[0] - pad[0])
-            column = _positions(xp, columns, step[1], j * spread[1] - pad[1])
-            flat = xp.add(xp.multiply(xp.expand_dims(row, 1), xp.asarray(width, "int64")), column)
-            inside = xp.logical_and(xp.expand_dims(_within(xp, row, height), 1), _within(xp, column, width))
-            safe = xp.where(inside, flat, xp.asarray(0, "int64"))
-            plane = xp.reshape(x, (*xp.shape(x)[:-2], height * width))
-            here = xp.take(plane, safe, xp.ndim(x) - 2)
-            hit = xp.logical_and(inside, xp.equal(here, values))
-            flat = xp.broadcast_to(flat, xp.shape(values))
-            if index is None:
-                index, found = xp.where(hit, flat, xp.asarray(0, "int64")), hit
-            else:
-                index = xp.where(xp.logical_and(hit, xp.logical_not(found)), flat, index)
-                found = xp.logical_or(found, hit)
+    """Values, and for each the flat position it came from in its plane or volume: the first of equal ones."""
+    dims = len(kernel_size)
+    values = _max_pool(xp, x, dims, kernel_size, stride, padding, dilation, ceil_mode)
+    lead = xp.ndim(x) - dims
+    sizes, counts = xp.shape(x)[lead:], xp.shape(values)[lead:]
+    plane = xp.reshape(x, (*xp.shape(x)[:lead], math.prod(sizes)))
+    window = _window(dims, kernel_size, stride, padding, dilation)
+    index, found = xp.full(xp.shape(values), 0, "int64"), xp.full(xp.shape(values), False, "bool")
+    for tap in product(*(range(k) for k in window[0])):
+        flat, inside = xp.asarray(0, "int64"), xp.asarray(True, "bool")
+        for axis, (i, size, count, _, s, p, d) in enumerate(zip(tap, sizes, counts, *window, strict=True)):
+            at = xp.reshape(_positions(xp, count, s, i * d - p), (-1,) + (1,) * (dims - 1 - axis))
+            flat = xp.add(xp.multiply(flat, xp.asarray(size, "int64")), at)
+            inside = xp.logical_and(inside, _within(xp, at, size))
+        here = xp.take(plane, xp.where(inside, flat, xp.asarray(0, "int64")), lead)
+        # NaN is the largest, and equals nothing
+        hit = xp.logical_and(inside, xp.logical_or(xp.equal(here, values), xp.not_equal(here, here)))
+        index = xp.where(xp.logical_and(hit, xp.logical_not(found)), flat, index)
+        found = xp.logical_or(found, hit)
     return values, index
 
 
@@ -122,7 +119,7 @@ _adaptive("_adaptive_avg_pool2d", "mean")
 _adaptive("_adaptive_avg_pool3d", "mean")
 
 
-@op("adaptive_max_pool1d", "adaptive_max_pool2d")
+@op("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d")
 def adaptive_max_pool(xp: Any, x: Any, output_size: Any) -> Any:
     """Values and flat positions; the positions are those of the first largest element."""
     dims = len(output_size)

@@ -110,10 +110,11 @@ def vector_norm(
 ) -> Any:
     name = dtype.name if dtype else xp.dtype(x)
     size, axes = xp.abs(to_wide(xp, xp.cast(x, name))), _axes(xp, x, dim)
-    return xp.cast(_norm(xp, size, 2 if ord is None else ord, axes, keepdim), name)
+    return xp.cast(norm(xp, size, 2 if ord is None else ord, axes, keepdim), name)
 
 
-def _norm(xp: Any, x: Any, order: float, axes: tuple[int, ...], keepdim: bool) -> Any:
+def norm(xp: Any, x: Any, order: float, axes: tuple[int, ...], keepdim: bool) -> Any:
+    """The norm of `x`, which is not negative."""
     if order == math.inf:
         return xp.max(x, axes, keepdim)
     if order == -math.inf:
@@ -195,6 +196,53 @@ def cumsum(xp: Any, x: Any, dim: int, *, dtype: DType | None = None) -> Any:
 @on_scalars
 def cumprod(xp: Any, x: Any, dim: int, *, dtype: DType | None = None) -> Any:
     return xp.cumprod(_accumulated(xp, x, dtype), dim % xp.ndim(x))
+
+
+@op("cummax")
+@on_scalars
+def cummax(xp: Any, x: Any, dim: int) -> Any:
+    """(values, indices); of equal ones the last counts, and NaN is the largest."""
+    dim %= xp.ndim(x)
+    flags = xp.dtype(x) == "bool"
+    top = xp.cummax(xp.cast(x, "uint8") if flags else x, dim)
+    top = xp.cast(top, "bool") if flags else top
+    return _running(xp, x, top, dim)
+
+
+@op("cummin")
+@on_scalars
+def cummin(xp: Any, x: Any, dim: int) -> Any:
+    """(values, indices); of equal ones the last counts, and NaN is the smallest."""
+    dim %= xp.ndim(x)
+    if is_integer(xp.dtype(x)):
+        # the complement turns the order of whole numbers round without overflow
+        turned = xp.cummax(xp.logical_not(x) if xp.dtype(x) == "bool" else xp.bitwise_not(x), dim)
+        return _running(xp, x, xp.logical_not(turned) if xp.dtype(x) == "bool" else xp.bitwise_not(turned), dim)
+    return _running(xp, x, xp.negative(xp.cummax(xp.negative(x), dim)), dim)
+
+
+@op("logcumsumexp")
+@on_scalars
+def logcumsumexp(xp: Any, x: Any, dim: int) -> Any:
+    """Each sum has a largest element of its own, so all pairs of positions are formed."""
+    dim %= xp.ndim(x)
+    dtype, last = xp.dtype(x), xp.ndim(x)
+    steps = xp.arange(0, xp.shape(x)[dim], 1, "int64")
+    order = (*(a for a in range(last) if a != dim), dim)
+    wide = xp.expand_dims(xp.permute(to_wide(xp, to_float(xp, x)), order), last - 1)
+    before = xp.less_equal(steps, xp.expand_dims(steps, 1))
+    top, log = _log_sum(xp, xp.where(before, wide, xp.asarray(-math.inf, xp.dtype(wide))), (last,))
+    result = xp.cast(xp.squeeze(xp.add(top, log), (last,)), dtype)
+    return xp.permute(result, tuple(order.index(a) for a in range(last)))
+
+
+def _running(xp: Any, x: Any, top: Any, dim: int) -> tuple[Any, Any]:
+    """Running extremes and where they came from, the values taken from there so that their gradient goes there."""
+    shape = tuple(-1 if a == dim else 1 for a in range(xp.ndim(x)))
+    steps = xp.reshape(xp.arange(0, xp.shape(x)[dim], 1, "int64"), shape)
+    reached = xp.logical_or(xp.equal(x, top), xp.not_equal(x, x))
+    where = xp.cummax(xp.where(reached, xp.broadcast_to(steps, xp.shape(x)), xp.asarray(0, "int64")), dim)
+    return xp.take_along_axis(x, where, dim), where
 
 
 def _log_sum(xp: Any, x: Any, axes: tuple[int, ...]) -> tuple[Any, Any]:

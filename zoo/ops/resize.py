@@ -5,6 +5,9 @@ Source: torch.nn.functional.interpolate's documentation; the coordinate maps are
 
 from __future__ import annotations
 
+import functools
+import itertools
+import math
 from typing import Any
 
 from zoo.ops import size as size_ops
@@ -16,14 +19,14 @@ def _register(dims: str, mode: str, *names: str) -> None:
 
     def plain(xp: Any, x: Any, output_size: Any, *args: Any) -> Any:
         """(output_size, [align_corners], scales…)"""
-        align = bool(args[0]) if mode != "nearest" and args else False
-        scales = args[1:] if mode != "nearest" else args
+        align = bool(args[0]) if not mode.startswith("nearest") and args else False
+        scales = args if mode.startswith("nearest") else args[1:]
         return _resize(xp, x, count, mode, output_size, align, scales)
 
     def vec(xp: Any, x: Any, output_size: Any, *args: Any) -> Any:
         """(output_size or None, [align_corners], scale_factors or None)"""
-        align = bool(args[0]) if mode != "nearest" and args else False
-        factors: Any = args[-1] if len(args) > (mode != "nearest") else None
+        align = bool(args[0]) if not mode.startswith("nearest") and args else False
+        factors: Any = args[-1] if len(args) > (not mode.startswith("nearest")) else None
         if output_size is None:
             sizes = xp.shape(x)[-count:]
             output_size = [xp.size_int(size_ops.mul(xp, s, f)) for s, f in zip(sizes, factors, strict=True)]
@@ -37,6 +40,9 @@ def _register(dims: str, mode: str, *names: str) -> None:
 _register("1d", "nearest", "upsample_nearest1d")
 _register("2d", "nearest", "upsample_nearest2d")
 _register("3d", "nearest", "upsample_nearest3d")
+_register("1d", "nearest_exact", "_upsample_nearest_exact1d")
+_register("2d", "nearest_exact", "_upsample_nearest_exact2d")
+_register("3d", "nearest_exact", "_upsample_nearest_exact3d")
 _register("1d", "linear", "upsample_linear1d")
 _register("2d", "linear", "upsample_bilinear2d")
 _register("3d", "linear", "upsample_trilinear3d")
@@ -45,57 +51,70 @@ _register("2d", "linear_aa", "_upsample_bilinear2d_aa")
 _register("2d", "cubic_aa", "_upsample_bicubic2d_aa")
 
 
-@op("grid_sampler_2d", "grid_sampler")
-def grid_sampler_2d(
+@op("grid_sampler_2d", "grid_sampler_3d", "grid_sampler")
+def grid_sampler(
     xp: Any, x: Any, grid: Any, interpolation_mode: int = 0, padding_mode: int = 0, align_corners: bool = False
 ) -> Any:
-    """[N, C, H, W] sampled at grid [N, h, w, 2] of (x, y) in [-1, 1]; 0 bilinear, 1 nearest; 0 zeros, 1 border."""
-    if interpolation_mode not in (0, 1):
-        raise NotImplementedError("sampling a grid by cubic interpolation")
-    n, c, height, width = xp.shape(x)
-    _, rows, columns, _ = xp.shape(grid)
-    dtype = xp.dtype(x)
+    """[N, C, *sizes] sampled at grid [N, *out, dims], whose positions (x, y, z) lie in [-1, 1].
 
-    def pixels(axis: int, size: Any) -> Any:
-        position = xp.squeeze(xp.slice(grid, 3, axis, axis + 1), (3,))
-        size_f = xp.cast(xp.asarray(size, "int64"), dtype)
-        half, one = xp.asarray(0.5, dtype), xp.asarray(1, dtype)
-        if align_corners:
-            position = xp.multiply(xp.multiply(xp.add(position, one), half), xp.subtract(size_f, one))
-        else:
-            position = xp.multiply(xp.subtract(xp.multiply(xp.add(position, one), size_f), one), half)
-        if padding_mode == 1:
-            position = xp.minimum(xp.maximum(position, xp.asarray(0, dtype)), xp.subtract(size_f, one))
+    Interpolation is 0 linear, 1 nearest, 2 cubic (of planes only); outside are 0 zeros, 1 the border, 2 reflections.
+    """
+    dims, dtype = xp.ndim(x) - 2, xp.dtype(x)
+    n, c, *sizes = xp.shape(x)
+    out = xp.shape(grid)[1:-1]
+    count = math.prod(out)
+    flat = xp.reshape(x, (n, c, math.prod(sizes)))
+    one, zero = xp.asarray(1, dtype), xp.asarray(0, dtype)
+    widths = [xp.cast(xp.asarray(size, "int64"), dtype) for size in sizes]
+
+    def padded(position: Any, width: Any) -> Any:
         if padding_mode == 2:
-            position = _reflected(xp, position, size_f, align_corners)
-        return position
+            position = _reflected(xp, position, width, align_corners)
+        return position if padding_mode == 0 else xp.minimum(xp.maximum(position, zero), xp.subtract(width, one))
 
-    px, py = pixels(0, width), pixels(1, height)
-    flat = xp.reshape(x, (n, c, height * width))
+    def pixels(axis: int) -> Any:
+        """Positions along an axis of `x`, in elements; the grid names the last axis first."""
+        position = xp.squeeze(xp.slice(grid, dims + 1, dims - 1 - axis, dims - axis), (dims + 1,))
+        shifted, half = xp.add(position, one), xp.asarray(0.5, dtype)
+        if align_corners:
+            return xp.multiply(xp.multiply(shifted, half), xp.subtract(widths[axis], one))
+        return xp.multiply(xp.subtract(xp.multiply(shifted, widths[axis]), one), half)
 
-    def corner(row: Any, column: Any, weight: Any) -> Any:
-        row, column = xp.cast(row, "int64"), xp.cast(column, "int64")
-        low, h, w = xp.asarray(0, "int64"), xp.asarray(height - 1, "int64"), xp.asarray(width - 1, "int64")
-        inside = xp.logical_and(xp.greater_equal(row, low), xp.less_equal(row, h))
-        inside = xp.logical_and(inside, xp.logical_and(xp.greater_equal(column, low), xp.less_equal(column, w)))
-        row, column = xp.minimum(xp.maximum(row, low), h), xp.minimum(xp.maximum(column, low), w)
-        index = xp.add(xp.multiply(row, xp.asarray(width, "int64")), column)
-        index = xp.broadcast_to(xp.reshape(index, (n, 1, rows * columns)), (n, c, rows * columns))
-        picked = xp.reshape(xp.take_along_axis(flat, index, 2), (n, c, rows, columns))
-        weight = xp.where(inside, weight, xp.asarray(0, dtype))
-        return xp.multiply(picked, xp.expand_dims(weight, 1))
+    def picked(cells: Any, weight: Any) -> Any:
+        """weight * x at whole-numbered cells, one array of them per axis; nothing where they are outside."""
+        index, inside = xp.asarray(0, "int64"), xp.asarray(True, "bool")
+        for cell, size, width in zip(cells, sizes, widths, strict=True):
+            low, high = xp.greater_equal(cell, zero), xp.less(cell, width)
+            inside = xp.logical_and(inside, xp.logical_and(low, high))
+            kept = xp.cast(xp.where(xp.logical_and(low, high), cell, zero), "int64")
+            index = xp.add(xp.multiply(index, xp.asarray(size, "int64")), kept)
+        index = xp.broadcast_to(xp.reshape(index, (n, 1, count)), (n, c, count))
+        values = xp.reshape(xp.take_along_axis(flat, index, 2), (n, c, *out))
+        return xp.multiply(values, xp.expand_dims(xp.where(inside, weight, zero), 1))
 
-    if interpolation_mode == 1:
-        return corner(xp.round(py), xp.round(px), xp.full(xp.shape(px), 1, dtype))
-    x0, y0, one = xp.floor(px), xp.floor(py), xp.asarray(1, dtype)
-    x1, y1 = xp.add(x0, one), xp.add(y0, one)
-    parts = [
-        corner(y0, x0, xp.multiply(xp.subtract(x1, px), xp.subtract(y1, py))),
-        corner(y0, x1, xp.multiply(xp.subtract(px, x0), xp.subtract(y1, py))),
-        corner(y1, x0, xp.multiply(xp.subtract(x1, px), xp.subtract(py, y0))),
-        corner(y1, x1, xp.multiply(xp.subtract(px, x0), xp.subtract(py, y0))),
-    ]
-    return xp.add(xp.add(parts[0], parts[1]), xp.add(parts[2], parts[3]))
+    # per axis: the cells along it that take part, and their weights
+    taps: list[list[tuple[Any, Any]]] = []
+    for axis, width in enumerate(widths):
+        if interpolation_mode == 2:
+            position = pixels(axis)
+            base = xp.floor(position)
+            rest = xp.subtract(position, base)
+            steps = [xp.asarray(k, dtype) for k in (-1, 0, 1, 2)]
+            weights = [_cubic(xp, xp.abs(xp.subtract(rest, k)), dtype, -0.75) for k in steps]
+            taps.append([(padded(xp.add(base, k), width), w) for k, w in zip(steps, weights, strict=True)])
+            continue
+        position = padded(pixels(axis), width)
+        if interpolation_mode == 1:
+            taps.append([(xp.round(position), one)])
+        else:
+            base = xp.floor(position)
+            rest = xp.subtract(position, base)
+            taps.append([(base, xp.subtract(one, rest)), (xp.add(base, one), rest)])
+    parts = []
+    for choice in itertools.product(*taps):
+        weight = functools.reduce(xp.multiply, [w for _, w in choice])
+        parts.append(picked([cell for cell, _ in choice], weight))
+    return functools.reduce(xp.add, parts)
 
 
 def _resize(xp: Any, x: Any, dims: int, mode: str, output_size: Any, align: bool, scales: Any) -> Any:
@@ -105,9 +124,10 @@ def _resize(xp: Any, x: Any, dims: int, mode: str, output_size: Any, align: bool
         size = xp.shape(x)[axis]
         if isinstance(size, int) and isinstance(target, int) and size == target and scale in (None, 1.0):
             continue
-        if mode == "nearest":
+        if mode.startswith("nearest"):
             ratio = _ratio(xp, size, target, False, scale)
             steps = xp.cast(xp.arange(0, target, 1, "int64"), "float32")
+            steps = xp.add(steps, xp.asarray(0.5, "float32")) if mode == "nearest_exact" else steps
             index = xp.cast(xp.floor(xp.multiply(steps, xp.asarray(ratio, "float32"))), "int64")
             x = xp.take(x, xp.minimum(index, xp.asarray(size - 1, "int64")), axis)
         else:

@@ -343,13 +343,17 @@ def diagonal(xp: Any, x: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> 
     rest = tuple(d for d in range(ndim) if d not in (dim1, dim2))
     x = xp.permute(x, (*rest, dim1, dim2))
     *lead, rows, columns = xp.shape(x)
+    flat = xp.reshape(x, (*lead, rows * columns))
+    return xp.take(flat, diagonal_positions(xp, rows, columns, offset), len(lead))
+
+
+def diagonal_positions(xp: Any, rows: Any, columns: Any, offset: int) -> Any:
+    """Where the elements of a diagonal lie among all of a matrix, row after row."""
     length = size_ops.min_(xp, rows + min(offset, 0), columns - max(offset, 0))
-    length = size_ops.max_(xp, length, 0)
-    steps = xp.arange(0, length, 1, "int64")
+    steps = xp.arange(0, size_ops.max_(xp, length, 0), 1, "int64")
     row = xp.add(steps, xp.asarray(max(-offset, 0), "int64"))
     column = xp.add(steps, xp.asarray(max(offset, 0), "int64"))
-    flat = xp.reshape(x, (*lead, rows * columns))
-    return xp.take(flat, xp.add(xp.multiply(row, xp.asarray(columns, "int64")), column), len(lead))
+    return xp.add(xp.multiply(row, xp.asarray(columns, "int64")), column)
 
 
 @op("as_strided", "as_strided_copy")

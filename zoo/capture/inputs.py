@@ -1,0 +1,598 @@
+"""Example inputs of transformers models: what a class's forward takes, at sizes that reach all of its parts.
+
+A class says by the names of its parameters what it takes, and its config says how large that is. The tables here are
+by those names, which transformers uses alike in all models; a name that is in no table is left out, and a model that
+cannot do without it says so itself.
+
+Shape legend: B batch, T tokens, H W an image's sides, C its channels, P patches, D a patch's values, F frames, M mels.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+import transformers
+
+from zoo.errors import CaptureError
+
+__all__ = ["example_inputs", "prepared_inputs"]
+
+
+def example_inputs(
+    module: transformers.PreTrainedModel, dtype: str = "float32", *, batch: int = 2, length: int = 6, seed: int = 0
+) -> dict[str, torch.Tensor]:
+    """Inputs that reach all parts of the model: sizes above 1 and different, masks all ones, values from the seed.
+
+    Args:
+        dtype: of the inputs that are not whole numbers.
+        batch: rows.
+        length: tokens of text, besides those that stand for an image or a sound.
+
+    Raises:
+        CaptureError: nothing that the forward takes is known.
+    """
+    made = _Example(module, getattr(torch, dtype), batch, length, torch.Generator().manual_seed(seed))
+    for name, make in _MAKERS.items():
+        if name in made.accepted:
+            tensor = make(made)
+            if tensor is not None:
+                made.inputs[name] = tensor
+    if not made.inputs:
+        raise CaptureError(
+            "no example inputs are known for this model",
+            where=type(module).__name__,
+            got=", ".join(made.accepted),
+            do="call zoo.capture(module, name=example, …) with inputs of your own",
+        )
+    return made.inputs
+
+
+def prepared_inputs(module: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """The inputs and what transformers computes of their values before it exports a model: positions of packed
+    images, boundaries of their attention. A graph captured with these takes the tensors among them as inputs; numbers
+    become part of it.
+    """
+    from transformers.exporters.utils import prepare_for_export
+
+    with torch.no_grad():
+        _, prepared, _ = prepare_for_export(module, dict(inputs))
+    return dict(prepared)
+
+
+@dataclass
+class _Example:
+    """Inputs in the making."""
+
+    module: Any
+    floats: torch.dtype
+    batch: int
+    length: int
+    generator: torch.Generator
+    inputs: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def accepted(self) -> Mapping[str, inspect.Parameter]:
+        return inspect.signature(self.module.forward).parameters
+
+    @cached_property
+    def config(self) -> Any:
+        return self.module.config
+
+    @cached_property
+    def text(self) -> Any:
+        return self.config.get_text_config() if hasattr(self.config, "get_text_config") else self.config
+
+    @cached_property
+    def vision(self) -> Any:
+        """The config of what sees: the model's own where no other is inside it, None where that one is left out."""
+        return _inner(self.config, ("vision_config", "image_config"))
+
+    @cached_property
+    def audio(self) -> Any:
+        return _inner(self.config, ("audio_config", "encoder_config", "speech_config", "semantic_model_config"))
+
+    @cached_property
+    def needed(self) -> set[str]:
+        """What the model cannot do without, for its text, its images or its sounds."""
+        methods = [self.module.forward, *(_method(self.module, name) for name in ("get_image_features",
+                   "get_audio_features"))]  # fmt: skip
+        found = [inspect.signature(method).parameters.values() for method in methods if method is not None]
+        return {item.name for items in found for item in items if item.default is inspect.Parameter.empty}
+
+    def has(self, *names: str) -> bool:
+        return all(name in self.accepted for name in names)
+
+    def needs(self, name: str) -> bool:
+        return name in self.needed
+
+    def noise(self, *shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=self.generator).to(self.floats)
+
+    def ids(self, *shape: int, vocab: int | None = None) -> torch.Tensor:
+        """Ordinary tokens: above the special ones, which come first or are named by the config."""
+        rows = vocab or getattr(self.text, "vocab_size", None) or 64
+        special = {value for part in (self.config, self.text) for value in _special(part)}
+        allowed = [i for i in range(min(5, rows - 3), min(rows, 160)) if i not in special] or [rows - 1]
+        return torch.tensor(allowed)[torch.randint(len(allowed), shape, generator=self.generator)]
+
+
+def _inner(config: Any, names: tuple[str, ...]) -> Any:
+    """The config of one of these names inside this one, at any depth, or this one where no such name is."""
+    level = [config]
+    while level:
+        for part in level:
+            for name in names:
+                if hasattr(part, name):
+                    return getattr(part, name)
+        level = [
+            inner for part in level for inner in vars(part).values() if isinstance(inner, transformers.PretrainedConfig)
+        ]
+    return config
+
+
+def _method(module: Any, name: str) -> Any:
+    """A method of the module, or of the model that it puts a head on."""
+    while not hasattr(module, name) and getattr(module, "base_model", module) is not module:
+        module = module.base_model
+    return getattr(module, name, None)
+
+
+def _special(config: Any) -> list[int]:
+    return [
+        value
+        for name, value in vars(config).items()
+        if name.endswith(("token_id", "token_index")) and isinstance(value, int)
+    ]
+
+
+# --- text -----------------------------------------------------------------------------------------------------------
+
+
+def _input_ids(made: _Example) -> torch.Tensor:
+    ids = made.ids(made.batch, made.length)
+    runs = [ids]
+    for names, count in ((_IMAGE_TOKENS, _image_tokens(made)), (_AUDIO_TOKENS, _audio_tokens(made))):
+        token = next((getattr(made.config, name) for name in names if hasattr(made.config, name)), None)
+        if count and token is not None:
+            runs.insert(1, torch.full((made.batch, count), token))
+    return torch.cat([ids[:, :2], *runs[1:], ids[:, 2:]], 1) if len(runs) > 1 else ids
+
+
+_IMAGE_TOKENS = ("image_token_id", "image_token_index", "media_placeholder_token_id", "im_patch_id")
+_AUDIO_TOKENS = ("audio_token_id", "audio_token_index")
+
+
+def _image_tokens(made: _Example) -> int:
+    """How many tokens stand for one row's image: as many as the model makes features of it."""
+    if "pixel_values" not in made.inputs or not any(hasattr(made.config, name) for name in _IMAGE_TOKENS):
+        return 0
+    return _rows(made, "get_image_features") or getattr(made.config, "num_query_tokens", 0)
+
+
+def _audio_tokens(made: _Example) -> int:
+    sounds = {"input_features", "input_values", "audio_input_ids"} & set(made.inputs)
+    if not sounds or not any(hasattr(made.config, name) for name in _AUDIO_TOKENS):
+        return 0
+    return _rows(made, "get_audio_features")
+
+
+def _rows(made: _Example, name: str) -> int:
+    """Rows of features for each of the batch that the model's own method makes of the inputs so far."""
+    method = _method(made.module, name)
+    if method is None:
+        return 0
+    accepted = inspect.signature(method).parameters
+    given = {key: value for key, value in made.inputs.items() if key in accepted or "args" in accepted}
+    with torch.no_grad():
+        found = method(**given)
+    found = found.last_hidden_state if getattr(found, "pooler_output", found) is None else found
+    found = getattr(found, "pooler_output", found)
+    rows = sum(item.numel() // item.shape[-1] for item in (found if isinstance(found, (list, tuple)) else [found]))
+    return rows // made.batch
+
+
+def _as_ids(value: int, name: str = "input_ids") -> Callable[[_Example], torch.Tensor | None]:
+    """Whole numbers of one value, shaped as the ids are."""
+
+    def make(made: _Example) -> torch.Tensor | None:
+        ids = made.inputs.get(name)
+        return None if ids is None else torch.full_like(ids, value)
+
+    return make
+
+
+def _token_type_ids(made: _Example) -> torch.Tensor | None:
+    ids = made.inputs.get("input_ids")
+    kinds = getattr(made.text, "type_vocab_size", None) or 0
+    sizes = getattr(made.text, "type_vocab_sizes", None)
+    if sizes and ids is not None:  # TAPAS: a kind of token in each of seven ways
+        return torch.zeros(*ids.shape, len(sizes), dtype=torch.long)
+    if ids is not None and _has_images(made) and made.needs("token_type_ids"):
+        return torch.zeros_like(ids)
+    return torch.zeros_like(ids) if ids is not None and kinds > 1 else None
+
+
+def _mm_token_type_ids(made: _Example) -> torch.Tensor | None:
+    ids = made.inputs.get("input_ids")
+    if ids is None or not _has_images(made):
+        return None
+    token = next((getattr(made.config, name) for name in _IMAGE_TOKENS if hasattr(made.config, name)), -1)
+    return (ids == token).long()
+
+
+def _has_images(made: _Example) -> bool:
+    return "pixel_values" in made.inputs
+
+
+def _bbox(made: _Example) -> torch.Tensor:
+    ids = made.inputs["input_ids"]
+    if hasattr(made.config, "dim_bbox"):
+        return torch.rand(*ids.shape, made.config.dim_bbox, generator=made.generator).to(made.floats)
+    corners = torch.randint(0, 40, (*ids.shape, 2, 2), generator=made.generator)
+    return corners.sort(2).values.flatten(2)
+
+
+def _decoder_ids(made: _Example) -> torch.Tensor | None:
+    if not (made.config.is_encoder_decoder or made.needs("decoder_input_ids") or _is_seq2seq(made)):
+        return None
+    return made.ids(made.batch, made.length - 1)
+
+
+def _is_seq2seq(made: _Example) -> bool:
+    return "input_features" in made.inputs and made.has("decoder_attention_mask")
+
+
+def _attention_mask(made: _Example) -> torch.Tensor | None:
+    if "input_ids" in made.inputs:
+        return torch.ones_like(made.inputs["input_ids"])
+    if "input_values" in made.inputs and made.inputs["input_values"].ndim == 2:
+        return torch.ones_like(made.inputs["input_values"], dtype=torch.long)
+    if "input_features" in made.inputs and made.inputs["input_features"].ndim == 3 and not _whisper_like(made):
+        return torch.ones(made.inputs["input_features"].shape[:2], dtype=torch.long)
+    return None
+
+
+def _decoder_mask(made: _Example) -> torch.Tensor | None:
+    if "decoder_input_ids" not in made.inputs or "input_ids" not in made.inputs:
+        return None
+    return torch.ones_like(made.inputs["decoder_input_ids"])
+
+
+# --- images ---------------------------------------------------------------------------------------------------------
+
+_INTERPOLATING = ("dinov2",)
+"""Model types that stretch their table of positions to any image, except that one of just its size takes it as it is:
+the example must be of another, or the graph would hold for that one alone."""
+
+_PAIRS = ("efficientloftr", "lightglue", "superglue")
+_VIDEOS = ("instructblipvideo", "tvp", "xclip")
+_TILED = ("granite4_vision", "idefics", "idefics2", "idefics3", "llava_next", "llava_next_video", "llava_onevision",
+          "mllama", "smolvlm")  # fmt: skip
+"""Model types whose `pixel_values` have one more dim than an image's, by what it counts."""
+
+_PATCHES: dict[str, Callable[[_Example, int, int, int], tuple[int, ...]]] = {
+    "fuyu": lambda made, count, side, depth: (made.batch, count, depth * side * side),
+    "gemma4_unified_vision": lambda made, count, side, depth: (made.batch, count, depth * side * side),
+    "gemma4_vision": lambda made, count, side, depth: (made.batch, count, depth * side * side),
+    "inkling2_vision": lambda made, count, side, depth: (made.batch * count, side * side * depth),
+    "inkling_vision": lambda made, count, side, depth: (made.batch * count, 2, side, side, depth),
+    "kimi_k25_vision": lambda made, count, side, depth: (made.batch * count, depth, side, side),
+    "minicpm_ocr_vision": lambda made, count, side, depth: (1, depth, side, made.batch * count * side),
+    "minicpmv4_6_vision": lambda made, count, side, depth: (1, depth, side, made.batch * count * side),
+    "minicpmv4_7_vision": lambda made, count, side, depth: (1, depth, side, made.batch * count * side),
+    "molmo2_vision": lambda made, count, side, depth: (made.batch, count, depth * side * side),
+    "muse_glimmer_vision": lambda made, count, side, depth: (made.batch * count, 2 * depth * side * side),
+    "muse_spark_vision": lambda made, count, side, depth: (made.batch * count, 2 * depth * side * side),
+    "neomme": lambda made, count, side, depth: (made.batch * count, depth * side * side),
+    "paddleocr_vl_vision": lambda made, count, side, depth: (1, made.batch * count, depth, side, side),
+    "siglip2_vision_model": lambda made, count, side, depth: (made.batch, count, depth * side * side),
+}
+"""Vision parts whose images are cut into patches before: the shape of P patches in each row, side by side, of C."""
+
+
+def _pixel_values(made: _Example) -> torch.Tensor | None:
+    vision, kind = made.vision, made.config.model_type
+    if vision is None or (made.has("pixel_values_videos") and made.needs("pixel_values_videos")):
+        return None
+    channels = _channels(vision)
+    if vision.model_type in _PATCHES:
+        count = _rows_columns(made)[0] * _rows_columns(made)[1]
+        return made.noise(*_PATCHES[vision.model_type](made, count, vision.patch_size, channels))
+    if made.has("image_grid_thw") or made.has("grid_thw"):
+        return _packed(made)
+    height, width = _image_size(made)
+    if kind in _PAIRS:
+        return made.noise(made.batch, 2, channels, height, width)
+    if kind in _TILED or made.has("pixel_attention_mask"):
+        between = (1, _tiles(made)) if kind == "mllama" else (_tiles(made),)
+        return made.noise(made.batch, *between, channels, height, width)
+    frames = getattr(vision, "num_frames", None) or getattr(vision, "frames_per_clip", None)
+    if kind in _VIDEOS or (frames and _is_video(made)):
+        return made.noise(made.batch, frames or 4, channels, height, width)
+    return made.noise(made.batch, channels, height, width)
+
+
+def _is_video(made: _Example) -> bool:
+    return getattr(made.module, "main_input_name", "") == "pixel_values" and not hasattr(made.vision, "tube_size")
+
+
+def _pixel_values_videos(made: _Example) -> torch.Tensor | None:
+    """Videos only for a model of them: the others take images the same way."""
+    if "pixel_values" in made.accepted or made.vision is None:
+        return None
+    frames = getattr(made.vision, "num_frames", None) or getattr(made.vision, "frames_per_clip", None) or 4
+    return made.noise(made.batch, frames, _channels(made.vision), *_image_size(made))
+
+
+def _tiles(made: _Example) -> int:
+    """How many images a row's image is cut into: one of each part, and a small one of the whole."""
+    sizes = getattr(made.config, "image_grid_pinpoints", None)
+    if not sizes:
+        return getattr(made.vision, "max_num_tiles", None) or 1
+    side = _image_size(made)[0]
+    return sizes[0][0] * sizes[0][1] // side**2 + 1
+
+
+def _packed(made: _Example) -> torch.Tensor:
+    """Rows of flattened patches of `_grid`'s images, [sum of their patches, D]."""
+    vision = made.vision
+    depth = getattr(vision, "temporal_patch_size", None) or 1
+    return made.noise(int(_grid(made).prod(1).sum()), _channels(vision) * depth * vision.patch_size**2)
+
+
+def _rows_columns(made: _Example) -> tuple[int, int]:
+    """Rows and columns of an image's patches: twice what is merged into one token, where it is."""
+    vision = made.vision
+    if hasattr(vision, "pooling_kernel_size"):
+        return vision.pooling_kernel_size, 2 * vision.pooling_kernel_size
+    if made.has("target_sizes"):
+        return 4, 8
+    merge = getattr(vision, "spatial_merge_size", None) or 2
+    return 2 * merge, 2 * merge
+
+
+def _grid(made: _Example) -> torch.Tensor:
+    """Each image's frames, rows and columns of patches, int64 [B, 3]."""
+    return torch.tensor([[1, *_rows_columns(made)]]).repeat(made.batch, 1)
+
+
+def _image_positions(made: _Example) -> torch.Tensor:
+    """Column and row of each patch, int64 [B, P, 2]."""
+    rows, columns = _rows_columns(made)
+    found = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).flip(1)
+    return found.repeat(made.batch, 1, 1)
+
+
+def _image_size(made: _Example) -> tuple[int, int]:
+    """The side that the config says, or else one that every stride divides."""
+    vision = made.vision
+    if vision.model_type in _INTERPOLATING:
+        return 8 * vision.patch_size, 10 * vision.patch_size
+    parts = (vision, getattr(vision, "backbone_config", None))
+    sizes = [getattr(part, name, None) for part in parts for name in ("image_size", "crop_size")]
+    size = next((size for size in sizes if size), 128)
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def _channels(vision: Any) -> int:
+    return getattr(vision, "num_channels", None) or getattr(vision, "in_channels", None) or 3
+
+
+def _image_sizes(made: _Example) -> torch.Tensor | None:
+    pixels = made.inputs.get("pixel_values")
+    if pixels is None or not made.needs("image_sizes"):
+        return None
+    sizes = getattr(made.config, "image_grid_pinpoints", None)
+    return torch.tensor([sizes[0] if sizes else pixels.shape[-2:]]).repeat(made.batch, 1)
+
+
+def _pixel_mask(made: _Example) -> torch.Tensor | None:
+    pixels = made.inputs.get("pixel_values")
+    return None if pixels is None else torch.ones(*pixels.shape[:-3], *pixels.shape[-2:], dtype=torch.long)
+
+
+def _pixel_attention_mask(made: _Example) -> torch.Tensor | None:
+    pixels = made.inputs.get("pixel_values")
+    if pixels is None or made.has("spatial_shapes") or made.config.model_type in ("granite_docling", "pi0"):
+        return None if pixels is None else torch.ones(pixels.shape[:2], dtype=torch.bool)
+    return _pixel_mask(made)
+
+
+def _other_image(name: str) -> Callable[[_Example], torch.Tensor]:
+    """An image of the size that another part's config says."""
+
+    def make(made: _Example) -> torch.Tensor:
+        part = getattr(made.config, name)
+        return made.noise(made.batch, _channels(part), part.image_size, part.image_size)
+
+    return make
+
+
+def _aspect_ratio_ids(made: _Example) -> torch.Tensor:
+    """The last of the ratios, which has all tiles."""
+    return torch.full((made.batch, 1), len(made.vision.supported_aspect_ratios))
+
+
+def _of_images(shape: Callable[[_Example], tuple[int, ...]]) -> Callable[[_Example], torch.Tensor | None]:
+    """Ones, where there are images."""
+    return lambda made: torch.ones(*shape(made), dtype=torch.long) if _has_images(made) else None
+
+
+def _spatial_shapes(made: _Example) -> torch.Tensor:
+    return torch.tensor([_rows_columns(made)]).repeat(made.batch, 1)
+
+
+def _hidden_states(made: _Example) -> torch.Tensor | None:
+    return _packed(made) if made.has("grid_thw") else None
+
+
+# --- sound ----------------------------------------------------------------------------------------------------------
+
+_OF_AUDIO = ("input_features_mask", "feature_attention_mask", "audio_feature_lengths", "padding_mask")
+
+
+def _input_values(made: _Example) -> torch.Tensor | None:
+    config = made.config
+    if "input_ids" in made.inputs and not made.needs("input_values"):
+        return None
+    if hasattr(config, "num_mel_bins") and hasattr(config, "max_length"):  # a spectrogram, as AST takes
+        return made.noise(made.batch, config.max_length, config.num_mel_bins)
+    samples = 16000
+    channels = getattr(config, "audio_channels", None)
+    if channels or made.has("padding_mask"):  # a codec's: with its channels
+        return made.noise(made.batch, channels or 1, samples)
+    return made.noise(made.batch, samples)
+
+
+def _whisper_like(made: _Example) -> bool:
+    """Whether features come before frames and fill the encoder's positions, as Whisper takes them."""
+    audio = made.audio
+    return hasattr(audio, "num_mel_bins") and hasattr(audio, "max_source_positions") and not hasattr(
+        audio, "input_feat_per_channel"
+    )  # fmt: skip
+
+
+def _input_features(made: _Example) -> torch.Tensor | None:
+    audio = made.audio
+    if "input_ids" in made.accepted and audio is made.config and not made.needs("input_features"):
+        return None
+    bins = next(
+        (getattr(audio, name) for name in _FEATURES if isinstance(getattr(audio, name, None), int)), None
+    ) or 80  # fmt: skip
+    if _whisper_like(made):
+        return made.noise(made.batch, bins, 2 * audio.max_source_positions)
+    if hasattr(audio, "spec_size"):  # CLAP: an image of the spectrum
+        return made.noise(made.batch, 1, audio.spec_size, bins)
+    return made.noise(made.batch, 100, bins)
+
+
+_FEATURES = ("num_mel_bins", "input_feat_per_channel", "feature_projection_input_dim", "feature_size", "input_dim",
+             "n_mel_bins", "input_feat_size")  # fmt: skip
+
+
+def _features_mask(made: _Example) -> torch.Tensor | None:
+    features = made.inputs.get("input_features")
+    if features is None:
+        return None
+    frames = features.shape[-1] if _whisper_like(made) else features.shape[1]
+    return torch.ones(made.batch, frames, dtype=torch.long)
+
+
+# --- other things ---------------------------------------------------------------------------------------------------
+
+
+def _series(extra: int = 0) -> Callable[[_Example], torch.Tensor]:
+    def make(made: _Example) -> torch.Tensor:
+        config = made.config
+        past = config.context_length + max(getattr(config, "lags_sequence", None) or [0])
+        channels = getattr(config, "num_input_channels", None) or getattr(config, "input_size", 1)
+        shape = (made.batch, past) if channels == 1 and hasattr(config, "lags_sequence") else (
+            made.batch, past, channels)  # fmt: skip
+        return made.noise(*shape) if not extra else torch.ones(*shape, dtype=made.floats)
+
+    return make
+
+
+def _time_features(steps: str) -> Callable[[_Example], torch.Tensor]:
+    def make(made: _Example) -> torch.Tensor:
+        config = made.config
+        past = config.context_length + max(config.lags_sequence)
+        count = past if steps == "past" else config.prediction_length
+        return made.noise(made.batch, count, max(config.num_time_features, 0))
+
+    return make
+
+
+def _future_values(made: _Example) -> torch.Tensor | None:
+    config = made.config
+    if not hasattr(config, "lags_sequence"):
+        return None
+    return made.noise(made.batch, config.prediction_length)
+
+
+def _steps(width: str, kind: str = "noise") -> Callable[[_Example], torch.Tensor]:
+    """A decision transformer's: one row for each of `length` moments."""
+
+    def make(made: _Example) -> torch.Tensor:
+        size = getattr(made.config, width, 1)
+        if kind == "timesteps":
+            return torch.arange(made.length).repeat(made.batch, 1)
+        return made.noise(made.batch, made.length, size)
+
+    return make
+
+
+def _visual(width: str) -> Callable[[_Example], torch.Tensor | None]:
+    regions = 5
+
+    def make(made: _Example) -> torch.Tensor | None:
+        size = getattr(made.config, width, None)
+        return None if size is None else made.noise(made.batch, regions, size)
+
+    return make
+
+
+def _of_points(made: _Example) -> torch.Tensor:
+    """One point in each of two groups, x and y in pixels, [B, 2, 1, 2]."""
+    return torch.rand(made.batch, 2, 1, 2, generator=made.generator).mul(8).to(made.floats)
+
+
+def _of_boxes(made: _Example) -> torch.Tensor:
+    corners = torch.rand(made.batch, 2, 2, 2, generator=made.generator).mul(8)
+    return corners.sort(2).values.flatten(2).to(made.floats)
+
+
+def _same_shape(name: str) -> Callable[[_Example], torch.Tensor | None]:
+    def make(made: _Example) -> torch.Tensor | None:
+        if name not in made.inputs:
+            return None
+        return torch.ones_like(made.inputs[name])
+
+    return make
+
+
+# What other inputs are made of comes first: an image before the tokens that stand for it.
+_MAKERS: dict[str, Callable[[_Example], torch.Tensor | None]] = {
+    "pixel_values": _pixel_values,
+    "image_grid_thw": lambda made: _grid(made) if _has_images(made) else None,
+    "grid_thw": _grid,
+    "hidden_states": _hidden_states,
+    "image_sizes": _image_sizes,
+    "pixel_attention_mask": lambda made: (
+        _pixel_mask(made)
+        if not made.has("spatial_shapes")
+        else torch.ones(made.inputs["pixel_values"].shape[:2], dtype=torch.long)
+    ),  # fmt: skip
+    "spatial_shapes": _spatial_shapes,
+    "input_features": _input_features,
+    "input_features_mask": _features_mask,
+    "feature_attention_mask": _features_mask,
+    "input_values": _input_values,
+    "input_ids": _input_ids,
+    "token_type_ids": _token_type_ids,
+    "mm_token_type_ids": _mm_token_type_ids,
+    "bbox": _bbox,
+    "attention_mask": _attention_mask,
+    "visual_feats": _visual("visual_feat_dim"),
+    "visual_pos": _visual("visual_pos_dim"),
+    "visual_embeds": _visual("visual_embedding_dim"),
+    "qformer_input_ids": lambda made: made.ids(made.batch, made.length),
+    "decoder_input_ids": _decoder_ids,
+    "decoder_attention_mask": _decoder_mask,
+    "past_values": _series(),
+    "past_observed_mask": _series(1),
+    "past_time_features": _time_features("past"),
+    "future_time_features": _time_features("future"),
+    "future_values": _future_values,
+    "states": _steps("state_dim"),
+    "actions": _steps("act_dim"),
+    "rewards": _steps("none"),
+    "returns_to_go": _steps("none"),
+    "timesteps": _steps("none", "timesteps"),
+    "input_points": _of_points,
+}
