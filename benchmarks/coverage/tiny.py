@@ -102,10 +102,7 @@ _SIZES: tuple[tuple[int, str], ...] = (
         text_encoder_vocab_size vocab_size_per_layer_input t2u_vocab_size entity_vocab_size char_vocab_size
         unit_hifi_gan_vocab_size input_vocab_size output_vocab_size audio_vocab_size n_tokens""",
     ),
-    (
-        4,
-        """num_frames frames_per_clip num_experts n_routed_experts num_local_experts moe_num_experts num_nextn_experts""",
-    ),
+    (4, """num_frames frames_per_clip num_experts n_routed_experts num_local_experts moe_num_experts num_nextn_experts"""),
     (
         64,
         """max_position_embeddings n_positions n_ctx max_seq_len max_sequence_length max_length_positions
