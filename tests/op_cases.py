@@ -89,9 +89,9 @@ SPECIAL = tensor([_NAN, _INF, -_INF, 0.0, -0.0, 1.0, -1.0, 0.5, 100.0])
 # One argument
 
 for _name, _low, _high in (
-    *((name, -3.0, 3.0) for name in "exp expm1 sin cos tan atan sinh cosh tanh asinh erf sigmoid".split()),
-    *((name, 0.1, 3.0) for name in "log log1p log2 sqrt rsqrt".split()),
-    *((name, -0.9, 0.9) for name in "asin acos atanh".split()),
+    *((name, -3.0, 3.0) for name in "exp expm1 exp2 sin cos tan atan sinh cosh tanh asinh erf erfc sigmoid".split()),
+    *((name, 0.1, 3.0) for name in "log log1p log2 log10 sqrt rsqrt".split()),
+    *((name, -0.9, 0.9) for name in "asin acos atanh erfinv".split()),
     ("acosh", 1.1, 4.0),
     ("reciprocal", 0.2, 3.0),
 ):
@@ -126,6 +126,15 @@ for _name in "abs neg sign square".split():
     case(_name, real(2, 3).bfloat16())
 case("square sign", bools(2, 3))
 case("frac", near(-5, 5, 2, 3))
+case("special_exp2", near(-3, 3, 2, 3))
+case("lgamma", near(0.1, 3, 2, 3))
+case("lgamma", near(0.1, 3, 2, 3).bfloat16())
+case("lgamma", ints(3, 9, 2, 3))
+case("lgamma", tensor([-2.0, -1.5, -0.5, 0.0, 1.0, 2.0, 50.0]))
+case("erfinv", tensor([-1.0, 1.0, 0.0, -0.999, 0.999, 1.5]))
+case("signbit", tensor([-1.0, -0.0, 0.0, 1.0, _INF, -_INF]))
+case("signbit", ints(-4, 4, 2, 3))
+case("signbit", real(2, 3).half())
 for _name in "isnan isinf isfinite logical_not".split():
     case(_name, SPECIAL)
     case(_name, ints(0, 2, 2, 3))
@@ -167,6 +176,7 @@ case("hardtanh", near(-6, 6, 2, 3), -2.0, 3.0)
 case("prelu", real(2, 3, 4), tensor([0.1, 0.2, 0.3]))
 case("prelu", real(2, 3), tensor([0.1]))
 case("prelu", real(3), tensor([0.1]))
+case("rrelu_with_noise_functional", real(2, 3), torch.zeros(2, 3), 0.1, 0.3, False)
 case("_prelu_kernel", real(2, 3, 4), tensor([0.1, 0.2, 0.3]).reshape(3, 1))
 case("glu", real(2, 6))
 case("glu", real(2, 4, 3), 1)
@@ -222,6 +232,15 @@ for _rounding in ("floor", "trunc"):
     case("div.Scalar_mode", real(2, 3), 0.3, rounding_mode=_rounding)
     case("div.Scalar_mode", ints(-9, 9, 2, 3), 2.5, rounding_mode=_rounding)
 case("div.Scalar_mode", ints(-9, 9, 2, 3), 2, rounding_mode=None)
+case("fmax fmin", SPECIAL, SPECIAL.flip(0))
+case("fmax fmin", real(2, 1, 3), real(4, 1))
+case("fmax fmin", ints(-4, 4, 2, 3), real(3))
+case("hypot", real(2, 1, 3), real(4, 1))
+case("hypot", tensor([3e30, 0.0, _INF, _NAN, _INF]), tensor([4e30, 0.0, 1.0, 1.0, _NAN]))
+case("copysign.Tensor", real(2, 3), tensor([-1.0, 0.0, -0.0]))
+case("copysign.Tensor", ints(-4, 4, 2, 3), real(3))
+case("copysign.Scalar", real(2, 3), -2)
+case("ldexp.Tensor", real(2, 3), ints(-4, 9, 3))
 _SCALARS = (
     "add.Scalar sub.Scalar rsub.Scalar mul.Scalar div.Scalar floor_divide.Scalar remainder.Scalar fmod.Scalar "
     + " ".join(f"{name}.Scalar" for name in "eq ne lt le gt ge".split())
@@ -336,14 +355,49 @@ case("_to_copy", ints(0, 9, 2, 3), dtype=DType("uint8"))
 case("copy", real(2, 3), ints(0, 5, 3))
 case("copy", ints(0, 5, 2, 3), near(-5, 5))
 case("copy", real(2, 3).half(), real(2, 3))
-case("view_as_real", torch.complex(real(2, 3), real(2, 3)))
-case("view_as_complex", real(2, 3, 2))
-case("polar", near(0, 2, 2, 3), real(2, 3))
 case("mul.Tensor add.Tensor", torch.complex(real(2, 3), real(2, 3)), torch.complex(real(3), real(3)))
 case("mul.Tensor", torch.complex(real(2, 3), real(2, 3)), real(3))
 case("mul.Tensor", real(2, 3), torch.complex(real(), real()).to(torch.complex128))
 case("view.dtype", real(2, 3), _I32)
 case("view.dtype", ints(0, 2**30, 2, 3).int(), _F32)
+
+# Complex numbers and Fourier transforms
+
+
+def waves(*shape: int) -> torch.Tensor:
+    return torch.complex(real(*shape), real(*shape))
+
+
+case("complex", real(2, 3), real(2, 3))
+case("complex", real(2, 1).double(), real(3).double())
+case("view_as_real view_as_real_copy", waves(2, 3))
+case("view_as_real", waves())
+case("view_as_complex view_as_complex_copy", real(2, 3, 2))
+case("polar", near(0, 2, 2, 3), real(2, 3))
+case("polar", near(0, 2, 2, 3).double(), real(2, 3).double())
+case("real imag angle _conj conj _conj_physical conj_physical", waves(2, 3))
+case("angle", tensor([-1.0, 0.0, 1.0, _NAN, -_INF]))
+case("angle", ints(-2, 3, 4))
+case("real conj", real(2, 3))
+case("abs neg exp reciprocal", waves(2, 3))
+case("sum.dim_IntList", waves(2, 3), (1,))
+case("div.Tensor sub.Tensor", waves(2, 3), waves(3))
+case("div.Tensor eq.Tensor", waves(2, 3), real(3))
+case("matmul mm", waves(2, 3), waves(3, 2))
+for _scaling in (0, 1, 2):
+    for _size in (8, 7, 1):
+        case("_fft_c2c", waves(2, _size), (1,), _scaling, True)
+        case("_fft_c2c", waves(_size, 2), (0,), _scaling, False)
+        case("_fft_r2c", real(2, _size), (1,), _scaling, True)
+        case("_fft_c2r", waves(2, _size // 2 + 1), (1,), _scaling, _size)
+    case("_fft_c2c", waves(2, 5, 4, 3), (1, 3), _scaling, True)
+    case("_fft_r2c", real(5, 4, 3), (0, 2), _scaling, True)
+    case("_fft_r2c", real(2, 6), (1,), _scaling, False)
+    case("_fft_c2r", waves(4, 5, 3), (0, 1), _scaling, size(8))
+case("_fft_c2c", real(3, 2, 4).double().mT.to(torch.complex128), (0, 2), 0, True)
+for _size in (1, 4, 5):
+    case("fft_fftfreq fft_rfftfreq", _size)
+case("fft_fftfreq fft_rfftfreq", 6, 0.5, dtype=_F64)
 
 # Making arrays
 
@@ -499,6 +553,23 @@ case("cumsum", bools(2, 3), 1, dtype=_F32)
 case("cumsum", real(2, 3).half(), -1)
 case("cumsum", ints(0, 3, 2, 3).int(), -1)
 
+for _name in ("cummax", "cummin"):
+    for _dim in (0, 1, -1):
+        case(_name, real(2, 3, 4), _dim)
+        case(_name, ints(0, 4, 3, 5), _dim)
+    case(_name, tensor([1.0, 3.0, _NAN, 2.0, _NAN, 4.0]), 0)
+    case(_name, tensor([_INF, -_INF, 0.0, _INF, -_INF]), 0)
+    case(_name, bools(3, 4), 1)
+    case(_name, ints(0, 255, 9).to(torch.uint8), 0)
+    case(_name, real(), 0)
+    case(_name, real(0, 3), 1)
+    case(_name, real(2, 9).bfloat16(), 1)
+for _dim in (0, 1, -1):
+    case("logcumsumexp", real(2, 3, 4), _dim)
+case("logcumsumexp", tensor([-_INF, -_INF, 1.0, 1000.0, 999.0]), 0)
+case("logcumsumexp", real(), 0)
+case("logcumsumexp", real(2, 9).half(), 1)
+
 # Products
 
 for _half in (torch.float32, *HALVES):
@@ -547,6 +618,55 @@ for _equation, *_shapes in (
 ):
     case("einsum", _equation, tuple(real(*shape) for shape in _shapes))
 case("einsum", "ij,jk->ik", (real(2, 3).bfloat16(), real(3, 4).bfloat16()))
+
+case("addbmm", real(3, 5), real(2, 3, 4), real(2, 4, 5))
+case("addbmm", real(5), real(2, 3, 4), real(2, 4, 5), beta=0.5, alpha=2)
+for _ends in ([2, 2, 5], [0, 4, 5], [1, 2, 3], [0, 0, 0]):
+    case("transformers::grouped_mm_fallback", known(real(5, 4), 1), known(real(3, 4, 6)), tensor(_ends, torch.int32))
+case("transformers::grouped_mm_fallback", known(real(5, 4), 1), known(real(2, 6, 4).mT), tensor([3, 5]))
+case("_grouped_mm", known(real(16, 16), 1), known(real(3, 16, 8)), offs=tensor([4, 4, 16], torch.int32))
+case("_grouped_mm", real(2, 16, 16), real(2, 16, 8))
+for _p in (0.0, 1.0, 2.0, 3.0, _INF):
+    case("_cdist_forward", real(2, 3, 4), real(5, 4), _p, None)
+    case("_cdist_forward", real(3, 4), real(3, 4), _p, 2)
+    case("_pdist_forward", known(real(4, 3)), _p)
+
+# Linear algebra
+
+
+def definite(*shape: int) -> torch.Tensor:
+    x = real(*shape)
+    return x @ x.mT + torch.eye(shape[-1])
+
+
+case("linalg_inv linalg_det linalg_slogdet linalg_eigvalsh linalg_svdvals linalg_cholesky", definite(3, 3))
+case("linalg_inv linalg_det linalg_slogdet linalg_eigvalsh linalg_svdvals linalg_cholesky", definite(2, 1, 4, 4))
+case("linalg_inv linalg_cholesky", definite(2, 4, 4).double())
+case("linalg_inv linalg_det linalg_slogdet", real(2, 3, 3) + 2 * torch.eye(3))
+case("linalg_cholesky", torch.tril(definite(2, 4, 4)) + torch.triu(real(4, 4), 1))
+case("linalg_cholesky", torch.triu(definite(2, 4, 4)) + torch.tril(real(4, 4), -1), upper=True)
+case("linalg_eigvalsh", torch.triu(definite(4, 4)), "U")
+case("linalg_svdvals", real(2, 3, 5))
+case("linalg_solve", definite(3, 3), real(3))
+case("linalg_solve", definite(2, 3, 3), real(2, 3))
+case("linalg_solve", definite(2, 3, 3), real(2, 3, 5))
+case("linalg_solve", definite(3, 3), real(2, 3, 5))
+case("linalg_solve", definite(2, 3, 3), real(2, 5, 3), left=False)
+for _upper in (False, True):
+    for _unit in (False, True):
+        _corner = (real(2, 3, 3) * 0.3 + torch.eye(3)).mT
+        case("linalg_solve_triangular", _corner, real(2, 3, 4), upper=_upper, unitriangular=_unit)
+        case("linalg_solve_triangular", _corner, real(5, 3), upper=_upper, left=False, unitriangular=_unit)
+    _factor = torch.linalg.cholesky(definite(2, 3, 3), upper=_upper)
+    case("cholesky_solve", real(2, 3, 4), _factor, _upper)
+for _case in ((2, 4, 4), (3, 3)):
+    case("linalg_eigh", definite(*_case))
+    case("linalg_eigh", definite(*_case), "U")
+for _shape in ((4, 4), (2, 3, 5), (5, 3)):
+    for _full in (False, True):
+        case("linalg_svd", real(*_shape), _full and _shape == (4, 4))
+        case("linalg_qr", real(*_shape), "complete" if _full else "reduced")
+    case("linalg_qr", real(*_shape), "r")
 
 # Attention: [B, H, T, D]; a mask row of nothing but -inf gives zeros
 
@@ -666,7 +786,9 @@ for _name in ("max_pool2d", "max_pool2d_with_indices"):
     case(_name, known(real(3, 7, 8), 0), (2, 2), (1, 2))
     case(_name, known(-near(1, 2, 1, 1, 5, 5), 1), (2, 2), (2, 2), (1, 1), (1, 1), True)
 case("max_pool2d", known(ints(-9, 9, 2, 3, 6, 6), 1), (3, 3), (2, 2), (1, 1))
-case("max_pool3d", _image(1, 2, 4, 5, 6), (2, 2, 2))
+case("max_pool3d max_pool3d_with_indices", _image(1, 2, 4, 5, 6), (2, 2, 2))
+case("max_pool3d_with_indices", _image(1, 2, 4, 5, 6), (3, 2, 2), (2, 1, 2), (1, 0, 1), (1, 1, 1), True)
+case("max_pool3d_with_indices", known(real(2, 4, 5, 6), 0), (2, 2, 3), (1, 2, 2), (1, 1, 1), (2, 1, 1))
 case("max_pool3d", _image(1, 2, 4, 5, 6), (3, 2, 2), (2, 1, 2), (1, 0, 1), (1, 1, 1), True)
 for _args in (
     ((3,),),
@@ -697,10 +819,12 @@ for _name in ("adaptive_avg_pool2d", "_adaptive_avg_pool2d"):
     case(_name, known(real(3, 7, 8), 0), (7, 2))
 for _name in ("adaptive_avg_pool3d", "_adaptive_avg_pool3d"):
     case(_name, _image(1, 2, 4, 5, 6), (2, 3, 1))
-case("adaptive_max_pool1d", known(apart(2, 3, 8)), (3,))
-case("adaptive_max_pool1d", known(apart(3, 8)), (1,))
-case("adaptive_max_pool2d", known(apart(2, 3, 7, 8)), (3, 4))
-case("adaptive_max_pool2d", known(apart(3, 5, 5)), (2, 7))
+case("adaptive_max_pool1d", apart(2, 3, 8), (3,))
+case("adaptive_max_pool1d", apart(3, 8), (1,))
+case("adaptive_max_pool1d", tensor([[[1.0, 2.0, 2.0, _NAN, 5.0, _NAN]]]), (3,))
+case("adaptive_max_pool2d", apart(2, 3, 7, 8), (3, 4))
+case("adaptive_max_pool2d", apart(3, 5, 5), (2, 7))
+case("adaptive_max_pool3d", apart(1, 2, 4, 5, 3), (2, 3, 2))
 
 # Resizing
 
@@ -720,6 +844,15 @@ case("upsample_nearest2d", _image(2, 3, 4, 5), (8, 10), 2.0, 2.0)
 case("upsample_nearest2d.vec", _image(2, 3, 4, 5), None, (2.0, 2.0))
 case("upsample_nearest2d.vec", _image(2, 3, 4, 5), (size(3), size(9)), None)
 case("upsample_nearest2d", _image(2, 3, 4, 5).tensor.bfloat16(), (8, 10))
+for _target in (3, 5, 8, 10, 1):
+    case("_upsample_nearest_exact1d", _image(2, 3, 5), (_target,))
+case("_upsample_nearest_exact1d", _image(2, 3, 5), (7,), 1.5)
+case("_upsample_nearest_exact1d.vec", _image(2, 3, 5), None, (1.5,))
+case("_upsample_nearest_exact2d", _image(2, 3, 4, 5), (6, 10))
+case("_upsample_nearest_exact2d.vec", _image(2, 3, 4, 5), (size(3), size(9)), None)
+case("_upsample_nearest_exact2d.vec", _image(2, 3, 4, 5), None, (2.0, 0.7))
+case("_upsample_nearest_exact3d", _image(1, 2, 3, 2, 4), (5, 4, 2))
+case("_upsample_nearest_exact3d.vec", _image(1, 2, 3, 2, 4), None, (1.5, 2.0, 1.0))
 case("upsample_nearest3d", _image(1, 2, 3, 2, 4), (5, 4, 2))
 case("upsample_nearest3d.vec", _image(1, 2, 3, 2, 4), None, (1.5, 2.0, 1.0))
 case("upsample_trilinear3d", _image(1, 2, 3, 2, 4), (5, 4, 2), False)
@@ -738,6 +871,10 @@ for _padding in (0, 1, 2):
     for _align in (False, True):
         case("grid_sampler_2d", _image(2, 3, 4, 5), known(near(-1.7, 1.7, 2, 3, 2, 2), 3), 0, _padding, _align)
         case("grid_sampler_2d", _image(1, 2, 4, 5), known(near(-1.7, 1.7, 1, 3, 2, 2), 3), 1, _padding, _align)
+        case("grid_sampler_2d", _image(1, 2, 4, 5), known(near(-1.7, 1.7, 1, 3, 2, 2), 3), 2, _padding, _align)
+        for _mode in (0, 1):
+            _grid = known(near(-1.7, 1.7, 2, 3, 2, 1, 3), 4)
+            case("grid_sampler_3d grid_sampler", _image(2, 3, 4, 5, 2), _grid, _mode, _padding, _align)
 case("grid_sampler", _image(2, 3, 4, 5), known(near(-1.7, 1.7, 2, 3, 2, 2), 3), 0, 0, False)
 
 # Moving elements
@@ -1029,6 +1166,44 @@ case("topk", apart(3, 4).bfloat16(), 2)
 for _dim in (0, -1):
     case("kthvalue", apart(3, 4), 2, _dim)
     case("kthvalue", apart(3, 4), 3, _dim, True)
+for _name in ("median", "nanmedian"):
+    case(_name, apart(3, 4))
+    case(_name, apart(5))
+    case(_name, ints(0, 9, 7))
+    case(_name, real())
+    case(_name, tensor([1.0, _NAN, 3.0, 2.0]))
+    case(f"{_name}.dim", tensor([[1.0, _NAN, 3.0, 2.0], [4.0, 3.0, 1.0, _INF]]), 1)
+    case(f"{_name}.dim", tensor([[_NAN, 1.0], [2.0, 0.5]]), 0, True)
+    for _dim in (0, -1):
+        case(f"{_name}.dim", apart(3, 4), _dim)
+        case(f"{_name}.dim", torch.randperm(15, generator=_RANDOM).reshape(3, 5), _dim, True)
+    case(f"{_name}.dim", apart(3, 4).bfloat16(), 1)
+case("bincount", ints(0, 6, 20))
+case("bincount", ints(0, 6, 20), None, 9)
+case("bincount", ints(0, 6, 20).int(), real(20), 3)
+case("bincount", ints(0, 6, 20), real(20).double())
+case("bincount", tensor([], torch.int64))
+case("bincount", tensor([], torch.int64), None, 3)
+case("repeat_interleave.Tensor", tensor([2, 0, 3, 1]))
+case("repeat_interleave.Tensor", tensor([2, 0, 3, 1]).int(), output_size=6)
+case("repeat_interleave.Tensor", tensor([2, 0, 3, 1]), output_size=size(6))
+case("repeat_interleave.Tensor", tensor([], torch.int64))
+for _reduce in ("prod", "mean", "amax", "amin"):
+    for _self in (True, False):
+        case("index_reduce", real(4, 3), 0, tensor([2, 0, 2]), real(3, 3), _reduce, include_self=_self)
+        case("index_reduce", real(3, 4), -1, tensor([2, 0, 2]), real(3, 3), _reduce, include_self=_self)
+case("put", real(3, 4), tensor([2, 0, -1]), real(3))
+case("put", real(3, 4), tensor([[2, 0], [2, 2]]), real(2, 2), True)
+for _offset in (0, 1, -1):
+    case("diagonal_scatter", real(4, 4), real(4 - abs(_offset)), _offset)
+    case("diagonal_scatter", real(2, 4, 4), real(2, 4 - abs(_offset)), _offset, -1, 1)
+_BAGS = "_embedding_bag _embedding_bag_forward_only"
+for _mode in (0, 1, 2):
+    _table, _offsets = known(real(9, 4)), tensor([0, 3, 3, 6])
+    case(_BAGS, _table, ints(0, 9, 8), _offsets, False, _mode)
+    case(_BAGS, _table, ints(0, 9, 8), tensor([0, 3, 8]), False, _mode, False, None, True)
+    case(_BAGS, _table, tensor([1, 2, 1, 3, 1]), tensor([0, 2, 4]), False, _mode, False, None, False, 1)
+case(_BAGS, _table, ints(0, 9, 8), _offsets, False, 0, False, real(8))
 case("one_hot", ints(0, 5, 2, 3), 5)
 case("one_hot", tensor(2), 4)
 for _x in (near(-1, 5, 2, 3), tensor([0.0, 1.0, 4.0, _NAN, _INF]), ints(-1, 6, 2, 3), real()):
@@ -1041,6 +1216,8 @@ case("bucketize.Scalar", 1.0, tensor([0.0, 1.0, 3.0]), right=True)
 case("searchsorted.Tensor", tensor([[0.0, 1.0, 2.0], [5.0, 6.0, 7.0]]), tensor([[0.5, 2.0], [6.0, 9.0]]))
 case("searchsorted.Tensor", tensor([0.0, 1.0, 2.0]), tensor([1.0, 2.0]), side="right", out_int32=True)
 case("searchsorted.Tensor", tensor([2.0, 0.0, 1.0]), tensor([1.0, 2.5]), sorter=tensor([1, 2, 0]))
+case("searchsorted.Scalar", tensor([0.0, 1.0, 2.5, 4.0]), 1.0)
+case("searchsorted.Scalar", tensor([0, 1, 3]), 1, right=True, out_int32=True)
 case("histc", near(-1, 5, 20), 5, 0, 4)
 case("histc", ints(0, 6, 20).float(), 6, 0, 5)
 case("histc", near(-1, 5, 20), 4)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from modules import Arrays, expected, floats, seeded
 from tolerances import TOLERANCES
 from torch import nn
 
@@ -23,8 +24,6 @@ from zoo.graph import Graph
 from zoo.model import GRAPH_FILE, Package
 
 BACKENDS = ("numpy", "torch", "jax", "tensorflow", "keras", "native")
-
-Arrays = dict[str, np.ndarray]
 
 
 class InPlace(nn.Module):
@@ -153,10 +152,6 @@ class Names(nn.Module):
         return (v0 - v1) * 2 + add.abs() - v0.exp()
 
 
-def floats(*shape: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng([seed, *shape]).normal(size=shape).astype(np.float32)
-
-
 def ids(*shape: int) -> np.ndarray:
     return np.random.default_rng(shape).integers(0, 11, shape)
 
@@ -208,38 +203,6 @@ def made() -> Callable[[str], tuple[nn.Module, Package]]:
         return kept[case]
 
     return make
-
-
-def seeded(build: Callable[[], nn.Module]) -> nn.Module:
-    """The module with all its numbers drawn: batch norms that have seen something, and no zeros."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        module = build()
-        with torch.no_grad():
-            for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-                if "running" in name or name.endswith("bias"):
-                    tensor.uniform_(0.5, 1.5)
-    return module.eval()
-
-
-def expected(module: nn.Module, inputs: Arrays) -> Arrays:
-    """What the module itself gives in float64, by the names that a graph has for its outputs."""
-    exact = copy.deepcopy(module).double()
-    if isinstance(exact, Buffers):
-        exact.table = exact.table.double()
-    given = {name: torch.from_numpy(array) for name, array in inputs.items()}
-    with torch.no_grad():
-        result = exact(**{name: x.double() if x.is_floating_point() else x for name, x in given.items()})
-    return flat(result, "" if isinstance(result, dict) else "output")
-
-
-def flat(tree: Any, path: str) -> Arrays:
-    if tree is None:
-        return {}
-    if isinstance(tree, torch.Tensor):
-        return {path: tree.numpy()}
-    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
-    return {k: v for key, item in items for k, v in flat(item, f"{path}.{key}" if path else str(key)).items()}
 
 
 def assert_outputs(backend: str, got: dict[str, Any], module: nn.Module, inputs: Arrays) -> None:

@@ -20,7 +20,6 @@ from zoo.capture.huggingface import capture_config, model_class
 from zoo.capture.inputs import example_inputs, prepared_inputs
 from zoo.capture.torch_export import named_leaves
 from zoo.coverage import Cell, Row
-from zoo.errors import ZooError
 from zoo.graph.ir import Graph
 from zoo.loading import assemble
 from zoo.model import Model, read_json
@@ -46,6 +45,8 @@ class _Built:
         cls = model_class(self.config, task)
         torch.manual_seed(0)
         self.module = draw(cls._from_config(self.config)).eval()
+        # With no padding some models' quick attention ignores a mask that their own plain attention applies.
+        self.module.set_attn_implementation("eager")
         self.wide = copy.deepcopy(self.module).double()
 
     def inputs(self, **sizes: int) -> dict[str, torch.Tensor]:
@@ -258,8 +259,9 @@ def _wide(array: np.ndarray) -> np.ndarray:
 
 
 def _line(error: Exception) -> str:
-    text = said(error) if not isinstance(error, ZooError) else str(error)
-    return " ".join(text.split())[:400]
+    """What failed and in which node, in one line."""
+    first, *rest = said(error).split("\n  in node")
+    return " ".join((first[:300] + "".join(f" in node{note}" for note in rest)).split())[:500]
 
 
 def _rounded(value: float | None) -> float | None:

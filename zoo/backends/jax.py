@@ -13,7 +13,7 @@ from jax import lax
 
 from zoo.backends.execute import Program, resolve_over
 from zoo.backends.namespace import BINARY, UNARY, Namespace
-from zoo.backends.numpy import _clipped
+from zoo.backends.numpy import _clipped, _start
 from zoo.errors import UnsupportedOp
 from zoo.graph.ir import Graph
 from zoo.ops.random import key_of
@@ -92,7 +92,7 @@ class JaxNamespace(Namespace):
         return jnp.arange(start, stop, step, dtype=self._dtype(dtype))
 
     def size_int(self, a: Any) -> Any:
-        return int(_known(a, "a size computed from values"))
+        return int(_known(a, "an operation"))
 
     def reshape(self, x: Any, shape: Any) -> Any:
         return jnp.reshape(x, tuple(shape))
@@ -172,10 +172,10 @@ class JaxNamespace(Namespace):
         return jnp.prod(x, tuple(axes), keepdims=keepdims, dtype=x.dtype)
 
     def max(self, x: Any, axes: Sequence[int], keepdims: bool) -> Any:
-        return jnp.max(x, tuple(axes), keepdims=keepdims)
+        return jnp.max(x, tuple(axes), keepdims=keepdims, **_start(x, -1))
 
     def min(self, x: Any, axes: Sequence[int], keepdims: bool) -> Any:
-        return jnp.min(x, tuple(axes), keepdims=keepdims)
+        return jnp.min(x, tuple(axes), keepdims=keepdims, **_start(x, 1))
 
     def any(self, x: Any, axes: Sequence[int], keepdims: bool) -> Any:
         return jnp.any(x, tuple(axes), keepdims=keepdims)

@@ -171,10 +171,10 @@ class NumpyNamespace(Namespace):
         return np.prod(x, tuple(axes), keepdims=keepdims, dtype=x.dtype)
 
     def max(self, x: Any, axes: Sequence[int], keepdims: bool) -> Any:
-        return np.max(x, tuple(axes), keepdims=keepdims)
+        return np.max(x, tuple(axes), keepdims=keepdims, **_start(x, -1))
 
     def min(self, x: Any, axes: Sequence[int], keepdims: bool) -> Any:
-        return np.min(x, tuple(axes), keepdims=keepdims)
+        return np.min(x, tuple(axes), keepdims=keepdims, **_start(x, 1))
 
     def any(self, x: Any, axes: Sequence[int], keepdims: bool) -> Any:
         return np.any(x, tuple(axes), keepdims=keepdims)
@@ -189,6 +189,7 @@ class NumpyNamespace(Namespace):
         return np.argmin(x, axis)
 
     def argsort(self, x: Any, axis: int, descending: bool) -> Any:
+        x = x.astype(np.float32) if str(x.dtype) == "bfloat16" else x  # of which NumPy sorts NaN anywhere
         if not descending:
             return np.argsort(x, axis, kind="stable")
         # stable and descending: sort the reversed array, whose ties are reversed, too, and turn both round
@@ -211,7 +212,9 @@ class NumpyNamespace(Namespace):
         return self.matmul(x, weight.T)
 
     def einsum(self, equation: str, *xs: Any) -> Any:
-        return np.asarray(np.einsum(equation, *xs, optimize=True)).astype(xs[0].dtype, copy=False)
+        dtype = xs[0].dtype
+        wide = [x.astype(np.float32) for x in xs] if str(dtype) == "bfloat16" else xs  # which einsum does not take
+        return np.asarray(np.einsum(equation, *wide, optimize=True)).astype(dtype, copy=False)
 
     def grouped_matmul(self, x: Any, weight: Any, ends: Any) -> Any:
         result = np.zeros((x.shape[0], weight.shape[2]), x.dtype)
@@ -237,14 +240,14 @@ class NumpyNamespace(Namespace):
         split = windows.reshape(batch, groups, per_group, *sizes, *kernel)
         columns = np.moveaxis(split, range(3, 3 + len(kernel)), range(-len(kernel), 0))
         columns = columns.reshape(batch, groups, per_group * math.prod(kernel), math.prod(sizes))
-        result = np.matmul(weight.reshape(groups, out // groups, per_group * math.prod(kernel)), columns)
+        result = self.matmul(weight.reshape(groups, out // groups, per_group * math.prod(kernel)), columns)
         return result.reshape(batch, out, *sizes)
 
     def fft(self, x: Any, axis: int, forward: bool) -> Any:
         return np.fft.fft(x, axis=axis) if forward else np.fft.ifft(x, axis=axis, norm="forward")
 
     def max_pool(self, x: Any, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[tuple[Any, Any]]) -> Any:
-        low = -np.inf if np.issubdtype(x.dtype, np.floating) else np.iinfo(x.dtype).min
+        low = np.iinfo(x.dtype).min if x.dtype.kind in "iu" else -np.inf
         windows = self._windows(x, kernel, stride, padding, (1,) * len(kernel), low)
         return np.max(windows, tuple(range(-len(kernel), 0)))
 
@@ -272,16 +275,20 @@ class NumpyNamespace(Namespace):
         return np.linalg.cholesky(x)
 
     def slogdet(self, x: Any) -> tuple[Any, Any]:
-        return tuple(np.linalg.slogdet(x))
+        first, second = np.linalg.slogdet(x)
+        return first, second
 
     def eigh(self, x: Any) -> tuple[Any, Any]:
-        return tuple(np.linalg.eigh(x))
+        first, second = np.linalg.eigh(x)
+        return first, second
 
     def svd(self, x: Any, full: bool) -> tuple[Any, Any, Any]:
-        return tuple(np.linalg.svd(x, full))
+        u, s, vh = np.linalg.svd(x, full)
+        return u, s, vh
 
     def qr(self, x: Any, full: bool) -> tuple[Any, Any]:
-        return tuple(np.linalg.qr(x, "complete" if full else "reduced"))
+        q, r = np.linalg.qr(x, "complete" if full else "reduced")
+        return q, r
 
 
 def _erf(x: Any) -> Any:
@@ -323,7 +330,7 @@ def _erfinv(x: Any) -> Any:
     result = np.copysign(np.sqrt(np.sqrt(first * first - log / 0.147) - first), values)
     for _ in range(3):
         # the smaller of erf's two ends is known to more digits
-        off = np.copysign((1 - np.abs(values)) - _erfc(np.abs(result)), values)
+        off = np.sign(values) * ((1 - np.abs(values)) - _erfc(np.abs(result)))
         step = off * (math.sqrt(math.pi) / 2) * np.exp(result * result)
         result = result - np.where(np.isfinite(step), step, 0)
     return result.astype(x.dtype)
@@ -371,6 +378,15 @@ for _name in (*UNARY, *BINARY):
 
 
 _WIDE = {"float16": "float64", "bfloat16": "float64", "float32": "float64", "complex64": "complex128"}
+
+
+def _start(x: Any, sign: int) -> dict[str, Any]:
+    """What the largest (sign -1) or smallest (1) of nothing is, which NumPy and JAX must be told."""
+    if x.size or x.dtype.kind == "b":
+        return {}
+    if x.dtype.kind in "iu":
+        return {"initial": np.iinfo(x.dtype).min if sign < 0 else np.iinfo(x.dtype).max}
+    return {"initial": sign * np.inf}
 
 
 def _summed(dtype: Any) -> Any:

@@ -221,7 +221,7 @@ class TensorflowNamespace(Namespace):
         return tf.boolean_mask(x, indices[0]) if len(indices) == 1 else self.index(x, _unmasked(indices))
 
     def nonzero(self, x: Any) -> Any:
-        return tf.where(x)
+        return tf.where(self.cast(x, "bool"))
 
     def index_put(self, x: Any, indices: Sequence[Any], values: Any, accumulate: bool) -> Any:
         indices = _unmasked(indices)
@@ -319,9 +319,12 @@ class TensorflowNamespace(Namespace):
 
     def argsort(self, x: Any, axis: int, descending: bool) -> Any:
         x = tf.cast(x, tf.int8) if x.dtype == tf.bool else x
-        x = _replaced_nan(x, np.inf)  # NaN counts as the largest
         direction = "DESCENDING" if descending else "ASCENDING"
-        return tf.cast(tf.argsort(x, axis, direction, stable=True), tf.int64)
+        order = tf.argsort(_replaced_nan(x, np.inf), axis, direction, stable=True)
+        if x.dtype.is_floating:  # NaN counts as larger than infinity, too
+            unknown = self.take_along_axis(tf.cast(tf.math.is_nan(x), tf.int32), order, axis)
+            order = self.take_along_axis(order, tf.argsort(unknown, axis, direction, stable=True), axis)
+        return tf.cast(order, tf.int64)
 
     def cumsum(self, x: Any, axis: int) -> Any:
         return tf.cumsum(x, axis)
@@ -342,7 +345,8 @@ class TensorflowNamespace(Namespace):
         return tf.while_loop(lambda reach, x: reach < size, step, (tf.constant(1), x))[1]
 
     def softmax(self, x: Any, axis: int) -> Any:
-        return tf.nn.softmax(x, axis)
+        # TensorFlow's kernel stops at arrays of more dims
+        return tf.nn.softmax(x, axis) if x.shape.rank <= 5 else super().softmax(x, axis)
 
     def matmul(self, x: Any, y: Any) -> Any:
         if x.shape.rank == 1 and y.shape.rank == 1:
@@ -388,6 +392,18 @@ class TensorflowNamespace(Namespace):
     ) -> Any:
         """On a CPU TensorFlow convolves channels-last only, and groups only one by one or depthwise."""
         dims = len(stride)
+        if not isinstance(groups, int):  # as many as the batch has samples: one after another
+            sizes = self.shape(x)
+            parts = self.reshape(x, (sizes[0], groups, sizes[1] // groups, *sizes[2:]))
+            weights = self.reshape(weight, (groups, self.shape(weight)[0] // groups, *self.shape(weight)[1:]))
+            parts = tf.map_fn(
+                lambda pair: self.conv(*pair, stride, padding, dilation, 1),
+                (tf.transpose(parts, [1, 0, *range(2, dims + 3)]), weights),
+                fn_output_signature=x.dtype,
+            )
+            result = tf.transpose(parts, [1, 0, *range(2, dims + 3)])
+            sizes = self.shape(result)
+            return self.reshape(result, (sizes[0], sizes[1] * sizes[2], *sizes[3:]))
         if dims == 1:
             wide = self.conv(
                 tf.expand_dims(x, 2),
@@ -501,6 +517,16 @@ def _of_bools(function: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
+def _wide(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that TensorFlow lacks for half precision."""
+
+    def wrapped(x: Any) -> Any:
+        half = x.dtype in (tf.float16, tf.bfloat16)
+        return tf.cast(function(tf.cast(x, tf.float32)), x.dtype) if half else function(x)
+
+    return wrapped
+
+
 def _unmasked(indices: Sequence[Any]) -> list[Any]:
     """Each bool mask as the positions of its true elements, one array per dim."""
     positions: list[Any] = []
@@ -561,6 +587,8 @@ _OWN: dict[str, Any] = {
     "trunc": lambda x: tf.where(x < 0, tf.math.ceil(x), tf.math.floor(x)),
     "logical_not": lambda x: tf.logical_not(x if x.dtype == tf.bool else tf.not_equal(x, tf.zeros((), x.dtype))),
     "log2": lambda x: tf.math.log(x) / tf.constant(np.log(2.0), x.dtype),
+    "erfinv": _wide(tf.math.erfinv),
+    "lgamma": _wide(tf.math.lgamma),
     "bitwise_not": tf.bitwise.invert,
     "bitwise_and": tf.bitwise.bitwise_and,
     "bitwise_or": tf.bitwise.bitwise_or,

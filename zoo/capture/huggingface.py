@@ -15,6 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from zoo.capture.inputs import example_inputs, prepared_inputs
@@ -142,17 +145,12 @@ def capture_config(
             part.use_cache = False
     cls = model_class(config, task)
     module = build(config, cls, dtype, tied=False)
-    inputs = example_inputs(module, dtype)
+    inputs = example_inputs(module, dtype, length=6 + _chunk(config))
     with _quiet(), mode(module, train) as without:
         try:
-            program = export(module, inputs, _dynamic(inputs, config))
-            graph = _captured(program, module, train, without)
+            graph = _captured(export(module, inputs, _dynamic(inputs, config)), module, train, without)
         except CaptureError as first:
-            try:
-                inputs = prepared_inputs(module, inputs)
-                graph = _captured(_export_patched(module, inputs, _dynamic(inputs, config)), module, train, without)
-            except Exception as second:
-                raise first from second
+            graph = _captured_otherwise(module, inputs, config, first, train, without)
     return _named(graph, module, config, task, dtype)
 
 
@@ -162,6 +160,32 @@ def _captured(
     """The graph of an exported program whose weights are the module's, tied as those are."""
     module.tie_weights()
     return capture_program(program, ties_of(module), train=train, without=without)
+
+
+def _captured_otherwise(
+    module: transformers.PreTrainedModel,
+    inputs: Mapping[str, torch.Tensor],
+    config: Any,
+    first: CaptureError,
+    train: bool,
+    without: Sequence[str],
+) -> Graph:
+    """What plain export refuses, under transformers' patches: with what those want computed before, or with the sizes
+    of images as part of the graph, which then holds for as many images of those sizes.
+    """
+    for fixed in ((), _GEOMETRY):
+        try:
+            prepared = prepared_inputs(module, inputs)
+            with _fixing(module, {name: prepared.pop(name) for name in fixed if name in prepared}):
+                program = _export_patched(module, prepared, _dynamic(prepared, config))
+            return _captured(program, module, train, without)
+        except Exception as error:
+            second = error
+    raise first from second
+
+
+_GEOMETRY = ("image_grid_thw", "grid_thw", "image_sizes", "target_sizes", "spatial_shapes", "image_merge_sizes")
+"""Inputs that say how large images are, and nothing else."""
 
 
 def parameters_of(config: transformers.PretrainedConfig, task: str | None = None, dtype: str = "float32") -> Graph:
@@ -344,6 +368,38 @@ def _export_patched(module: Any, inputs: Mapping[str, Any], dynamic: Any) -> tor
     return program
 
 
+@contextmanager
+def _fixing(module: Any, fixed: Mapping[str, Any]) -> Any:
+    """The module called with these arguments, too; what it computes of them alone is computed while it is traced."""
+    if not fixed:
+        yield
+        return
+    forward = module.forward
+
+    def called(**inputs: Any) -> Any:
+        with _Known():
+            return forward(**inputs, **fixed)
+
+    module.forward = called
+    try:
+        yield
+    finally:
+        del module.forward
+
+
+class _Known(TorchFunctionMode):
+    """Calls on tensors with values, none of them traced, are made outside of the trace: their results have values."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        leaves = pytree.tree_leaves((args, kwargs))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        traced = any(isinstance(leaf, (FakeTensor, torch.SymInt)) for leaf in leaves)
+        if traced or not (tensors or func in (torch.arange, torch.linspace, torch.tensor)):
+            return func(*args, **(kwargs or {}))
+        with unset_fake_temporarily(), disable_proxy_modes_tracing():
+            return func(*args, **(kwargs or {}))
+
+
 def _dynamic(inputs: Mapping[str, Any], config: Any) -> dict[str, Any]:
     """Every dim dynamic, save a box's four corners and the image sides of windowed models, whose padding makes the
     tracer's sizes explode.
@@ -360,6 +416,13 @@ def _dynamic(inputs: Mapping[str, Any], config: Any) -> dict[str, Any]:
         else pytree.tree_map(lambda _: None, value)
         for name, value in inputs.items()
     }
+
+
+def _chunk(config: Any) -> int:
+    """How many tokens a state-space model scans at a time: of a single chunk torch.export takes the count as fixed."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    sizes = (getattr(text, name, 0) for name in ("mamba_chunk_size", "chunk_size"))
+    return next((size for size in sizes if isinstance(size, int)), 0)
 
 
 def _parts(config: Any) -> list[Any]:

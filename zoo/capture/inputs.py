@@ -252,7 +252,7 @@ def _attention_mask(made: _Example) -> torch.Tensor | None:
         return torch.ones_like(made.inputs["input_ids"])
     if "input_values" in made.inputs and made.inputs["input_values"].ndim == 2:
         return torch.ones_like(made.inputs["input_values"], dtype=torch.long)
-    if "input_features" in made.inputs and made.inputs["input_features"].ndim == 3 and not _whisper_like(made):
+    if "input_features" in made.inputs and made.inputs["input_features"].ndim == 3 and not _mels_first(made):
         return torch.ones(made.inputs["input_features"].shape[:2], dtype=torch.long)
     return None
 
@@ -427,73 +427,103 @@ def _spatial_shapes(made: _Example) -> torch.Tensor:
     return torch.tensor([_rows_columns(made)]).repeat(made.batch, 1)
 
 
+def _merge_sizes(made: _Example) -> torch.Tensor | None:
+    return torch.full((made.batch,), 2) if _has_images(made) else None
+
+
 def _hidden_states(made: _Example) -> torch.Tensor | None:
     return _packed(made) if made.has("grid_thw") else None
 
 
 # --- sound ----------------------------------------------------------------------------------------------------------
 
-_OF_AUDIO = ("input_features_mask", "feature_attention_mask", "audio_feature_lengths", "padding_mask")
+_SAMPLES = 6400
+_FRAMES = 96
+_MELS_FIRST = ("glmasr_encoder", "qwen3_asr_encoder", "voxtral_realtime_encoder", "qwen2_5_omni_audio_encoder",
+               "qwen3_omni_moe_audio_encoder")  # fmt: skip
+"""Audio parts that take mels before frames; those with a table of `max_source_positions` do, too."""
+
+_TEXT_OR_SOUND = ("seamless_m4t", "seamless_m4t_v2")
+"""Models that take one or the other."""
+
+_FEATURES = ("num_mel_bins", "input_feat_per_channel", "feature_projection_input_dim", "feature_size", "input_dim",
+             "n_mel_bins", "input_feat_size", "mel_bins")  # fmt: skip
+_CODEC = ("audio_channels", "codebook_size", "downsampling_ratios", "upsampling_ratios")
 
 
 def _input_values(made: _Example) -> torch.Tensor | None:
     config = made.config
-    if "input_ids" in made.inputs and not made.needs("input_values"):
+    if "input_ids" in made.accepted and not (made.needs("input_values") or _waits_for_sound(made)):
         return None
     if hasattr(config, "num_mel_bins") and hasattr(config, "max_length"):  # a spectrogram, as AST takes
         return made.noise(made.batch, config.max_length, config.num_mel_bins)
-    samples = 16000
-    channels = getattr(config, "audio_channels", None)
-    if channels or made.has("padding_mask"):  # a codec's: with its channels
-        return made.noise(made.batch, channels or 1, samples)
-    return made.noise(made.batch, samples)
+    if made.has("padding_mask") or any(hasattr(config, name) for name in _CODEC):  # a codec's: with its channels
+        return made.noise(made.batch, getattr(config, "audio_channels", None) or 1, _SAMPLES)
+    return made.noise(made.batch, _SAMPLES)
 
 
-def _whisper_like(made: _Example) -> bool:
-    """Whether features come before frames and fill the encoder's positions, as Whisper takes them."""
+def _waits_for_sound(made: _Example) -> bool:
+    return any(hasattr(made.config, name) for name in _AUDIO_TOKENS) and made.audio is not None
+
+
+def _mels_first(made: _Example) -> bool:
     audio = made.audio
-    return hasattr(audio, "num_mel_bins") and hasattr(audio, "max_source_positions") and not hasattr(
-        audio, "input_feat_per_channel"
-    )  # fmt: skip
+    whisper = hasattr(audio, "num_mel_bins") and hasattr(audio, "max_source_positions")
+    other = hasattr(audio, "input_feat_per_channel") or hasattr(audio, "feature_projection_input_dim")
+    return audio.model_type in _MELS_FIRST or (whisper and not other)
+
+
+def _frames(made: _Example) -> int:
+    """As many as the table of positions has places for, or else a whole number of windows."""
+    audio = made.audio
+    if _mels_first(made) and hasattr(audio, "max_source_positions") and not hasattr(audio, "n_window"):
+        return 2 * int(audio.max_source_positions)
+    step = 2 * getattr(audio, "n_window", 1)
+    return -(-_FRAMES // step) * step
 
 
 def _input_features(made: _Example) -> torch.Tensor | None:
     audio = made.audio
-    if "input_ids" in made.accepted and audio is made.config and not made.needs("input_features"):
+    if audio is None or (made.config.model_type in _TEXT_OR_SOUND and not made.needs("input_features")):
         return None
-    bins = next(
-        (getattr(audio, name) for name in _FEATURES if isinstance(getattr(audio, name, None), int)), None
-    ) or 80  # fmt: skip
-    if _whisper_like(made):
-        return made.noise(made.batch, bins, 2 * audio.max_source_positions)
-    if hasattr(audio, "spec_size"):  # CLAP: an image of the spectrum
-        return made.noise(made.batch, 1, audio.spec_size, bins)
-    return made.noise(made.batch, 100, bins)
-
-
-_FEATURES = ("num_mel_bins", "input_feat_per_channel", "feature_projection_input_dim", "feature_size", "input_dim",
-             "n_mel_bins", "input_feat_size")  # fmt: skip
+    bins = next((getattr(audio, name) for name in _FEATURES if isinstance(getattr(audio, name, None), int)), 128)
+    bins *= getattr(audio, "num_stacked_frames", 1)
+    if hasattr(audio, "spec_size"):  # CLAP: a spectrum somewhat shorter than the image that it is stretched to
+        return made.noise(made.batch, 1, audio.spec_size * (audio.spec_size // bins) - 23, bins)
+    shape = (bins, _frames(made)) if _mels_first(made) else (_frames(made), bins)
+    return made.noise(made.batch, *shape)
 
 
 def _features_mask(made: _Example) -> torch.Tensor | None:
     features = made.inputs.get("input_features")
     if features is None:
         return None
-    frames = features.shape[-1] if _whisper_like(made) else features.shape[1]
+    frames = features.shape[-1] if _mels_first(made) else features.shape[1]
     return torch.ones(made.batch, frames, dtype=torch.long)
+
+
+def _padding_mask(made: _Example) -> torch.Tensor | None:
+    """Of samples, where the model needs it to know their number."""
+    values = made.inputs.get("input_values")
+    if values is None or not made.needs("padding_mask"):
+        return None
+    return torch.ones(made.batch, values.shape[-1], dtype=torch.long)
 
 
 # --- other things ---------------------------------------------------------------------------------------------------
 
 
-def _series(extra: int = 0) -> Callable[[_Example], torch.Tensor]:
+def _series(kind: str = "noise") -> Callable[[_Example], torch.Tensor]:
+    """What was seen of one number or of several at each moment of the past."""
+
     def make(made: _Example) -> torch.Tensor:
         config = made.config
         past = config.context_length + max(getattr(config, "lags_sequence", None) or [0])
         channels = getattr(config, "num_input_channels", None) or getattr(config, "input_size", 1)
-        shape = (made.batch, past) if channels == 1 and hasattr(config, "lags_sequence") else (
-            made.batch, past, channels)  # fmt: skip
-        return made.noise(*shape) if not extra else torch.ones(*shape, dtype=made.floats)
+        single = channels == 1 and not hasattr(config, "num_input_channels")
+        shape = (made.batch, past) if single else (made.batch, past, channels)
+        values = {"noise": made.noise, "ones": torch.ones, "zeros": torch.zeros}[kind](*shape)
+        return values if kind != "zeros" else values.long()
 
     return make
 
@@ -559,25 +589,35 @@ def _same_shape(name: str) -> Callable[[_Example], torch.Tensor | None]:
 # What other inputs are made of comes first: an image before the tokens that stand for it.
 _MAKERS: dict[str, Callable[[_Example], torch.Tensor | None]] = {
     "pixel_values": _pixel_values,
+    "pixel_values_videos": _pixel_values_videos,
+    "high_res_pixel_values": _other_image("high_res_vision_config"),
     "image_grid_thw": lambda made: _grid(made) if _has_images(made) else None,
     "grid_thw": _grid,
     "hidden_states": _hidden_states,
     "image_sizes": _image_sizes,
-    "pixel_attention_mask": lambda made: (
-        _pixel_mask(made)
-        if not made.has("spatial_shapes")
-        else torch.ones(made.inputs["pixel_values"].shape[:2], dtype=torch.long)
-    ),  # fmt: skip
+    "image_position_ids": lambda made: _image_positions(made) if _has_images(made) else None,
+    "pixel_position_ids": _image_positions,
+    "target_sizes": _spatial_shapes,
+    "image_merge_sizes": _merge_sizes,
+    "merge_sizes": _merge_sizes,
+    "aspect_ratio_ids": _aspect_ratio_ids,
+    "aspect_ratio_mask": _of_images(lambda made: (made.batch, 1, _tiles(made))),
+    "pixel_attention_mask": _pixel_attention_mask,
     "spatial_shapes": _spatial_shapes,
     "input_features": _input_features,
+    "audio_mel": _input_features,
     "input_features_mask": _features_mask,
     "feature_attention_mask": _features_mask,
+    "audio_mel_mask": lambda made: torch.zeros(made.batch, _frames(made), dtype=torch.bool),  # True is padding
     "input_values": _input_values,
+    "padding_mask": _padding_mask,
     "input_ids": _input_ids,
     "token_type_ids": _token_type_ids,
     "mm_token_type_ids": _mm_token_type_ids,
     "bbox": _bbox,
     "attention_mask": _attention_mask,
+    "image_attention_mask": _of_images(lambda made: (*made.inputs["input_ids"].shape, 1)),
+    "cross_attention_mask": _of_images(lambda made: (*made.inputs["input_ids"].shape, 1, _tiles(made))),
     "visual_feats": _visual("visual_feat_dim"),
     "visual_pos": _visual("visual_pos_dim"),
     "visual_embeds": _visual("visual_embedding_dim"),
@@ -585,7 +625,9 @@ _MAKERS: dict[str, Callable[[_Example], torch.Tensor | None]] = {
     "decoder_input_ids": _decoder_ids,
     "decoder_attention_mask": _decoder_mask,
     "past_values": _series(),
-    "past_observed_mask": _series(1),
+    "past_observed_mask": _series("ones"),
+    "past_values_padding": _series("zeros"),
+    "freq": lambda made: torch.ones(made.batch, 1, dtype=torch.long),
     "past_time_features": _time_features("past"),
     "future_time_features": _time_features("future"),
     "future_values": _future_values,

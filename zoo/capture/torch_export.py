@@ -8,9 +8,11 @@ Source: torch.export documentation; the overloads' schemas say how arguments are
 from __future__ import annotations
 
 import builtins
+import itertools
 import math
 import operator
 import os
+import re
 import sysconfig
 import traceback
 import warnings
@@ -35,15 +37,16 @@ __all__ = ["KEPT", "capture_module", "capture_program", "export", "named_leaves"
 KEPT = frozenset(
     """
     linear bilinear matmul einsum scaled_dot_product_attention embedding layer_norm rms_norm group_norm batch_norm
-    instance_norm softmax log_softmax gelu silu mish relu relu6 hardswish hardsigmoid hardtanh elu celu selu leaky_relu
-    softplus softsign logsigmoid glu conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d
-    avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
-    adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d upsample_nearest1d
-    upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d upsample_bilinear2d upsample_bicubic2d upsample_linear1d upsample_trilinear3d
-    _upsample_bilinear2d_aa _upsample_bicubic2d_aa pixel_shuffle pixel_unshuffle logsumexp one_hot
-    grid_sampler grid_sampler_2d roll pad constant_pad_nd reflection_pad1d reflection_pad2d replication_pad1d
-    replication_pad2d linalg_inv linalg_solve linalg_cholesky linalg_slogdet linalg_det linalg_eigh linalg_eigvalsh
-    linalg_svd linalg_svdvals linalg_qr grid_sampler_3d cumsum cumprod std var norm transpose unbind dropout
+    instance_norm softmax log_softmax gelu silu mish relu relu6 hardswish hardsigmoid hardtanh elu celu selu
+    leaky_relu softplus softsign logsigmoid glu conv1d conv2d conv3d conv_transpose1d conv_transpose2d
+    conv_transpose3d avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d adaptive_avg_pool1d
+    adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
+    upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d
+    _upsample_nearest_exact3d upsample_bilinear2d upsample_bicubic2d upsample_linear1d upsample_trilinear3d
+    _upsample_bilinear2d_aa _upsample_bicubic2d_aa pixel_shuffle pixel_unshuffle logsumexp one_hot grid_sampler
+    grid_sampler_2d roll pad constant_pad_nd reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d
+    linalg_inv linalg_solve linalg_cholesky linalg_slogdet linalg_det linalg_eigh linalg_eigvalsh linalg_svd
+    linalg_svdvals linalg_qr grid_sampler_3d cumsum cumprod std var norm transpose unbind dropout
     feature_dropout alpha_dropout
     """.split()
 )
@@ -72,6 +75,8 @@ _SPELLED = {
 
 # Operations of torch's other libraries that decompositions leave behind.
 _PRIMS = {"prims::scalar_tensor": "scalar_tensor"}
+
+_RANDOM = re.compile(r"(rand|normal|bernoulli|multinomial|exponential|uniform|poisson|geometric|cauchy|log_normal)")
 
 # Size arithmetic: Python's and torch's functions on SymInts, under one name each.
 _SIZE_OPS: dict[Any, str] = {
@@ -126,7 +131,9 @@ def export(
     if isinstance(dynamic_shapes, str):
         dynamic_shapes = pytree.tree_map(_all_auto, dict(inputs))
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        # a path of contractions that is sought by size makes all sizes of an einsum fixed
+        plain_einsum = torch.backends.opt_einsum.flags(enabled=False)
+        with torch.no_grad(), plain_einsum, warnings.catch_warnings():
             # nn.RNNBase keeps its parameters in a list too, which tracing replaces and puts back
             warnings.filterwarnings("ignore", r"The tensor attributes.*_flat_weights", UserWarning)
             return torch.export.export(module, (), dict(inputs), dynamic_shapes=dynamic_shapes, strict=False)
@@ -177,13 +184,17 @@ def capture_program(
                 "the exported program cannot be decomposed",
                 got=f"{type(error).__name__}: {_first_lines(error)}",
             ) from error
-    graph = simplify(_Translation(program, dict(ties or {})).graph())
-    unknown = [name for name in graph.op_counts() if name not in OPS]
+    translation = _Translation(program, dict(ties or {}))
+    graph = simplify(translation.graph())
+    unknown = {name: translation.sources[name] for name in graph.op_counts() if name not in OPS}
+    drawn = {name: line for name, line in unknown.items() if _RANDOM.match(name)}
     if unknown:
         raise CaptureError(
-            "the model uses operations whose meaning is not in the table",
-            got=", ".join(unknown),
-            do="report them, or write the model without them",
+            "the model draws random numbers"
+            if drawn
+            else "the model uses operations whose meaning is not in the table",
+            got="; ".join(f"{name} at `{line}`" for name, line in (drawn or unknown).items()),
+            do="hand them in as an input" if drawn else "report them, or write the model without them",
         )
     return trained(graph, program, without) if train else evaluated(graph)
 
@@ -197,6 +208,7 @@ class _Translation:
         self.params: dict[str, Param] = {}
         self.constants: dict[str, np.ndarray] = {}
         self.nodes: list[Node] = []
+        self.sources: dict[str, str] = {}  # operation -> the line of the model that first uses it
         self.values: dict[str, Any] = {}  # fx node name -> Ref, or a tuple of Refs for a list of results
         self.symbols: dict[str, str] = {}  # torch's symbol -> ours
         self.ranges: dict[str, tuple[int, int | None]] = {}
@@ -337,7 +349,7 @@ class _Translation:
                 raise CaptureError(
                     "an operation of this kind has no place in a graph",
                     where=node.name,
-                    got=getattr(target, "__name__", str(target)),
+                    got=f"{getattr(target, '__name__', target)} at `{_source(node)}`",
                     do="higher-order operations (cond, map, while_loop) and custom Python functions are not captured",
                 )
             return
@@ -366,7 +378,7 @@ class _Translation:
                 if not target._schema.is_mutable
                 else "the model changes a tensor in place in a way that cannot be expressed",
                 where=node.name,
-                got=f"{name} at {_source(node)}",
+                got=f"{name} at `{_source(node)}`",
                 do="keep what is computed in tensors, and results in new ones",
             )
         if name in ("split", "chunk") and (sizes := _part_sizes(node)):
@@ -398,6 +410,7 @@ class _Translation:
         else:
             names, infos = (f"n:{node.name}",), (self._info(value),)
             self.values[node.name] = Ref(names[0])
+        self.sources.setdefault(op, _source(node))
         self.nodes.append(Node(op, tuple(args), dict(kwargs), names, infos))
 
     def _scalar(self, node: Any) -> Any:
@@ -610,5 +623,12 @@ def _culprit(error: BaseException) -> str:
 
 
 def _source(node: torch.fx.Node) -> str:
-    trace = (node.meta.get("stack_trace") or "").strip().splitlines()
-    return trace[-1].strip() if trace else "an unknown line"
+    """The line of the model that a node comes from: the innermost that is not torch's own."""
+    lines = (node.meta.get("stack_trace") or "").splitlines()
+    torchs = f'File "{os.path.dirname(torch.__file__)}'
+    found = [
+        code.strip()
+        for place, code in itertools.pairwise(lines)
+        if place.strip().startswith("File ") and not place.strip().startswith((torchs, 'File "<'))
+    ]
+    return found[-1] if found else "an unknown line"

@@ -245,10 +245,10 @@ def hypot(xp: Any, x: Any, y: Any) -> Any:
     x, y = xp.abs(x), xp.abs(y)
     top, low = xp.maximum(x, y), xp.minimum(x, y)
     zero, one = xp.asarray(0, xp.dtype(x)), xp.asarray(1, xp.dtype(x))
-    infinite = xp.equal(top, xp.asarray(math.inf, xp.dtype(x)))
+    infinite = xp.logical_or(isinf(xp, x), isinf(xp, y))
     ratio = xp.divide(low, xp.where(xp.logical_or(infinite, xp.equal(top, zero)), one, top))
     root = xp.multiply(top, xp.sqrt(xp.add(one, xp.multiply(ratio, ratio))))
-    return xp.where(infinite, top, root)
+    return xp.where(infinite, xp.asarray(math.inf, xp.dtype(x)), root)
 
 
 @op("copysign.Tensor", "copysign.Scalar")
@@ -260,21 +260,26 @@ def copysign(xp: Any, x: Any, y: Any) -> Any:
 
 @op("ldexp.Tensor")
 def ldexp(xp: Any, x: Any, exponent: Any) -> Any:
-    return mul(xp, x, pow_(xp, 2.0, exponent))
+    x = to_float(xp, x)
+    return xp.multiply(x, xp.cast(pow_(xp, 2.0, exponent), xp.dtype(x)))
 
 
 @op("clamp", "clamp.Tensor", "clip")
 def clamp(xp: Any, x: Any, min: Any = None, max: Any = None) -> Any:
     dtype = result_type(xp, *(v for v in (x, min, max) if v is not None))
     x = xp.asarray(x, dtype)
-    # not maximum and minimum: at a limit torch's gradient is wholly that of x, and NaN stays
+    # not maximum and minimum: at a limit torch's gradient is wholly that of x, and NaN stays, a limit's too
     if min is not None:
         low = xp.asarray(min, dtype)
-        x = xp.where(xp.less(x, low), low, x)
+        x = xp.where(_beyond(xp, xp.less(x, low), min), low, x)
     if max is not None:
         high = xp.asarray(max, dtype)
-        x = xp.where(xp.greater(x, high), high, x)
+        x = xp.where(_beyond(xp, xp.greater(x, high), max), high, x)
     return x
+
+
+def _beyond(xp: Any, outside: Any, limit: Any) -> Any:
+    return outside if isinstance(limit, (int, float)) else xp.logical_or(outside, xp.not_equal(limit, limit))
 
 
 @op("clamp_min", "clamp_min.Tensor")
@@ -289,8 +294,12 @@ def clamp_max(xp: Any, x: Any, max: Any) -> Any:
 
 @op("lerp.Scalar", "lerp.Tensor")
 def lerp(xp: Any, x: Any, end: Any, weight: Any) -> Any:
+    """From the nearer end, as torch's kernel: each end is met exactly."""
     x, end, weight = promote(xp, x, end, weight)
-    return xp.add(x, xp.multiply(weight, xp.subtract(end, x)))
+    gap, one = xp.subtract(end, x), xp.asarray(1, xp.dtype(x))
+    near = xp.less(xp.abs(weight), xp.asarray(0.5, xp.dtype(x)))
+    from_end = xp.subtract(end, xp.multiply(gap, xp.subtract(one, weight)))
+    return xp.where(near, xp.add(x, xp.multiply(weight, gap)), from_end)
 
 
 @op("addcmul")

@@ -190,7 +190,8 @@ def embedding_bag(
         rows = xp.where(xp.equal(counts, zero), low, rows)
         top = xp.scatter(xp.broadcast_to(low, xp.shape(sizes)), 0, bag, rows, "max")
         return (xp.where(xp.equal(sizes, zero), zero, top),)
-    total = xp.scatter(xp.full(xp.shape(sizes), 0, dtype), 0, bag, xp.multiply(rows, counts), "add")
+    rows = xp.where(xp.equal(counts, zero), zero, rows)
+    total = xp.scatter(xp.full(xp.shape(sizes), 0, dtype), 0, bag, rows, "add")
     return (xp.divide(total, xp.maximum(sizes, one)) if mode == 1 else total,)
 
 
@@ -200,9 +201,9 @@ def masked_scatter(xp: Any, x: Any, mask: Any, source: Any) -> Any:
     mask = xp.broadcast_to(mask, xp.shape(x))
     flat = xp.reshape(mask, (-1,))
     order = xp.subtract(xp.cumsum(xp.cast(flat, "int64"), 0), xp.asarray(1, "int64"))
-    last = xp.asarray(math.prod(xp.shape(source)) - 1, "int64")
-    order = xp.minimum(xp.maximum(order, xp.asarray(0, "int64")), last)
-    picked = xp.take(xp.reshape(source, (-1,)), order, 0)
+    source = xp.pad(xp.reshape(source, (-1,)), [(0, 1)], 0)  # which may be empty, and then no position is true
+    order = xp.minimum(xp.maximum(order, xp.asarray(0, "int64")), xp.asarray(xp.shape(source)[0] - 1, "int64"))
+    picked = xp.take(source, order, 0)
     return xp.where(mask, xp.reshape(picked, xp.shape(x)), x)
 
 
@@ -291,7 +292,7 @@ def _middle(xp: Any, x: Any, dim: int, keepdim: bool, ignore_nan: bool) -> Any:
     zero, one, two = (xp.asarray(v, "int64") for v in (0, 1, 2))
     middle = xp.floor_divide(xp.maximum(xp.subtract(numbers, one), zero), two)
     if not ignore_nan:
-        middle = xp.where(xp.less_equal(numbers, last), last, middle)
+        middle = xp.where(xp.less_equal(numbers, last), numbers, middle)
     where = xp.take_along_axis(order, middle, dim)
     values = xp.take_along_axis(x, where, dim)
     return (values, where) if keepdim else (xp.squeeze(values, (dim,)), xp.squeeze(where, (dim,)))

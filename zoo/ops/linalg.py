@@ -19,7 +19,10 @@ def inv(xp: Any, x: Any) -> Any:
 @op("linalg_solve")
 def solve(xp: Any, a: Any, b: Any, *, left: bool = True) -> Any:
     """a @ result = b, or result @ a = b; `b` is of vectors where it has the shape that torch takes to be so."""
-    vectors = xp.ndim(b) == 1 or (xp.ndim(b) == xp.ndim(a) - 1 and tuple(xp.shape(b)) == tuple(xp.shape(a)[:-1]))
+    vectors = xp.ndim(b) == 1
+    if xp.ndim(b) == xp.ndim(a) - 1:
+        sizes = zip(xp.shape(b), xp.shape(a), strict=False)
+        vectors = all(m == n for m, n in sizes if isinstance(m, int) and isinstance(n, int))
     b = xp.expand_dims(b, xp.ndim(b)) if vectors else b
     result = _solved(xp, a, b) if left else _swap(xp, _solved(xp, _swap(xp, a), _swap(xp, b)))
     return xp.squeeze(result, (xp.ndim(result) - 1,)) if vectors else result

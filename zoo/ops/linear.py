@@ -152,9 +152,9 @@ def _swap(xp: Any, x: Any) -> Any:
     return xp.permute(x, (*range(ndim - 2), ndim - 1, ndim - 2))
 
 
-def _repeat_heads(xp: Any, x: Any, heads: int) -> Any:
+def _repeat_heads(xp: Any, x: Any, heads: Any) -> Any:
     *lead, own, length, width = xp.shape(x)
-    if own == heads:
+    if isinstance(own, int) and isinstance(heads, int) and own == heads:
         return x
     spread = xp.broadcast_to(xp.expand_dims(x, len(lead) + 1), (*lead, own, heads // own, length, width))
     return xp.reshape(spread, (*lead, heads, length, width))

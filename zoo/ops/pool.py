@@ -40,7 +40,7 @@ def max_pool3d(
 def max_pool_with_indices(
     xp: Any, x: Any, kernel_size: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
 ) -> Any:
-    """Values, and for each the flat position it came from in its plane or volume: the first of equal ones."""
+    """Values, and for each the flat position it came from: of equal ones the first, of NaN the last."""
     dims = len(kernel_size)
     values = _max_pool(xp, x, dims, kernel_size, stride, padding, dilation, ceil_mode)
     lead = xp.ndim(x) - dims
@@ -55,10 +55,9 @@ def max_pool_with_indices(
             flat = xp.add(xp.multiply(flat, xp.asarray(size, "int64")), at)
             inside = xp.logical_and(inside, _within(xp, at, size))
         here = xp.take(plane, xp.where(inside, flat, xp.asarray(0, "int64")), lead)
-        # NaN is the largest, and equals nothing
-        hit = xp.logical_and(inside, xp.logical_or(xp.equal(here, values), xp.not_equal(here, here)))
-        index = xp.where(xp.logical_and(hit, xp.logical_not(found)), flat, index)
-        found = xp.logical_or(found, hit)
+        hit = xp.logical_and(xp.equal(here, values), xp.logical_not(found))
+        index = xp.where(xp.logical_and(inside, xp.logical_or(hit, xp.not_equal(here, here))), flat, index)
+        found = xp.logical_or(found, xp.logical_and(inside, hit))
     return values, index
 
 
@@ -121,21 +120,31 @@ _adaptive("_adaptive_avg_pool3d", "mean")
 
 @op("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d")
 def adaptive_max_pool(xp: Any, x: Any, output_size: Any) -> Any:
-    """Values and flat positions; the positions are those of the first largest element."""
+    """Values, and for each the flat position it came from: the first of equal ones."""
     dims = len(output_size)
-    sizes = xp.shape(x)[xp.ndim(x) - dims :]
-    plane = xp.reshape(x, (*xp.shape(x)[: xp.ndim(x) - dims], math.prod(sizes)))
+    lead = xp.ndim(x) - dims
+    sizes = xp.shape(x)[lead:]
     values, indices = [], []
     for cell in product(*(range(n) for n in output_size)):
-        ranges = [range(i * s // n, -(-(i + 1) * s // n)) for i, s, n in zip(cell, sizes, output_size, strict=True)]
-        flat = [_flat_index(position, sizes) for position in product(*ranges)]
-        window = xp.take(plane, xp.asarray(flat, "int64"), xp.ndim(plane) - 1)
-        best = xp.argmax(window, xp.ndim(plane) - 1)
-        values.append(xp.max(window, (xp.ndim(plane) - 1,), True))
-        indices.append(xp.expand_dims(xp.take(xp.asarray(flat, "int64"), best, 0), xp.ndim(plane) - 1))
-    shape = (*xp.shape(x)[: xp.ndim(x) - dims], *output_size)
-    last = xp.ndim(plane) - 1
-    return xp.reshape(xp.concat(values, last), shape), xp.reshape(xp.concat(indices, last), shape)
+        window, starts = x, []
+        for axis, (i, size, n) in enumerate(zip(cell, sizes, output_size, strict=True), lead):
+            starts.append(i * size // n)
+            window = xp.slice(window, axis, starts[-1], -(-(i + 1) * size // n))
+        spans = xp.shape(window)[lead:]
+        window = xp.reshape(window, (*xp.shape(x)[:lead], math.prod(spans)))
+        rest = xp.argmax(window, lead)
+        values.append(xp.max(window, (lead,), True))
+        steps = []
+        for span, start in zip(reversed(spans), reversed(starts), strict=True):
+            span = xp.asarray(span, "int64")
+            steps.append(xp.add(xp.remainder(rest, span), xp.asarray(start, "int64")))
+            rest = xp.floor_divide(rest, span)
+        flat = xp.asarray(0, "int64")
+        for step, size in zip(reversed(steps), sizes, strict=True):
+            flat = xp.add(xp.multiply(flat, xp.asarray(size, "int64")), xp.cast(step, "int64"))
+        indices.append(xp.expand_dims(flat, lead))
+    shape = (*xp.shape(x)[:lead], *output_size)
+    return xp.reshape(xp.concat(values, lead), shape), xp.reshape(xp.concat(indices, lead), shape)
 
 
 def _max_pool(
@@ -242,10 +251,3 @@ def _positions(xp: Any, count: Any, step: int, offset: int) -> Any:
 def _within(xp: Any, index: Any, size: Any) -> Any:
     low = xp.greater_equal(index, xp.asarray(0, "int64"))
     return xp.logical_and(low, xp.less(index, xp.asarray(size, "int64")))
-
-
-def _flat_index(position: tuple[int, ...], sizes: tuple[int, ...]) -> int:
-    flat = 0
-    for i, size in zip(position, sizes, strict=True):
-        flat = flat * size + i
-    return flat

@@ -91,7 +91,8 @@ def var(xp: Any, x: Any, dim: Any = None, correction: Any = None, keepdim: bool 
     centred = xp.subtract(x, xp.mean(x, axes, True))
     total = xp.sum(xp.multiply(centred, centred), axes, keepdim)
     count = xp.cast(xp.asarray(math.prod(xp.shape(x)[a] for a in axes), "int64"), xp.dtype(x))
-    return xp.cast(xp.divide(total, xp.subtract(count, xp.asarray(correction, xp.dtype(x)))), dtype)
+    free = xp.maximum(xp.subtract(count, xp.asarray(correction, xp.dtype(x))), xp.asarray(0, xp.dtype(x)))
+    return xp.cast(xp.divide(total, free), dtype)
 
 
 @op("std.correction", "std.dim")
@@ -181,9 +182,10 @@ def safe_softmax(xp: Any, x: Any, dim: int, dtype: DType | None = None) -> Any:
 def log_softmax(xp: Any, x: Any, dim: int, dtype: Any = None) -> Any:
     x = to_float(xp, xp.cast(x, dtype.name) if isinstance(dtype, DType) else x)
     wide = to_wide(xp, x)
-    top, log = _log_sum(xp, wide, _axes(xp, x, dim))
+    axes = _axes(xp, x, dim)
     # the largest is taken away first: what is left is small, and keeps the digits of the logarithm
-    return xp.cast(xp.subtract(xp.subtract(wide, top), log), xp.dtype(x))
+    rest = xp.subtract(wide, xp.max(wide, axes, True))
+    return xp.cast(xp.subtract(rest, xp.log(xp.sum(xp.exp(rest), axes, True))), xp.dtype(x))
 
 
 @op("cumsum")
@@ -203,10 +205,9 @@ def cumprod(xp: Any, x: Any, dim: int, *, dtype: DType | None = None) -> Any:
 def cummax(xp: Any, x: Any, dim: int) -> Any:
     """(values, indices); of equal ones the last counts, and NaN is the largest."""
     dim %= xp.ndim(x)
-    flags = xp.dtype(x) == "bool"
-    top = xp.cummax(xp.cast(x, "uint8") if flags else x, dim)
-    top = xp.cast(top, "bool") if flags else top
-    return _running(xp, x, top, dim)
+    if xp.dtype(x) == "bool":
+        return _running(xp, x, xp.cast(xp.cummax(xp.cast(x, "uint8"), dim), "bool"), dim)
+    return _running(xp, x, xp.cummax(x, dim), dim)
 
 
 @op("cummin")
@@ -214,10 +215,10 @@ def cummax(xp: Any, x: Any, dim: int) -> Any:
 def cummin(xp: Any, x: Any, dim: int) -> Any:
     """(values, indices); of equal ones the last counts, and NaN is the smallest."""
     dim %= xp.ndim(x)
-    if is_integer(xp.dtype(x)):
-        # the complement turns the order of whole numbers round without overflow
-        turned = xp.cummax(xp.logical_not(x) if xp.dtype(x) == "bool" else xp.bitwise_not(x), dim)
-        return _running(xp, x, xp.logical_not(turned) if xp.dtype(x) == "bool" else xp.bitwise_not(turned), dim)
+    if xp.dtype(x) == "bool":
+        return _running(xp, x, xp.logical_not(xp.cummax(xp.cast(xp.logical_not(x), "uint8"), dim)), dim)
+    if is_integer(xp.dtype(x)):  # the complement turns the order of whole numbers round without overflow
+        return _running(xp, x, xp.bitwise_not(xp.cummax(xp.bitwise_not(x), dim)), dim)
     return _running(xp, x, xp.negative(xp.cummax(xp.negative(x), dim)), dim)
 
 

@@ -11,6 +11,7 @@ import math
 from typing import Any
 
 from zoo.ops import size as size_ops
+from zoo.ops.dtypes import to_wide
 from zoo.ops.table import op
 
 
@@ -118,6 +119,8 @@ def grid_sampler(
 
 
 def _resize(xp: Any, x: Any, dims: int, mode: str, output_size: Any, align: bool, scales: Any) -> Any:
+    dtype = xp.dtype(x)
+    x = x if mode.startswith("nearest") else to_wide(xp, x)
     for i, target in enumerate(output_size):
         axis = xp.ndim(x) - dims + i
         scale = scales[i] if i < len(scales) else None
@@ -130,49 +133,51 @@ def _resize(xp: Any, x: Any, dims: int, mode: str, output_size: Any, align: bool
             steps = xp.add(steps, xp.asarray(0.5, "float32")) if mode == "nearest_exact" else steps
             index = xp.cast(xp.floor(xp.multiply(steps, xp.asarray(ratio, "float32"))), "int64")
             x = xp.take(x, xp.minimum(index, xp.asarray(size - 1, "int64")), axis)
-        else:
-            weights = _weights(xp, xp.dtype(x), size, target, mode, align, scale)
+        elif mode.endswith("_aa"):
             moved = xp.permute(x, (*(a for a in range(xp.ndim(x)) if a != axis), axis))
-            moved = xp.linear(moved, weights)
+            moved = xp.linear(moved, _weights(xp, xp.dtype(x), size, target, mode, scale, align))
             order = list(range(xp.ndim(x) - 1))
             order.insert(axis, xp.ndim(x) - 1)
             x = xp.permute(moved, tuple(order))
-    return x
+        else:
+            shape = tuple(-1 if a == axis else 1 for a in range(xp.ndim(x)))
+            taps = _taps(xp, xp.dtype(x), size, target, mode, align, scale)
+            parts = [xp.multiply(xp.take(x, index, axis), xp.reshape(weight, shape)) for index, weight in taps]
+            x = functools.reduce(xp.add, parts)
+    return xp.cast(x, dtype)
 
 
-def _weights(xp: Any, dtype: str, size: Any, target: Any, mode: str, align: bool, scale: Any) -> Any:
-    """[target, size]: what each source element contributes to each result."""
-    wide = "float64" if dtype == "float64" else "float32"
-    ratio = xp.asarray(_ratio(xp, size, target, align, scale), wide)
-    out = xp.cast(xp.expand_dims(xp.arange(0, target, 1, "int64"), 1), wide)
-    source = xp.cast(xp.expand_dims(xp.arange(0, size, 1, "int64"), 0), wide)
-    half, one, zero = xp.asarray(0.5, wide), xp.asarray(1, wide), xp.asarray(0, wide)
-    top = xp.cast(xp.asarray(size - 1, "int64"), wide)
-    if mode.endswith("_aa"):
-        stretch = xp.maximum(ratio, one)
-        centre = xp.subtract(xp.multiply(xp.add(out, half), ratio), half)
-        distance = xp.abs(xp.divide(xp.subtract(source, centre), stretch))
-        cubic = mode == "cubic_aa"
-        kernel = _cubic(xp, distance, wide, -0.5) if cubic else xp.maximum(xp.subtract(one, distance), zero)
-        return xp.cast(xp.divide(kernel, xp.sum(kernel, (1,), True)), dtype)
-    if align:
-        position = xp.multiply(out, ratio)
-    else:
-        position = xp.subtract(xp.multiply(xp.add(out, half), ratio), half)
-        if mode == "linear":
-            position = xp.maximum(position, zero)
+def _taps(xp: Any, dtype: str, size: Any, target: Any, mode: str, align: bool, scale: Any) -> list[tuple[Any, Any]]:
+    """The source elements of each result, nearest to the left first, and what each contributes."""
+    ratio = xp.asarray(_ratio(xp, size, target, align, scale), dtype)
+    out = xp.cast(xp.arange(0, target, 1, "int64"), dtype)
+    half, one, zero = xp.asarray(0.5, dtype), xp.asarray(1, dtype), xp.asarray(0, dtype)
+    position = xp.multiply(out, ratio) if align else xp.subtract(xp.multiply(xp.add(out, half), ratio), half)
+    if mode == "linear":
+        position = xp.maximum(position, zero)
     base = xp.floor(position)
     rest = xp.subtract(position, base)
     if mode == "linear":
         taps = [(0, xp.subtract(one, rest)), (1, rest)]
     else:
-        taps = [(k, _cubic(xp, xp.abs(xp.subtract(rest, xp.asarray(k, wide))), wide, -0.75)) for k in (-1, 0, 1, 2)]
-    total = None
-    for offset, weight in taps:
-        at = xp.minimum(xp.maximum(xp.add(base, xp.asarray(offset, wide)), zero), top)
-        part = xp.multiply(xp.cast(xp.equal(at, source), wide), weight)
-        total = part if total is None else xp.add(total, part)
-    return xp.cast(total, dtype)
+        taps = [(k, _cubic(xp, xp.abs(xp.subtract(rest, xp.asarray(k, dtype))), dtype, -0.75)) for k in (-1, 0, 1, 2)]
+    last, first, base = xp.asarray(size - 1, "int64"), xp.asarray(0, "int64"), xp.cast(base, "int64")
+    return [(xp.minimum(xp.maximum(xp.add(base, xp.asarray(k, "int64")), first), last), w) for k, w in taps]
+
+
+def _weights(xp: Any, dtype: str, size: Any, target: Any, mode: str, scale: Any, align: bool) -> Any:
+    """[target, size]: what each source element contributes to each result, whose reach grows as the image shrinks."""
+    ratio = xp.asarray(_ratio(xp, size, target, align, scale), dtype)
+    out = xp.cast(xp.expand_dims(xp.arange(0, target, 1, "int64"), 1), dtype)
+    source = xp.cast(xp.expand_dims(xp.arange(0, size, 1, "int64"), 0), dtype)
+    half, one = xp.asarray(0.5, dtype), xp.asarray(1, dtype)
+    centre = xp.subtract(xp.multiply(xp.add(out, half), ratio), half)
+    distance = xp.abs(xp.divide(xp.subtract(source, centre), xp.maximum(ratio, one)))
+    if mode == "cubic_aa":
+        kernel = _cubic(xp, distance, dtype, -0.5)
+    else:
+        kernel = xp.maximum(xp.subtract(one, distance), xp.asarray(0, dtype))
+    return xp.divide(kernel, xp.sum(kernel, (1,), True))
 
 
 def _ratio(xp: Any, size: Any, target: Any, align: bool, scale: Any) -> Any:
@@ -204,6 +209,7 @@ def _reflected(xp: Any, position: Any, size: Any, align: bool) -> Any:
     low = xp.asarray(0 if align else -0.5, dtype)
     span = xp.subtract(size, one) if align else size
     offset = xp.abs(xp.subtract(position, low))
+    span = xp.maximum(span, xp.asarray(2**-23, dtype))  # of one element there is none
     flips = xp.floor(xp.divide(offset, span))
     extra = xp.subtract(offset, xp.multiply(flips, span))
     even = xp.equal(xp.remainder(flips, xp.asarray(2, dtype)), xp.asarray(0, dtype))

@@ -41,7 +41,7 @@ def flatten(xp: Any, x: Any, start_dim: int = 0, end_dim: int = -1) -> Any:
 def unflatten(xp: Any, x: Any, dim: int, sizes: Any) -> Any:
     shape = xp.shape(x)
     dim %= xp.ndim(x)
-    return xp.reshape(x, (*shape[:dim], *sizes, *shape[dim + 1 :]))
+    return view(xp, x, (*shape[:dim], *sizes, *shape[dim + 1 :]))
 
 
 @op("permute", "permute_copy")
@@ -210,7 +210,9 @@ def split(xp: Any, x: Any, split_size: Any, dim: int = 0) -> Any:
 @op("chunk")
 def chunk(xp: Any, x: Any, chunks: int, dim: int = 0) -> Any:
     length = xp.shape(x)[dim]
-    return split(xp, x, max(-(-length // chunks), 1), dim)
+    if _is_zero(length):
+        return (x,) * chunks
+    return split(xp, x, -(-length // chunks), dim)
 
 
 @op("unbind.int")

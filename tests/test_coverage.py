@@ -1,0 +1,105 @@
+"""The sweep over transformers' architectures: what it calls right, and tiny models that it found hard."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from zoo.coverage import Cell, Row
+
+FOLDER = Path(__file__).parents[1] / "benchmarks" / "coverage"
+
+
+@pytest.fixture(scope="module")
+def measure():
+    sys.path.insert(0, str(FOLDER))
+    try:
+        import measure
+
+        yield measure
+    finally:
+        sys.path.remove(str(FOLDER))
+
+
+@pytest.fixture(scope="module")
+def sweep():
+    spec = importlib.util.spec_from_file_location("coverage_sweep", FOLDER / "__main__.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# Each for something that others do not have: packed images of a fixed size, routed experts whose checkpoint keeps them
+# apart, a scan in chunks, image sizes read as numbers.
+HARD = ("qwen2_vl", "qwen3_moe", "mamba2", "llava_next")
+
+
+@pytest.mark.parametrize("model_type", HARD)
+def test_hard_architectures_equal_transformers_in_float64(measure, model_type):
+    row = measure.measure(model_type, "feature-extraction", ("numpy", "torch", "native"), gradients=False)
+    assert row.built, row.reason
+    assert row.captured, row.reason
+    assert row.loads, row.reason
+    assert {name: cell.reason for name, cell in row.cells.items()} == dict.fromkeys(row.cells, "")
+    assert all(cell.matches for cell in row.cells.values())
+
+
+def test_a_wrong_output_does_not_match(measure):
+    truth = {"logits": np.array([[1.0, -2.0], [3.0, 0.5]])}
+    right = measure._compared("jax", truth, truth, {"logits": 1e-7})
+    assert right == Cell(True, True, 0.0, right.allowed)
+    for wrong, reason in (
+        (truth["logits"] + 1e-3, "relative error"),
+        (truth["logits"].T[:1], "shape"),
+        (np.where(truth["logits"] == 3.0, np.nan, truth["logits"]), "relative error inf"),
+    ):
+        cell = measure._compared("jax", {"logits": wrong}, truth, {"logits": 1e-7})
+        assert cell.runs
+        assert not cell.matches
+        assert reason in cell.reason
+    assert "missing" in measure._compared("jax", {}, truth, {"logits": 1e-7}).reason
+
+
+def test_a_constant_output_says_nothing_but_must_agree(measure):
+    constant, varied = np.full((2, 3), 4.0), np.arange(6.0).reshape(2, 3)
+    alone = measure._compared("jax", {"mask": constant}, {"mask": constant}, {"mask": 0.0})
+    assert alone.reason.startswith("there is nothing to compare")
+    truth = {"mask": constant, "logits": varied}
+    assert measure._compared("jax", truth, truth, dict.fromkeys(truth, 0.0)).matches
+    other = {**truth, "mask": constant + 1}
+    assert not measure._compared("jax", other, truth, dict.fromkeys(truth, 0.0)).matches
+
+
+def test_whole_numbers_are_compared_exactly(measure):
+    ids, varied = np.array([3, 7, 9]), np.arange(3.0)
+    truth = {"indices": ids, "values": varied}
+    assert measure._compared("jax", truth, truth, dict.fromkeys(truth, 1e-3)).matches
+    off = {**truth, "indices": np.array([3, 7, 8])}
+    assert not measure._compared("jax", off, truth, dict.fromkeys(truth, 1e-3)).matches
+
+
+def test_the_last_finding_of_a_class_counts_and_the_first_of_one_held_out_is_kept(sweep, tmp_path, monkeypatch):
+    missed = Row("made_up", "feature-extraction", built=True, captured=True, cells={"jax": Cell(True)})
+    hit = replace(missed, cells={"jax": Cell(True, True)})
+    path = tmp_path / "found.jsonl"
+    path.write_text("".join(json.dumps(asdict(row)) + "\n" for row in (missed, hit)))
+    monkeypatch.setattr(sweep, "held_out", lambda types: {"made_up"})
+    (found,) = sweep._rows(path)
+    assert found.on("jax").matches
+    assert found.held_out
+    assert found.first == {"jax": False}
+
+
+def test_a_third_of_the_unseen_types_is_held_out(sweep):
+    seen = set(json.loads(sweep.SEEN.read_text()))
+    types = {f"type_{i}" for i in range(30)} | seen
+    aside = sweep.held_out(types)
+    assert len(aside) == 10
+    assert not aside & seen
+    assert aside == sweep.held_out(sorted(types))
