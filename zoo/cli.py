@@ -35,7 +35,7 @@ _Backend = Annotated[str, typer.Option("--backend", "-b", help="torch, jax, tens
 _AnyBackend = Annotated[str | None, typer.Option("--backend", "-b", help="Only models that load on it here.")]
 _Task = Annotated[str | None, typer.Option("--task", "-t", help="By the hub's name, such as fill-mask.")]
 _Json = Annotated[bool, typer.Option("--json", help="Write JSON.")]
-_DType = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
+_DType = Annotated[str, typer.Option(help="float32, bfloat16 or float16, or auto: the checkpoint's own.")]
 _FORMS = (
     "safetensors, torch, tf-h5, flax, npz, gguf, tf-checkpoint, orbax, keras, keras-model, keras-hub, "
     "keras-applications, big-vision, torchvision or timm."
@@ -284,11 +284,13 @@ def capture_model(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="A new folder.")],
     task: _Task = None,
     dtype: _DType = "float32",
+    train: Annotated[bool, typer.Option(help="Keep dropout, for training.")] = False,
 ) -> None:
     """Capture a model as a folder that loads on every backend without torch (needs torch and transformers)."""
     from zoo.loading import capture
 
-    console().print(f"wrote {_plain(str(capture(source, task=task, dtype=dtype).save(output)))}", soft_wrap=True)
+    written = capture(source, task=task, dtype=dtype, train=train).save(output)
+    console().print(f"wrote {_plain(str(written))}", soft_wrap=True)
 
 
 @app.command("convert")

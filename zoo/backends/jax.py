@@ -16,8 +16,9 @@ from zoo.backends.namespace import BINARY, UNARY, Namespace
 from zoo.backends.numpy import _clipped, _start
 from zoo.errors import UnsupportedOp
 from zoo.graph.ir import Graph
+from zoo.ops.random import key_of
 
-__all__ = ["JaxNamespace", "compile_graph", "module_of", "namespace", "params_from"]
+__all__ = ["JaxNamespace", "compile_graph", "key_from", "module_of", "namespace", "params_from"]
 
 
 COPIES = True
@@ -44,6 +45,18 @@ def compile_graph(graph: Graph) -> Any:
 def params_from(arrays: Mapping[str, np.ndarray], graph: Graph) -> dict[str, jax.Array]:
     """JAX arrays of the checkpoint's. On a CPU JAX uses suitably aligned memory where it lies, else copies once."""
     return {name: jax.device_put(array) for name, array in arrays.items()}
+
+
+def key_from(rng: Any) -> jax.Array:
+    """A call's key, int32 [2], of a jax.random key, typed or raw, or of a seed (a number or two); may be traced."""
+    if not isinstance(rng, jax.Array):
+        return jnp.asarray(key_of(rng))
+    if jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
+        rng = jax.random.key_data(rng)
+    if rng.ndim == 0:
+        rng = jnp.stack([rng, rng >> 32 if rng.dtype.itemsize == 8 else jnp.where(rng < 0, -1, 0).astype(rng.dtype)])
+    rng = rng[-2:]  # the generator "rbg" has keys of four
+    return rng if rng.dtype == jnp.int32 else lax.bitcast_convert_type(rng.astype(jnp.uint32), jnp.int32)
 
 
 def module_of(model: Any) -> Callable[..., Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 
 from zoo.capture.inputs import example_inputs, prepared_inputs
 from zoo.capture.torch_export import capture_program, export, ties_of
+from zoo.capture.training import mode
 from zoo.errors import CaptureError, ConfigError
 from zoo.graph.computed import is_computed, sinusoids
 from zoo.graph.ir import Graph, Input, Param, Ref, map_refs, param_ref
@@ -129,8 +130,10 @@ def build(
     return module.eval()
 
 
-def capture_config(config: transformers.PretrainedConfig, task: str | None = None, dtype: str = "float32") -> Graph:
-    """The graph of a transformers model, from its config.
+def capture_config(
+    config: transformers.PretrainedConfig, task: str | None = None, dtype: str = "float32", *, train: bool = False
+) -> Graph:
+    """The graph of a transformers model, from its config; with `train` it keeps dropout, at the config's rates.
 
     Raises:
         CaptureError: torch.export refuses the model, with and without transformers' own export patches.
@@ -144,22 +147,29 @@ def capture_config(config: transformers.PretrainedConfig, task: str | None = Non
     cls = model_class(config, task)
     module = build(config, cls, dtype, tied=False)
     inputs = example_inputs(module, dtype, length=6 + _chunk(config))
-    with _quiet():
+    with _quiet(), mode(module, train) as without:
         try:
-            graph = _captured(export(module, inputs, _dynamic(inputs, config)), module)
+            graph = _captured(export(module, inputs, _dynamic(inputs, config)), module, train, without)
         except CaptureError as first:
-            graph = _captured_otherwise(module, inputs, config, first)
+            graph = _captured_otherwise(module, inputs, config, first, train, without)
     return _named(graph, module, config, task, dtype)
 
 
-def _captured(program: torch.export.ExportedProgram, module: transformers.PreTrainedModel) -> Graph:
+def _captured(
+    program: torch.export.ExportedProgram, module: transformers.PreTrainedModel, train: bool, without: Sequence[str]
+) -> Graph:
     """The graph of an exported program whose weights are the module's, tied as those are."""
     module.tie_weights()
-    return capture_program(program, ties_of(module))
+    return capture_program(program, ties_of(module), train=train, without=without)
 
 
 def _captured_otherwise(
-    module: transformers.PreTrainedModel, inputs: Mapping[str, torch.Tensor], config: Any, first: CaptureError
+    module: transformers.PreTrainedModel,
+    inputs: Mapping[str, torch.Tensor],
+    config: Any,
+    first: CaptureError,
+    train: bool,
+    without: Sequence[str],
 ) -> Graph:
     """What plain export refuses, under transformers' patches: with what those want computed before, or with the sizes
     of images as part of the graph, which then holds for as many images of those sizes.
@@ -175,7 +185,7 @@ def _captured_otherwise(
                     program = _export_patched(module, prepared, dynamic)
             else:
                 program = _export_patched(module, prepared, dynamic)
-            return _captured(program, module)
+            return _captured(program, module, train, without)
         except Exception as error:
             second = error
     raise first from second
