@@ -7,7 +7,7 @@ in the same dtype; the numbers here say how many times that a backend may have, 
 
 from __future__ import annotations
 
-__all__ = ["CEILINGS", "FACTORS", "FLOORS", "GRADIENTS", "ROUNDING", "VACUOUS", "gradient_tolerance", "tolerance"]
+__all__ = ["CEILINGS", "FACTORS", "FLOORS", "GRADIENTS", "KERNEL_ULPS", "ROUNDING", "VACUOUS", "gradient_tolerance", "tolerance"]
 
 FACTORS: dict[tuple[str, str], float] = {
     (backend, dtype): 4.0
@@ -31,6 +31,9 @@ GRADIENTS: dict[tuple[str, str], float] = {
 
 ROUNDING: dict[str, float] = {"float32": 2.0**-23, "bfloat16": 2.0**-7, "float16": 2.0**-10}
 """Dtype -> one unit in the last place at 1: what a value may change by where a form of checkpoint adds to it."""
+
+KERNEL_ULPS = 4.0
+"""The error that one of our float32 kernels may always have, in units of the last place of a row's largest number."""
 
 VACUOUS = 1e-5
 """An output that varies by less, relative to its largest value, is constant: two backends' agreeing says nothing."""
