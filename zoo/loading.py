@@ -35,6 +35,7 @@ def load(
     *,
     dtype: str = "float32",
     strict: bool = True,
+    fast: bool = False,
     offline: bool | None = None,
     progress: Progress | None = None,
 ) -> Model:
@@ -50,6 +51,8 @@ def load(
         dtype: of the weights and the computation: "float32", "bfloat16" or "float16". A package has the one it was
             saved in.
         strict: False accepts tensors that the model does not know; they are noted.
+        fast: True puts our own kernels into the graph of torch, JAX or TensorFlow where they were measured to be
+            faster than the framework's (float32 on a CPU); `model.fast_report()` says which. What has none keeps its own.
         offline: True uses only what is on this machine; None follows HF_HUB_OFFLINE.
         progress: called with (description, bytes done, bytes in all or None) while files are fetched.
 
@@ -76,7 +79,12 @@ def load(
     else:
         config = config_of(place, found)
         graph = graph_for(config, task, dtype)
-    return assemble(name, backend, graph, place, config, strict)
+    loaded = assemble(name, backend, graph, place, config, strict)
+    if fast:
+        from zoo.native.fast import Fast
+
+        loaded._fast = Fast(loaded.backend)
+    return loaded
 
 
 def capture(module: Any, /, *, task: str | None = None, dtype: str = "float32", **inputs: Any) -> Package:

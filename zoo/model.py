@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from zoo.arrays import numpy_dtype, to_numpy
 from zoo.errors import ConfigError, InputError
 from zoo.graph.io import save_graph
 from zoo.graph.ir import Graph, Input, Ref, param_ref
+
+if TYPE_CHECKING:
+    from zoo.native.fast import Fast, FastReport
 
 __all__ = ["GRAPH_FILE", "Model", "Output", "Package"]
 
@@ -130,6 +133,7 @@ class Model:
     notes: list[str] = field(default_factory=list)
     weights: Path | None = None
     _backend: ModuleType = field(kw_only=True)
+    _fast: Fast | None = field(default=None, kw_only=True)
     _module: Any = field(default=None, init=False)
     _function: Callable[..., Any] | None = field(default=None, init=False)
     _tokenizer: Any = field(default=None, init=False)
@@ -202,6 +206,16 @@ class Model:
         arrays = {name: to_numpy(value) for name, value in self.params.items()}
         return Package(self.graph, arrays, self.folder).save(folder)
 
+    def fast_report(self) -> FastReport:
+        """Which of our kernels run in place of the framework's own, and at which sizes: those met by calls so far.
+
+        Raises:
+            ConfigError: the model was not loaded with `fast=True`.
+        """
+        if self._fast is None:
+            raise ConfigError("the model runs the framework's own kernels", do="zoo.load(..., fast=True)")
+        return self._fast.report
+
     def parameter_count(self) -> int:
         """How many trainable numbers it has, tied ones once."""
         return self.graph.parameter_count()
@@ -212,7 +226,9 @@ class Model:
 
     def _run(self, params: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
         if self._function is None:
-            self._function = self._backend.compile_graph(self.graph)
+            graph, operations = self._fast.prepared(self.graph) if self._fast is not None else (self.graph, {})
+            options = {"operations": operations} if operations else {}
+            self._function = self._backend.compile_graph(graph, **options)
         return self._function(params, inputs)
 
     def _native_module(self) -> Any:

@@ -7,7 +7,7 @@ in the same dtype; the numbers here say how many times that a backend may have, 
 
 from __future__ import annotations
 
-__all__ = ["CEILINGS", "FACTORS", "FLOORS", "GRADIENTS", "KERNEL_ULPS", "ROUNDING", "VACUOUS", "gradient_tolerance", "tolerance"]
+__all__ = ["CEILINGS", "FACTORS", "FLOORS", "GRADIENTS", "KERNEL_FACTOR", "KERNEL_ULPS", "ROUNDING", "VACUOUS", "gradient_tolerance", "tolerance"]
 
 FACTORS: dict[tuple[str, str], float] = {
     (backend, dtype): 4.0
@@ -34,6 +34,9 @@ ROUNDING: dict[str, float] = {"float32": 2.0**-23, "bfloat16": 2.0**-7, "float16
 
 KERNEL_ULPS = 4.0
 """The error that one of our float32 kernels may always have, in units of the last place of a row's largest number."""
+
+KERNEL_FACTOR = 2.0
+"""How many times the error of the framework's own kernel is accepted beyond that; most are below 1.3."""
 
 VACUOUS = 1e-5
 """An output that varies by less, relative to its largest value, is constant: two backends' agreeing says nothing."""

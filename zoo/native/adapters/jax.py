@@ -13,8 +13,9 @@ import numpy as np
 from zoo.backends.jax import namespace
 from zoo.native.adapters import loaded, plain, refused, scale_of
 from zoo.native.library import ACTIVATIONS
+from zoo.ops import OPS
 
-__all__ = ["PLAIN", "attention", "gated", "norm"]
+__all__ = ["PLAIN", "attention", "fits", "gated", "norm", "own_attention"]
 
 PLAIN = plain(namespace())
 
@@ -30,6 +31,15 @@ def _register() -> None:
 
 
 _register()
+
+
+def fits(*arrays: Any) -> bool:
+    """Whether our kernels take these arrays."""
+    return all(x.dtype == np.float32 for x in arrays) and jax.default_backend() == "cpu"
+
+
+def own_attention(*args: Any, **options: Any) -> Any:
+    return OPS["scaled_dot_product_attention"].function(namespace(), *args, **options)
 
 
 def norm(x: Any, residual: Any, weight: Any, bias: Any, eps: float, rms: bool) -> tuple[Any, Any]:

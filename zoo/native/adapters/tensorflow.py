@@ -14,8 +14,9 @@ import tensorflow as tf
 from zoo.backends.tensorflow import namespace
 from zoo.native.adapters import loaded, plain, refused, scale_of
 from zoo.native.library import ACTIVATIONS
+from zoo.ops import OPS
 
-__all__ = ["PLAIN", "attention", "gated", "norm"]
+__all__ = ["PLAIN", "attention", "fits", "gated", "norm", "own_attention"]
 
 PLAIN = plain(namespace())
 
@@ -36,6 +37,15 @@ def _register() -> Any:
 
 
 _OPS = _register()
+
+
+def fits(*arrays: Any) -> bool:
+    """Whether our kernels take these arrays."""
+    return all(x.dtype == tf.float32 for x in arrays) and not tf.config.list_physical_devices("GPU")
+
+
+def own_attention(*args: Any, **options: Any) -> Any:
+    return OPS["scaled_dot_product_attention"].function(namespace(), *args, **options)
 
 
 def norm(x: Any, residual: Any, weight: Any, bias: Any, eps: float, rms: bool) -> tuple[Any, Any]:

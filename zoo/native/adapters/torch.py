@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from zoo.native.adapters import loaded, refused, scale_of
 from zoo.native.library import ACTIVATIONS
 
-__all__ = ["PLAIN", "attention", "gated", "norm"]
+__all__ = ["PLAIN", "attention", "fits", "gated", "norm", "own_attention"]
 
 _SCHEMAS = {
     "norm": "(Tensor x, Tensor? weight, Tensor? bias, float eps, bool rms) -> Tensor",
@@ -57,6 +57,15 @@ def attention(q: Any, k: Any, v: Any, mask: Any, causal: bool, scale: float | No
 def gated(x: Any, y: Any, activation: str) -> Any:
     ops = _WITH_GRADIENT if torch.is_grad_enabled() else _WITHOUT
     return ops["gated"](x, y, ACTIVATIONS[activation])
+
+
+def fits(*arrays: Any) -> bool:
+    """Whether our kernels take these arrays, and are what was measured: not where a gradient is recorded."""
+    recorded = torch.is_grad_enabled() and any(x.requires_grad for x in arrays)
+    return not recorded and all(x.dtype == torch.float32 and x.device.type == "cpu" for x in arrays)
+
+
+own_attention = F.scaled_dot_product_attention
 
 
 def _plain_norm(x: Any, residual: Any, weight: Any, bias: Any, eps: float, rms: bool) -> tuple[Any, Any]:

@@ -7,7 +7,7 @@
 
 namespace zoo::ZOO_ISA {
 
-constexpr int64_t kKeyBlock = 256;
+constexpr int64_t kKeyBlock = 128;
 #define ZOO_MINUS_INF (-__builtin_inff())
 
 struct Attention : zoo_attention_args {
@@ -76,14 +76,17 @@ static void attend_panel(const Attention& x, const float* packed_k, const float*
             if (s0)
                 for (int64_t e = 0; e < E; ++e) store(total + e * NR + j * W, load(total + e * NR + j * W) * shrink);
         }
+        V own[NV];
+        for (int j = 0; j < NV; ++j) own[j] = V{};
         for (int64_t s = 0; s < here; ++s) {
             for (int j = 0; j < NV; ++j) {
                 float* at = scores + s * NR + j * W;
                 V p = exp(load(at) - less[j]);
                 store(at, p);
-                sums[j] += p;
+                own[j] += p;
             }
         }
+        for (int j = 0; j < NV; ++j) sums[j] += own[j];
         for (int64_t e = 0; e < E; e += mv) {
             int64_t rows = least(mv, E - e);
             product(packed_v + e * x.keys + s0 * rows, scores, rows, here, total + e * NR, s0 == 0);
