@@ -200,6 +200,7 @@ def verify_kernels(
     cases: Sequence[Case] = CASES,
     *,
     rounds: int = 15,
+    clock: Callable[[], float] = time.perf_counter,
     progress: Callable[[str], None] | None = None,
 ) -> KernelReport:
     """Check every kernel that we have for a framework on this machine.
@@ -212,6 +213,7 @@ def verify_kernels(
         backends: "torch", "jax", "tensorflow"; None takes those that are installed and lists the others as missing.
         cases: which kernels at which shapes.
         rounds: of calls in turn of which the fastest count; 0 measures no speed.
+        clock: what speeds are measured by; `time.process_time` where one thread works and others share its core.
         progress: called with what comes next.
 
     Raises:
@@ -239,11 +241,13 @@ def verify_kernels(
             for case in cases:
                 if progress is not None:
                     progress(f"{name}: {case.kernel} {'x'.join(map(str, case.sizes))}")
-                report.rows.append(_check(name, module, runner, case, rounds))
+                report.rows.append(_check(name, module, runner, case, rounds, clock))
     return report
 
 
-def _check(name: str, module: Any, runner: Any, case: Case, rounds: int) -> KernelRow:
+def _check(
+    name: str, module: Any, runner: Any, case: Case, rounds: int, clock: Callable[[], float]
+) -> KernelRow:
     function, arrays, options = case.arguments()
     wide = (x if x is None or x.dtype == bool else x.astype(np.float64) for x in arrays)
     truth = _tuple(_of_model(function, plain(get_backend("numpy").namespace()), np.swapaxes)(*wide, *options))
@@ -258,7 +262,7 @@ def _check(name: str, module: Any, runner: Any, case: Case, rounds: int) -> Kern
     reason = ""
     if not ulps <= max(KERNEL_ULPS, KERNEL_FACTOR * own_ulps):
         reason = f"{ulps:.1f} ulps, where the framework's own kernel has {own_ulps:.1f}"
-    times = _times(runner, *candidates, given, options, rounds) if rounds else ()
+    times = _times(runner, *candidates, given, options, rounds, clock) if rounds else ()
     return KernelRow(name, case.kernel, case.sizes, "float32", ulps, own_ulps, *times, reason=reason)
 
 
@@ -275,7 +279,13 @@ def _of_model(function: str, kernels: Mapping[str, Any], swapped: Callable[..., 
 
 
 def _times(
-    runner: Any, ours: Any, own: Any, given: list[Any], options: tuple[Any, ...], rounds: int
+    runner: Any,
+    ours: Any,
+    own: Any,
+    given: list[Any],
+    options: tuple[Any, ...],
+    rounds: int,
+    clock: Callable[[], float],
 ) -> tuple[float, float, float]:
     """Microseconds of a call of each, the fastest of short runs in turn, and their ratio.
 
@@ -286,15 +296,15 @@ def _times(
     counts = []
     for call in calls:
         call()
-        started = time.perf_counter()
+        started = clock()
         call()
-        counts.append(max(1, min(100, int(1e-3 / max(time.perf_counter() - started, 1e-7)))))
+        counts.append(max(1, min(100, int(1e-3 / max(clock() - started, 1e-7)))))
     for _ in range(rounds):
         for call, count, times in zip(calls, counts, found, strict=True):
-            started = time.perf_counter()
+            started = clock()
             for _ in range(count):
                 call()
-            times.append((time.perf_counter() - started) / count / runner.REPEATS)
+            times.append((clock() - started) / count / runner.REPEATS)
     fastest, own_fastest = (min(times) for times in found)
     return fastest * 1e6, own_fastest * 1e6, own_fastest / fastest
 

@@ -60,6 +60,12 @@ def refused(framework: str, why: str) -> MissingFramework:
     )
 
 
+def heads_of(*arrays: Any) -> None:
+    """ValueError unless all are [B, H, T, D]."""
+    if any(len(x.shape) != 4 for x in arrays):
+        raise ValueError(f"attention takes arrays of four dims, not {', '.join(str(tuple(x.shape)) for x in arrays)}")
+
+
 def scale_of(q: Any, scale: float | None) -> float:
     return 1 / math.sqrt(q.shape[-1]) if scale is None else scale
 

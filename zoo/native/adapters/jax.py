@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zoo.backends.jax import namespace
-from zoo.native.adapters import loaded, plain, refused, scale_of
+from zoo.native.adapters import heads_of, loaded, plain, refused, scale_of
 from zoo.native.library import ACTIVATIONS
 from zoo.ops import OPS
 
@@ -49,6 +49,7 @@ def norm(x: Any, residual: Any, weight: Any, bias: Any, eps: float, rms: bool) -
 
 
 def attention(q: Any, k: Any, v: Any, mask: Any, causal: bool, scale: float | None) -> Any:
+    heads_of(q, k, v)
     return _attention(q, k, v, mask, causal, scale_of(q, scale))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 from zoo.backends.tensorflow import namespace
-from zoo.native.adapters import loaded, plain, refused, scale_of
+from zoo.native.adapters import heads_of, loaded, plain, refused, scale_of
 from zoo.native.library import ACTIVATIONS
 from zoo.ops import OPS
 
@@ -69,6 +69,7 @@ def norm(x: Any, residual: Any, weight: Any, bias: Any, eps: float, rms: bool) -
 
 def attention(q: Any, k: Any, v: Any, mask: Any, causal: bool, scale: float | None) -> Any:
     q, k, v, mask = _tensors(q, k, v, mask)
+    heads_of(q, k, v)
     factor = scale_of(q, scale)
 
     def ours(*arrays: Any) -> Any:
@@ -101,11 +102,11 @@ def _differentiable(ours: Callable[..., Any], meant: Callable[..., Any]) -> Call
     @tf.custom_gradient
     def function(*arrays: Any) -> Any:
         def backward(*grads: Any) -> Sequence[Any]:
+            apart = [tf.identity(x) for x in arrays]  # one array may stand for several: each has a part of its gradient
             with tf.GradientTape() as tape:
-                tape.watch(arrays)
-                results = meant(*arrays)
-            slopes = tape.gradient(results, arrays, grads if len(grads) > 1 else grads[0])
-            return list(slopes)
+                tape.watch(apart)
+                results = meant(*apart)
+            return list(tape.gradient(results, apart, grads if len(grads) > 1 else grads[0]))
 
         return ours(*arrays), backward
 
