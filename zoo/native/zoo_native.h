@@ -19,7 +19,7 @@ extern "C" {
 
 #define ZOO_ABI 2
 
-enum zoo_status { ZOO_OK = 0, ZOO_BAD_ARGUMENT = 1, ZOO_OUT_OF_MEMORY = 2, ZOO_OUT_OF_RANGE = 3 };
+enum zoo_status { ZOO_OK = 0, ZOO_BAD_ARGUMENT = 1, ZOO_OUT_OF_MEMORY = 2, ZOO_OUT_OF_RANGE = 3, ZOO_DEVICE_ERROR = 4 };
 
 enum zoo_unary_op {
     ZOO_NONE = 0,
