@@ -1,11 +1,11 @@
-"""Our kernels inside torch, JAX and TensorFlow against the framework's own, with one thread and with two.
+"""Our kernels inside torch, JAX and TensorFlow against the framework's own.
 
-    python benchmarks/bench_kernels.py [--backends torch jax tensorflow] [--threads 1 2] [--rounds 40] [--no-table]
+    python benchmarks/bench_kernels.py [--backends torch jax tensorflow] [--threads 1] [--rounds 40] [--no-table]
 
 Every framework and number of threads has a process of its own, pinned to as many cores. A speed is the framework's own
 time over ours, each the fastest of short runs in turn: the process's CPU time with one thread, so that what else runs on
 the machine does not count, and wall time with more. Writes benchmarks/results/kernels.json, and from it
-zoo/native/measured.json, which `zoo.load(..., fast=True)` goes by: the smaller of the speeds with one thread and with two.
+zoo/native/measured.json, which `zoo.load(..., fast=True)` goes by: a kernel's least speed at a shape.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MEASURED = Path(__file__).parents[1] / "zoo" / "native" / "measured.json"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backends", nargs="+", default=["torch", "jax", "tensorflow"])
-    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--threads", nargs="+", type=int, default=[1])
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--no-table", action="store_true", help="do not write anything")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)

@@ -21,7 +21,13 @@ needs_nvcc = pytest.mark.skipif(NVCC is None, reason="no nvcc on the PATH: the C
 def test_the_kernels_compile_without_a_warning(tmp_path: Path, arch: str) -> None:
     assert SOURCES
     library = tmp_path / "libzoo_cuda.so"
-    command = [str(NVCC), "-std=c++17", f"-arch={arch}", "--Werror=all-warnings", "-Xcompiler=-fPIC,-fvisibility=hidden"]
+    command = [
+        str(NVCC),
+        "-std=c++17",
+        f"-arch={arch}",
+        "--Werror=all-warnings",
+        "-Xcompiler=-fPIC,-fvisibility=hidden",
+    ]
     subprocess.run([*command, "-shared", "-o", library, *SOURCES], check=True, timeout=280)
     declared = set(re.findall(r"ZOO_API int (zoo_cuda_\w+)\(", (NATIVE / "zoo_cuda.h").read_text()))
     listed = subprocess.run(["nm", "-D", "--defined-only", library], check=True, capture_output=True, text=True).stdout
@@ -34,4 +40,6 @@ def test_the_headers_are_c(tmp_path: Path) -> None:
         pytest.skip("no C compiler")
     unit = tmp_path / "unit.c"
     unit.write_text('#include "zoo_cuda.h"\nint main(void) { return (int)sizeof(zoo_cuda_rotary_args) == 0; }\n')
-    subprocess.run([compiler, "-std=c99", "-Wall", "-Wextra", "-Werror", f"-I{NATIVE}", "-fsyntax-only", unit], check=True)
+    subprocess.run(
+        [compiler, "-std=c99", "-Wall", "-Wextra", "-Werror", f"-I{NATIVE}", "-fsyntax-only", unit], check=True
+    )

@@ -52,7 +52,7 @@ def load(
             saved in.
         strict: False accepts tensors that the model does not know; they are noted.
         fast: True puts our own kernels into the graph of torch, JAX or TensorFlow where they were measured to be
-            faster than the framework's (float32 on a CPU); `model.fast_report()` says which. What has none keeps its own.
+            faster than the framework's (float32 on a CPU); `model.fast_report()` says which.
         offline: True uses only what is on this machine; None follows HF_HUB_OFFLINE.
         progress: called with (description, bytes done, bytes in all or None) while files are fetched.
 

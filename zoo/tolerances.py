@@ -7,7 +7,18 @@ in the same dtype; the numbers here say how many times that a backend may have, 
 
 from __future__ import annotations
 
-__all__ = ["CEILINGS", "FACTORS", "FLOORS", "GRADIENTS", "KERNEL_FACTOR", "KERNEL_ULPS", "ROUNDING", "VACUOUS", "gradient_tolerance", "tolerance"]
+__all__ = [
+    "CEILINGS",
+    "FACTORS",
+    "FLOORS",
+    "GRADIENTS",
+    "KERNEL_FACTOR",
+    "KERNEL_ULPS",
+    "ROUNDING",
+    "VACUOUS",
+    "gradient_tolerance",
+    "tolerance",
+]
 
 FACTORS: dict[tuple[str, str], float] = {
     (backend, dtype): 4.0

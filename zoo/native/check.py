@@ -1,7 +1,7 @@
 """Our kernels inside the frameworks, checked on this machine: against float64, and against the framework's own.
 
-Errors are in units of the last place (ulps) of the largest number of a row in float32: what stands beside a large number
-is computed from numbers of that size, and none of the ways to compute it does better.
+Errors are in units of the last place (ulps) of the largest number of a row in float32: what stands beside a large
+number is computed from numbers of that size, and none of the ways to compute it does better.
 """
 
 from __future__ import annotations
@@ -187,9 +187,7 @@ class KernelReport:
                 verdict = f"[red]{row.reason}[/]"
             else:
                 verdict = "[green]ok[/]" if row.at_least_as_accurate else "[green]ok[/], own is closer"
-            table.add_row(
-                row.backend, row.kernel, "x".join(map(str, row.sizes)), row.dtype, *cells, ratio, verdict
-            )
+            table.add_row(row.backend, row.kernel, "x".join(map(str, row.sizes)), row.dtype, *cells, ratio, verdict)
         for name, why in self.missing.items():
             table.add_row(name, *[""] * 8, why, style="dim")
         return table
@@ -245,9 +243,7 @@ def verify_kernels(
     return report
 
 
-def _check(
-    name: str, module: Any, runner: Any, case: Case, rounds: int, clock: Callable[[], float]
-) -> KernelRow:
+def _check(name: str, module: Any, runner: Any, case: Case, rounds: int, clock: Callable[[], float]) -> KernelRow:
     function, arrays, options = case.arguments()
     wide = (x if x is None or x.dtype == bool else x.astype(np.float64) for x in arrays)
     truth = _tuple(_of_model(function, plain(get_backend("numpy").namespace()), np.swapaxes)(*wide, *options))
@@ -262,8 +258,20 @@ def _check(
     reason = ""
     if not ulps <= max(KERNEL_ULPS, KERNEL_FACTOR * own_ulps):
         reason = f"{ulps:.1f} ulps, where the framework's own kernel has {own_ulps:.1f}"
-    times = _times(runner, *candidates, given, options, rounds, clock) if rounds else ()
-    return KernelRow(name, case.kernel, case.sizes, "float32", ulps, own_ulps, *times, reason=reason)
+    times = _times([runner.repeated(f, given, options) for f in candidates], rounds, clock)
+    seconds, own_seconds = (None if t is None else t / runner.REPEATS for t in times)
+    return KernelRow(
+        name,
+        case.kernel,
+        case.sizes,
+        "float32",
+        ulps,
+        own_ulps,
+        None if seconds is None else seconds * 1e6,
+        None if own_seconds is None else own_seconds * 1e6,
+        None if seconds is None or own_seconds is None else own_seconds / seconds,
+        reason,
+    )
 
 
 def _of_model(function: str, kernels: Mapping[str, Any], swapped: Callable[..., Any]) -> Callable[..., Any]:
@@ -279,34 +287,25 @@ def _of_model(function: str, kernels: Mapping[str, Any], swapped: Callable[..., 
 
 
 def _times(
-    runner: Any,
-    ours: Any,
-    own: Any,
-    given: list[Any],
-    options: tuple[Any, ...],
-    rounds: int,
-    clock: Callable[[], float],
-) -> tuple[float, float, float]:
-    """Microseconds of a call of each, the fastest of short runs in turn, and their ratio.
-
-    The fastest, since what else runs on the machine only ever adds.
-    """
-    calls = [runner.repeated(function, given, options) for function in (ours, own)]
-    found: list[list[float]] = [[], []]
+    calls: Sequence[Callable[[], Any]], rounds: int, clock: Callable[[], float]
+) -> Sequence[float] | tuple[None, None]:
+    """Seconds of a call of each, the fastest of short runs in turn: what else runs on the machine only ever adds."""
+    if not rounds:
+        return None, None
     counts = []
     for call in calls:
         call()
         started = clock()
         call()
         counts.append(max(1, min(100, int(1e-3 / max(clock() - started, 1e-7)))))
+    found: list[list[float]] = [[] for _ in calls]
     for _ in range(rounds):
         for call, count, times in zip(calls, counts, found, strict=True):
             started = clock()
             for _ in range(count):
                 call()
-            times.append((clock() - started) / count / runner.REPEATS)
-    fastest, own_fastest = (min(times) for times in found)
-    return fastest * 1e6, own_fastest * 1e6, own_fastest / fastest
+            times.append((clock() - started) / count)
+    return [min(times) for times in found]
 
 
 def _ulps(got: tuple[Any, ...], truth: tuple[Any, ...]) -> float:

@@ -1,9 +1,9 @@
 """`zoo.load(..., fast=True)`: our kernels in a framework's graph, at the shapes where they were measured to be faster.
 
 measured.json holds, per instruction set, framework and kernel, the speeds that benchmarks/bench_kernels.py found: the
-framework's own time over ours, the smaller of one thread and two. A node runs our kernel if at the nearest measured shape
-that number is at least 1; where a size is not known when the graph is traced (TensorFlow's None, torch's symbols), if it
-is at least `BREAK_EVEN` at every shape that may be meant.
+framework's own time over ours. A node runs our kernel if at the nearest measured shape that number is at least 1, or,
+where a size is not known when the graph is traced (TensorFlow's None, torch's symbols), if it is at least `BREAK_EVEN`
+at every shape that may be meant.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -105,7 +105,7 @@ class Fast:
             return graph, {}
         for run in (gates, rms_norms, norms):
             graph = run(graph)
-        operations = {"native::norm": self._norm, "native::gated": self._gated}
+        operations: dict[str, Callable[..., Any]] = {"native::norm": self._norm, "native::gated": self._gated}
         own = self.module.own_attention
 
         def attention(q: Any, k: Any, v: Any, attn_mask: Any = None, *rest: Any, **options: Any) -> Any:
@@ -175,15 +175,22 @@ def choose(backend: str, kernel: str, sizes: Sizes) -> Choice:
     points = measured().get(backend, {}).get(kernel, [])
     if not points:
         return Choice(kernel, sizes, False, None, "not measured on this instruction set")
-    known = [i for i, size in enumerate(sizes) if size is not None]
-    distances = [sum(abs(math.log2(max(sizes[i], 1) / shape[i])) for i in known) for shape, _ in points]  # type: ignore[type-var]
+    distances = [_distance(sizes, shape) for shape, _ in points]
     nearest = min(distances)
     near = [point for point, distance in zip(points, distances, strict=True) if distance <= nearest + 1e-9]
     shape, speed = min(near, key=lambda point: point[1])
     where = "x".join(map(str, shape))
-    if len(known) == len(sizes):
+    if None not in sizes:
         return Choice(kernel, sizes, speed >= 1, speed, f"as measured at {where}")
-    return Choice(kernel, sizes, speed >= BREAK_EVEN, speed, f"as measured at {where}, the least of those that it may be")
+    return Choice(
+        kernel, sizes, speed >= BREAK_EVEN, speed, f"as measured at {where}, the least of those that it may be"
+    )
+
+
+def _distance(sizes: Sizes, shape: Sequence[int]) -> float:
+    """Between two shapes: doublings, over the sizes that are known."""
+    known = ((size, other) for size, other in zip(sizes, shape, strict=True) if size is not None)
+    return sum(abs(math.log2(max(size, 1) / other)) for size, other in known)
 
 
 @functools.cache

@@ -4,8 +4,8 @@
     attention(q, k, v, mask, causal, scale)      [B, H, T, D], [B, G, S, D], [B, G, S, E] -> [B, H, T, E], as torch's
     gated(x, y, activation)                      activation(x) * y
 
-All take float32; residual, weight, bias and mask may be None, and scale, for 1 / sqrt(D). Each has its gradient, and what
-the framework itself would compute is `PLAIN[name]` with the same arguments.
+All take float32; residual, weight, bias and mask may be None, and scale, for 1 / sqrt(D). Each has its gradient, and
+what the framework itself would compute is `PLAIN[name]` with the same arguments.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ def _like(x: Any) -> Any:
 
 
 def _batched(call: Any, rule: Any) -> Any:
-    """`call(*arrays)`, an array being None where there is none, with a rule (size, which are batched, arrays) for vmap."""
+    """`call(*arrays)`, an array being None where there is none, with a rule (size, which batched, arrays) for vmap."""
     batching = jax.custom_batching.custom_vmap(call)
     batching.def_vmap(rule)
     return batching
@@ -86,17 +86,17 @@ def _norm_call(eps: float, rms: bool) -> Any:
             for a, given in zip((x, residual), batched[:2], strict=True)
         ]
         if not any(batched[2:]):
-            return function(*rows, weight, bias), (True, True)
+            return again(*rows, weight, bias), (True, True)
         # a weight of each example's own: applied outside of the kernel
-        out, total = function(*rows, None, None)
+        out, total = again(*rows, None, None)
         for part, given, apply in ((weight, batched[2], jnp.multiply), (bias, batched[3], jnp.add)):
             if part is not None:
                 wide = part.reshape(size, *[1] * (x.ndim - 2 if batched[0] else x.ndim - 1), -1) if given else part
                 out = apply(out, wide)
         return (out, total), (True, True)
 
-    function = _batched(call, rule)
-    return function
+    again: Any = _batched(call, rule)
+    return again
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -136,11 +136,11 @@ def _attention_call(causal: bool, scale: float) -> Any:
             inner = (1,) * (4 - len(inner)) + tuple(inner)
             mask = mask.reshape(size if batched[3] else 1, *inner)
             mask = jnp.broadcast_to(mask, (size, merged[0].shape[0] // size, *inner[1:])).reshape(-1, *inner[1:])
-        out = function(*merged, mask)
+        out = again(*merged, mask)
         return out.reshape(size, -1, *out.shape[1:]), True
 
-    function = _batched(call, rule)
-    return function
+    again: Any = _batched(call, rule)
+    return again
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -170,10 +170,10 @@ def _gated_call(activation: str) -> Any:
 
     def rule(size: int, batched: Any, x: Any, y: Any) -> Any:
         wide = [a if given else jnp.broadcast_to(a, (size, *a.shape)) for a, given in zip((x, y), batched, strict=True)]
-        return function(*wide), True
+        return again(*wide), True
 
-    function = _batched(call, rule)
-    return function
+    again: Any = _batched(call, rule)
+    return again
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

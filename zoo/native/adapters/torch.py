@@ -1,4 +1,4 @@
-"""PyTorch: operations `anyzoo::*` whose CPU kernels the adapter's library registers; here their schemas, fakes, gradients."""
+"""PyTorch: operations `anyzoo::*`, their CPU kernels registered by the library; here schemas, fakes and gradients."""
 
 from __future__ import annotations
 
@@ -83,7 +83,9 @@ def _plain_attention(q: Any, k: Any, v: Any, mask: Any, causal: bool, scale: flo
 def _plain_gated(x: Any, y: Any, activation: str) -> Any:
     if activation == "gelu_tanh":
         return F.gelu(x, approximate="tanh") * y
-    return (F.gelu(x) if activation == "gelu" else F.silu(x) if activation == "silu" else getattr(torch, activation)(x)) * y
+    return (
+        F.gelu(x) if activation == "gelu" else F.silu(x) if activation == "silu" else getattr(torch, activation)(x)
+    ) * y
 
 
 PLAIN = {"norm": _plain_norm, "attention": _plain_attention, "gated": _plain_gated}
