@@ -3,9 +3,9 @@
     python benchmarks/bench_kernels.py [--backends torch jax tensorflow] [--threads 1] [--rounds 40] [--no-table]
 
 Every framework and number of threads has a process of its own, pinned to as many cores. A speed is the framework's own
-time over ours, each the fastest of short runs in turn: the process's CPU time with one thread, so that what else runs on
-the machine does not count, and wall time with more. Writes benchmarks/results/kernels.json, and from it
-zoo/native/measured.json, which `zoo.load(..., fast=True)` goes by: a kernel's least speed at a shape.
+time over ours, each the fastest of short runs in turn: the process's CPU time with one thread, so that what else runs
+on the machine does not count, and wall time with more. Writes benchmarks/results/kernels.json, and from it
+zoo/native/measured.json, which `zoo.load(..., fast=True)` goes by: the least that was measured of a kernel at a shape.
 """
 
 from __future__ import annotations

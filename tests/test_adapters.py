@@ -20,11 +20,12 @@ import torch
 from tolerances import GRADIENT, TOLERANCES
 
 import zoo
+from zoo import cli
 from zoo.arrays import to_numpy
 from zoo.backends import get_backend
 from zoo.errors import ConfigError, MissingFramework, VerifyError
 from zoo.model import Model, prepare_inputs
-from zoo.native import fast
+from zoo.native import check, fast
 from zoo.native.adapters import ACTIVATIONS, FRAMEWORKS, adapter, plain
 from zoo.native.check import CASES, Case, verify_kernels
 
@@ -519,3 +520,24 @@ def test_verify_kernels_finds_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) ->
     assert "ZeroDivisionError" in verify_kernels(["torch"], cases, rounds=0).rows[0].reason
     with pytest.raises(VerifyError, match="no kernels"):
         verify_kernels(["keras"])
+
+
+def test_the_command_that_verifies_kernels(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as caught:
+            cli.main(["verify", *arguments])
+        printed = capsys.readouterr()
+        return int(caught.value.code or 0), printed.out, printed.err
+
+    cases = [Case("rms_norm", (4, 32)), Case("attention", (1, 2, 2, 5, 5, 8))]
+    monkeypatch.setattr(check, "verify_kernels", functools.partial(verify_kernels, cases=cases, rounds=1))
+    code, out, _ = run("--kernels", "--backend", "torch", "--json")
+    assert code == 0 and [row["kernel"] for row in json.loads(out)["rows"]] == ["rms_norm", "attention"]
+    code, out, _ = run("--kernels", "--backend", "torch")
+    assert code == 0 and "1x2x2x5x5x8" in out and "all right" in out
+    ours = adapter("torch")
+    right = ours.attention
+    monkeypatch.setattr(ours, "attention", lambda *args: right(*args) + 1e-4)
+    code, out, err = run("--kernels", "--backend", "torch")
+    assert code == 1 and "attention 1x2x2x5x5x8 on torch" in err
+    assert run("--kernels", "bert-base")[0] == run()[0] == 2
