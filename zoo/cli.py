@@ -20,6 +20,8 @@ from zoo.errors import ConfigError, InputError, ZooError
 
 if TYPE_CHECKING:
     from zoo.model import Model
+    from zoo.native.check import KernelReport
+    from zoo.verify import Report
 
 __all__ = ["app", "main"]
 
@@ -241,7 +243,7 @@ def run_model(
 
 @app.command("verify")
 def verify_model(
-    name: _Name,
+    name: Annotated[str | None, typer.Argument(help="What `zoo run` takes as NAME; none with --kernels.")] = None,
     backends: Annotated[str, typer.Option("--backend", "-b", help="all, or names with commas.")] = "all",
     task: _Task = None,
     gradients: Annotated[bool, typer.Option("--gradients", help="Compare gradients too.")] = False,
@@ -249,14 +251,23 @@ def verify_model(
     batch: Annotated[int, typer.Option(min=1, help="Rows of the inputs.")] = 3,
     length: Annotated[int, typer.Option(min=1, help="Tokens of the inputs.")] = 17,
     seed: Annotated[int, typer.Option(help="Of the inputs.")] = 0,
+    kernels: Annotated[bool, typer.Option("--kernels", help="Check our kernels, not a model.")] = False,
     as_json: _Json = False,
 ) -> None:
-    """Compare a model's outputs on several backends with float64; exit code 1 if one is wrong."""
+    """Compare a model's outputs on several backends with float64; exit code 1 if one is wrong.
+
+    With --kernels: our kernels inside torch, JAX and TensorFlow, against float64 and against the framework's own.
+    """
     from zoo.backends import BACKENDS, backend_name
     from zoo.registry import parse
     from zoo.verify import verify
 
     wanted = None if backends == "all" else [backend_name(part.strip()) for part in backends.split(",")]
+    if kernels:
+        _verify_kernels(name, wanted, as_json)
+        return
+    if name is None:
+        raise InputError("there is no model to verify", do="zoo verify NAME, or zoo verify --kernels")
     parse(name)  # a wrong name is said before frameworks are imported
     import_frameworks(wanted or list(BACKENDS))
     with progress_bars() as progress:
@@ -264,6 +275,23 @@ def verify_model(
             name, wanted, task=task, gradients=gradients, seed=seed, batch=batch, length=length, dtype=dtype,
             progress=progress,
         )  # fmt: skip
+    _tell(report, as_json)
+
+
+def _verify_kernels(name: str | None, wanted: list[str] | None, as_json: bool) -> None:
+    from zoo.native.adapters import FRAMEWORKS
+    from zoo.native.check import verify_kernels
+
+    if name is not None:
+        raise InputError("kernels are checked without a model", got=name, do="zoo verify --kernels")
+    import_frameworks(wanted or list(FRAMEWORKS))
+    with console(stderr=True).status("") as status:
+        report = verify_kernels(wanted, progress=status.update)
+    _tell(report, as_json)
+
+
+def _tell(report: Report | KernelReport, as_json: bool) -> None:
+    """A report on stdout; exit code 1 if it is not all right."""
     if as_json:
         _write_json(report.to_json())
     else:

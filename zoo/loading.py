@@ -37,6 +37,7 @@ def load(
     dtype: str = "float32",
     train: bool = False,
     strict: bool = True,
+    fast: bool = False,
     offline: bool | None = None,
     progress: Progress | None = None,
 ) -> Model:
@@ -55,6 +56,8 @@ def load(
             statistics as they are. The graph is captured for it, which needs torch and transformers once; a package
             has what it was captured with.
         strict: False accepts tensors that the model does not know; they are noted.
+        fast: True puts our own kernels into the graph of torch, JAX or TensorFlow where they were measured to be
+            faster than the framework's (float32 on a CPU); `model.fast_report()` says which.
         offline: True uses only what is on this machine; None follows HF_HUB_OFFLINE.
         progress: called with (description, bytes done, bytes in all or None) while files are fetched.
 
@@ -80,7 +83,12 @@ def load(
     else:
         config = config_of(place, found)
         graph = graph_for(config, task, stored_dtype(place) if dtype == "auto" else dtype, train)
-    return assemble(name, backend, graph, place, config, strict)
+    loaded = assemble(name, backend, graph, place, config, strict)
+    if fast:
+        from zoo.native.fast import Fast
+
+        loaded._fast = Fast(loaded.backend)
+    return loaded
 
 
 def capture(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from zoo.errors import ConfigError, InputError
 from zoo.graph.io import save_graph
 from zoo.graph.ir import Graph, Input, Ref, param_ref
 from zoo.graph.passes import RNG, keyed
+
+if TYPE_CHECKING:
+    from zoo.native.fast import Fast, FastReport
 
 __all__ = ["GRAPH_FILE", "Model", "Output", "Package"]
 
@@ -131,6 +134,7 @@ class Model:
     notes: list[str] = field(default_factory=list)
     weights: Path | None = None
     _backend: ModuleType = field(kw_only=True)
+    _fast: Fast | None = field(default=None, kw_only=True)
     _module: Any = field(default=None, init=False)
     _function: Callable[..., Any] | None = field(default=None, init=False)
     _training: Callable[..., Any] | None = field(default=None, init=False)
@@ -209,6 +213,16 @@ class Model:
         arrays = {name: to_numpy(value) for name, value in self.params.items()}
         return Package(self.graph, arrays, self.folder).save(folder)
 
+    def fast_report(self) -> FastReport:
+        """Which of our kernels run in place of the framework's own, and at which sizes: those met by calls so far.
+
+        Raises:
+            ConfigError: the model was not loaded with `fast=True`.
+        """
+        if self._fast is None:
+            raise ConfigError("the model runs the framework's own kernels", do="zoo.load(..., fast=True)")
+        return self._fast.report
+
     def parameter_count(self) -> int:
         """How many trainable numbers it has, tied ones once."""
         return self.graph.parameter_count()
@@ -220,7 +234,9 @@ class Model:
     def _run(self, params: Mapping[str, Any], inputs: Mapping[str, Any], rng: Any) -> dict[str, Any]:
         if rng is None:
             if self._function is None:
-                self._function = self._backend.compile_graph(self.graph)
+                graph, operations = self._fast.prepared(self.graph) if self._fast is not None else (self.graph, {})
+                options = {"operations": operations} if operations else {}
+                self._function = self._backend.compile_graph(graph, **options)
             return self._function(params, inputs)
         if self._training is None:
             self._training = self._backend.compile_graph(keyed(self.graph))

@@ -13,6 +13,8 @@ __all__ = [
     "FACTORS",
     "FLOORS",
     "GRADIENTS",
+    "KERNEL_FACTOR",
+    "KERNEL_ULPS",
     "ROUNDING",
     "VACUOUS",
     "gradient_tolerance",
@@ -47,6 +49,12 @@ GRADIENTS: dict[tuple[str, str], float] = {
 
 ROUNDING: dict[str, float] = {"float32": 2.0**-23, "bfloat16": 2.0**-7, "float16": 2.0**-10}
 """Dtype -> one unit in the last place at 1: what a value may change by where a form of checkpoint adds to it."""
+
+KERNEL_ULPS = 4.0
+"""The error that one of our float32 kernels may always have, in units of the last place of a row's largest number."""
+
+KERNEL_FACTOR = 2.0
+"""How many times the error of the framework's own kernel is accepted beyond that; most are below 1.3."""
 
 VACUOUS = 1e-5
 """An output that varies by less, relative to its largest value, is constant: two backends' agreeing says nothing."""

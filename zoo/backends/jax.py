@@ -25,9 +25,12 @@ COPIES = True
 """Whether `params_from` copies, so that the checkpoint's pages are not needed any more."""
 
 
-def compile_graph(graph: Graph) -> Any:
-    """A pure function (params, inputs) -> outputs, jitted; traced again for each new set of shapes."""
-    program = Program(graph, resolve_over(_XP, _OVERRIDES))
+def compile_graph(graph: Graph, operations: Mapping[str, Callable[..., Any]] | None = None) -> Any:
+    """A pure function (params, inputs) -> outputs, jitted; traced again for each new set of shapes.
+
+    `operations` stand in for the table's of those names.
+    """
+    program = Program(graph, resolve_over(_XP, {**_OVERRIDES, **(operations or {})}))
     # kept as NumPy arrays: they become constants of the compiled program, on whatever device it is for
     constants = dict(graph.constants)
 

@@ -27,9 +27,12 @@ COPIES = True
 """Whether `params_from` copies, so that the checkpoint's pages are not needed any more."""
 
 
-def compile_graph(graph: Graph) -> Any:
-    """A function (params, inputs) -> outputs on tensors or variables: one tf.function, traced once with None dims."""
-    run = _runner(graph)
+def compile_graph(graph: Graph, operations: Mapping[str, Callable[..., Any]] | None = None) -> Any:
+    """A function (params, inputs) -> outputs on tensors or variables: one tf.function, traced once with None dims.
+
+    `operations` stand in for the table's of those names.
+    """
+    run = _runner(graph, operations)
     params = {p.name: tf.TensorSpec(p.shape, p.dtype) for p in graph.params.values()}
     traced = tf.function(run, autograph=False, input_signature=[params, _signature(graph)])
 
@@ -490,9 +493,11 @@ def namespace() -> Namespace:
     return _XP
 
 
-def _runner(graph: Graph) -> Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]:
+def _runner(
+    graph: Graph, operations: Mapping[str, Callable[..., Any]] | None = None
+) -> Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]:
     """The graph's operations on tensors, to be called while a tf.function is traced."""
-    program = Program(graph, resolve_over(_XP, _OVERRIDES))
+    program = Program(graph, resolve_over(_XP, {**_OVERRIDES, **(operations or {})}))
 
     def run(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
         constants = {name: tf.constant(array) for name, array in graph.constants.items()}

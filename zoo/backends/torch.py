@@ -23,9 +23,10 @@ COPIES = False
 """Whether `params_from` copies, so that the checkpoint's pages are not needed any more."""
 
 
-def compile_graph(graph: Graph) -> Any:
-    """A function (params, inputs) -> outputs on tensors."""
-    program = Program(graph, _resolve, lambda dtype: getattr(torch, dtype.name))
+def compile_graph(graph: Graph, operations: Mapping[str, Callable[..., Any]] | None = None) -> Any:
+    """A function (params, inputs) -> outputs on tensors; `operations` stand in for torch's own of those names."""
+    given = operations or {}
+    program = Program(graph, lambda name: given.get(name) or _resolve(name), lambda dtype: getattr(torch, dtype.name))
     constants = {name: tensor_from(array) for name, array in graph.constants.items()}
 
     def apply(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
