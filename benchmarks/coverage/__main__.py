@@ -154,14 +154,14 @@ def _warm() -> None:
     """Import what every measured process needs: they are forks of this one. No framework but torch may compute here,
     since threads do not survive a fork."""
     warnings.simplefilter("ignore")
-    import torch  # noqa: I001
+    import torch
 
     torch.set_num_threads(1)
     import jax  # noqa: F401
     import keras  # noqa: F401
     import tensorflow  # noqa: F401
     import transformers
-    import transformers.exporters.exporter_dynamo  # noqa: F401
+    import transformers.exporters.exporter_dynamo
     from measure import BACKENDS
 
     from zoo.backends import get_backend

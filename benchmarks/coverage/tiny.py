@@ -103,6 +103,8 @@ _SIZES: tuple[tuple[int, str], ...] = (
         unit_hifi_gan_vocab_size input_vocab_size output_vocab_size audio_vocab_size n_tokens""",
     ),
     (4, "num_frames frames_per_clip num_experts n_routed_experts num_local_experts moe_num_experts num_nextn_experts"),
+    (8, "canvas_length"),
+    (128, "quantization_dim"),
     (
         64,
         """max_position_embeddings n_positions n_ctx max_seq_len max_sequence_length max_length_positions
@@ -130,7 +132,13 @@ _SIZES: tuple[tuple[int, str], ...] = (
     (24, "q_lora_rank index_topk_hidden o_lora_rank"),
     (HIDDEN // 2, "num_pos_feats"),
     (32, "kv_lora_rank conv_channels subsampling_conv_channels"),
-    (16, "num_mel_bins codevector_dim proj_codevector_dim num_filters base_channels model_in_dim"),
+    (4, "num_filters"),
+    (
+        16,
+        """num_mel_bins codevector_dim proj_codevector_dim base_channels model_in_dim
+        speech_decoder_postnet_units duration_predictor_channels energy_predictor_channels pitch_predictor_channels
+        duration_predictor_filter_channels model_in_channels model_hidden_channels kernel_predictor_hidden_channels""",
+    ),
 )
 _TO = {name: size for size, names in _SIZES for name in names.split()}
 _EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "moe_top_k", "top_k")
@@ -173,6 +181,8 @@ def _shrunk(config: transformers.PretrainedConfig) -> dict[str, Any]:
         if isinstance(value, Mapping):
             inner = getattr(config, name)
             small[name] = _shrunk(inner) if isinstance(inner, transformers.PretrainedConfig) else _shrunk_mapping(value)
+        elif name == "image_size" and isinstance(value, (list, tuple)) and len(value) == 2:
+            small[name] = [_image(fields, value[0]), int(_image(fields, value[0]) * value[1] / value[0])]
         elif isinstance(value, (list, tuple)) and value:
             small[name] = _shrunk_list(name, value, fields, kept)
         elif type(value) is not int:
@@ -244,6 +254,8 @@ def _is_derived(config: transformers.PretrainedConfig, name: str, value: Any) ->
     if type(value) not in (int, list) or name in _KEPT:
         return False
     declared = {field.name: field.default for field in dataclasses.fields(config)}
+    if any(name in pair and not declared.keys().isdisjoint(pair) for pair in config.attribute_map.items()):
+        return False  # another name of one that is declared
     return name not in declared or (declared[name] is None and type(value) is int)
 
 
@@ -277,12 +289,14 @@ def _shrunk_list(name: str, value: Any, fields: Mapping[str, Any], kept: list[in
 
 
 def _image(fields: Mapping[str, Any], value: int) -> int:
-    """Four patches a side, or two in the last of the stages that halve them."""
+    """64 pixels where patches fit, else four patches a side, or two in the last of the stages that halve them."""
     patch = fields.get("patch_size")
+    patch = patch[0] if isinstance(patch, (list, tuple)) else patch
     if not isinstance(patch, int) or patch == 1:
         return min(value, 64)
     stages = fields.get("depths")
-    return patch * 2 ** len(stages) if isinstance(stages, (list, tuple)) else 4 * patch
+    side = patch * 2 ** len(stages) if isinstance(stages, (list, tuple)) else 4 * patch
+    return 64 if side < 64 and 64 % patch == 0 else side
 
 
 def _renumber(small: dict[str, Any]) -> None:
@@ -328,7 +342,9 @@ def draw(module: nn.Module, seed: int = 0) -> nn.Module:
                 noise = torch.randn(tensor.shape, generator=generator)
                 tensor.copy_(_value(owner, name, tensor, noise))
             for name, buffer in owner.named_buffers(recurse=False):
-                if name == "running_mean":
+                if name.startswith("embed") and not buffer.any() and buffer.is_floating_point():  # a codebook
+                    buffer.copy_(torch.randn(buffer.shape, generator=generator))
+                elif name == "running_mean":
                     buffer.copy_(0.3 * torch.randn(buffer.shape, generator=generator))
                 elif name == "running_var":
                     buffer.copy_(0.5 + torch.rand(buffer.shape, generator=generator))
