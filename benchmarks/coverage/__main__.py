@@ -57,10 +57,13 @@ def main() -> int:
         wanted = set(_jobs(arguments))
         rows = [row for row in rows if (row.model_type, row.task) in wanted]
     _report(rows)
+    lost = _lost(rows) if arguments.check else []
+    for line in lost:
+        print(f"no longer so: {line}")
     if arguments.write:
         Coverage({name: version(name) for name in PACKAGES}, tuple(_merged(rows))).write()
         print(f"wrote {DATA.relative_to(ROOT)}")
-    return 0
+    return 1 if lost else 0
 
 
 def _arguments() -> argparse.Namespace:
@@ -78,6 +81,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--no-gradients", action="store_true")
     parser.add_argument("--report", action="store_true", help="measure nothing")
     parser.add_argument("--write", action="store_true", help="write zoo/coverage.json.gz")
+    parser.add_argument(
+        "--check", action="store_true", help="exit code 1 if what zoo/coverage.json.gz calls right is not"
+    )
     found = parser.parse_args()
     found.again = found.again or found.failed
     return found
@@ -273,6 +279,17 @@ def _merged(rows: list[Row]) -> list[Row]:
     mine = {(row.model_type, row.task) for row in rows}
     rest = [row for row in read().rows if (row.model_type, row.task) not in mine]
     return sorted([*rows, *rest], key=lambda row: (row.model_type, row.task))
+
+
+def _lost(rows: list[Row]) -> list[str]:
+    """What an earlier sweep found right and this one does not."""
+    before = {(row.model_type, row.task): row for row in read().rows}
+    return [
+        f"{row.model_type} {row.task} matches on {backend}: {row.reason or row.on(backend).reason}"
+        for row in rows
+        for backend, cell in before.get((row.model_type, row.task), row).cells.items()
+        if cell.matches and not row.on(backend).matches
+    ]
 
 
 def _right(row: Row) -> bool:
