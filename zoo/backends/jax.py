@@ -146,6 +146,8 @@ class JaxNamespace(Namespace):
 
     def index_put(self, x: Any, indices: Sequence[Any], values: Any, accumulate: bool) -> Any:
         at = x.at[tuple(slice(None) if i is None else i for i in indices)]
+        if accumulate and x.dtype == bool:  # JAX adds no truth values
+            return at.max(values)
         return at.add(values) if accumulate else at.set(values)
 
     def scatter(self, x: Any, axis: int, index: Any, src: Any, mode: str) -> Any:

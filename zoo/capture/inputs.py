@@ -138,10 +138,10 @@ def _inner(config: Any, names: tuple[str, ...]) -> Any:
 
 
 def _method(module: Any, name: str) -> Any:
-    """A method of the module, or of the model that it puts a head on."""
-    while not hasattr(module, name) and getattr(module, "base_model", module) is not module:
-        module = module.base_model
-    return getattr(module, name, None)
+    """A method of the module, of the model that it puts a head on, or of that one's encoder."""
+    model = getattr(module, "base_model", module)
+    owners = (module, model, getattr(model, "encoder", None))
+    return next((getattr(owner, name) for owner in owners if hasattr(owner, name)), None)
 
 
 def _special(config: Any) -> list[int]:
