@@ -468,7 +468,7 @@ def _dynamic(inputs: Mapping[str, Any], config: Any) -> dict[str, Any]:
 def _chunk(config: Any) -> int:
     """How many tokens a state-space model scans at a time: of a single chunk torch.export takes the count as fixed."""
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    sizes = (getattr(text, name, 0) for name in ("mamba_chunk_size", "chunk_size"))
+    sizes = (getattr(text, name, None) for name in ("mamba_chunk_size", "chunk_size"))
     return next((size for size in sizes if isinstance(size, int)), 0)
 
 
