@@ -34,6 +34,7 @@ os.environ.update(
 )
 ROOT = Path(__file__).resolve().parents[2]
 from zoo.coverage import DATA, Cell, Coverage, Row, read  # noqa: E402
+from zoo.registry import entries  # noqa: E402
 from zoo.tasks import TASKS  # noqa: E402
 
 FOUND = ROOT / "build" / "coverage.jsonl"
@@ -70,6 +71,9 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python benchmarks/coverage", description=__doc__)
     parser.add_argument("--types", nargs="*", default=[], help="only these model types")
     parser.add_argument("--tasks", nargs="*", default=[BASE], help='tasks to measure; "heads" for all but the base')
+    parser.add_argument(
+        "--registry", action="store_true", help="the heads that entries of the registry are loaded with"
+    )
     parser.add_argument("--sample", type=int, help="only this many, drawn with --seed")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--held-out", choices=("without", "only", "with"), default="with", help="of a third set aside")
@@ -104,12 +108,15 @@ def _jobs(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
         aside = held_out(MODEL_MAPPING_NAMES)
         types = [t for t in types if (t in aside) == (arguments.held_out == "only")]
     tasks = [task for name in arguments.tasks for task in (HEADS if name == "heads" else (name,))]
+    ours = {(entry.model_type, entry.task) for entry in entries().values()} if arguments.registry else None
     failed = {(r.model_type, r.task) for r in _rows(FOUND) if not _right(r)} if arguments.failed else None
     jobs = []
     for task in tasks:
         for model_type in types:
             if task == BASE or _serves(CONFIG_MAPPING, model_type, task):
                 jobs.append((model_type, task))
+    if ours is not None:
+        jobs = [job for job in jobs if job in ours]
     if failed is not None:
         jobs = [job for job in jobs if job in failed]
     if arguments.sample:

@@ -69,7 +69,7 @@ _RT_RESNET: dict[str, Any] = {**_THREE_LEVELS, "model_type": "rt_detr_resnet"}
 
 _INDEXER: dict[str, Any] = {
     "indexer_n_heads": 4,
-    "indexer_kv_heads": 2,
+    "indexer_kv_heads": 1,
     "indexer_head_dim": 16,
     "indexer_budget": 8,
     "indexer_compress_ratio": 4,
@@ -79,7 +79,7 @@ _SAM2_BACKBONE: dict[str, Any] = {
     "hidden_size": 16,
     "image_size": [128, 128],
     "window_size_per_stage": [8, 4, 8, 4],
-    "global_attention_blocks": [3],
+    "global_attention_blocks": [4],
 }
 _SAM2: dict[str, Any] = {
     "backbone_config": _SAM2_BACKBONE,
@@ -87,6 +87,12 @@ _SAM2: dict[str, Any] = {
     "backbone_feature_sizes": [[32, 32], [16, 16], [8, 8]],
 }
 _VIBE: dict[str, Any] = {"num_filters": 2, "depths": [1, 1, 1, 1, 1, 1, 1]}
+
+_LCNET: dict[str, Any] = {
+    "stem_channels": [3, 8, 16],
+    "block_configs": [[[3, 16, 16, 1, True]], [[3, 16, 16, 2, False]], [[3, 16, 24, 2, False]], [[3, 24, 32, 2, True]]],
+    "out_indices": [1, 2, 3, 4],
+}
 
 OVERRIDES: dict[str, dict[str, Any]] = {
     "align": {"vision_config": _EFFICIENTNET, "projection_dim": 32},
@@ -131,7 +137,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "dots1": _MOE,
     "dots3_note": {
         "text_config": {"head_dim": 26},
-        "vision_config": {"adapter_in_dim": 64, "adapter_out_dim": 64},
+        "vision_config": {"adapter_in_dim": 64, "adapter_out_dim": 64, "num_experts_per_tok": 1},
         "audio_config": {"adapter_input_size": 64, "adapter_out_dim": 64},
     },
     "dots3_note_text": {"head_dim": 26},
@@ -193,13 +199,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "granite_speech5_encoder": {"context_size": 16, "num_key_value_heads": 4},
     "grounding-dino": {"backbone_config": _SWIN | {"out_indices": [2, 3, 4]}, "num_queries": 10},
     "hgnet_v2": _HGNET,
-    "hiera": {
-        "image_size": [64, 64],
-        "embed_dim": 16,
-        "depths": [1, 1, 1, 1],
-        "num_heads": [1, 2, 2, 2],
-        "masked_unit_size": [4, 4],
-    },
+    "hiera": {"image_size": [64, 64], "embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 2]},
     "hunyuan_v1_dense": _HEADS,
     "hunyuan_v1_moe": _HEADS,
     "hunyuan_vl": {"text_config": _HEADS | _MROPE},
@@ -237,26 +237,38 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "mm-grounding-dino": {"backbone_config": _SWIN | {"out_indices": [2, 3, 4]}, "num_queries": 10},
     "mobilenet_v1": {"depth_multiplier": 0.25},
     "mobilenet_v2": {"depth_multiplier": 0.25},
-    "molmo2": {"vision_config": {"image_size": [56, 56]}, "adapter_config": {"vision_feature_layer": [1, 0]}},
+    "molmo2": {
+        "image_patch_id": 190,
+        "vision_config": {"image_size": [56, 56]},
+        "adapter_config": {"vision_feature_layer": [1, 0]},
+    },
     "moonshine": {"encoder_num_key_value_heads": 4, "decoder_num_key_value_heads": 4},
     "moonshine_streaming": {"num_key_value_heads": 4},
     "muse_glimmer": {"out_hidden_size": 256},
     "muse_spark": {"out_hidden_size": 256, "audio_config": _MUSE_AUDIO},
     "muse_spark_audio": _MUSE_AUDIO,
     "nemotron": _HEADS | {"num_key_value_heads": 2},
-    "neucodec": {"encoder_hidden_size": 8},
+    "neucodec": {"encoder_hidden_size": 8, "num_key_value_heads": 4},
     "oneformer": {"backbone_config": _SWIN, "conv_dim": 64},
+    "paddleocr_vl": {"text_config": _MROPE},
     "pe_audio": {"audio_config": {"dac_config": {"encoder_hidden_size": 4, "decoder_hidden_size": 32}}},
     "pe_audio_encoder": {"dac_config": {"encoder_hidden_size": 4, "decoder_hidden_size": 32}},
     "pocket_tts_audio_tokenizer": {"upsample_groups": 16},
     "pocket_tts_audio_tokenizer_decoder": {"upsample_groups": 16},
     "pp_doclayout_v3": _OF_HGNET | {"x4_feat_dim": 16},
     "pp_doclayout_v4": _OF_HGNET,
-    "pp_ocrv5_server_rec": {"backbone_config": _HGNET | {"stem_strides": [2, 1, 1, 1, 1], "out_indices": [1, 2, 3, 4]}},
-    "pp_ocrv6_small_det": {
-        "backbone_config": {"out_indices": [1, 2, 3, 4]},
-        "layer_list_out_channels": [96, 96, 192, 384],
+    "pp_ocrv5_mobile_rec": {"head_out_channels": 99},
+    "pp_ocrv5_server_rec": {
+        "head_out_channels": 99,
+        "backbone_config": _HGNET | {"stem_strides": [2, 1, 1, 1, 1], "out_indices": [1, 2, 3, 4]},
     },
+    "pp_ocrv6_small_det": {
+        "backbone_config": _LCNET,
+        "layer_list_out_channels": [16, 16, 24, 32],
+        "neck_out_channels": 16,
+    },
+    "pp_ocrv6_small_rec": {"backbone_config": _LCNET, "head_out_channels": 99},
+    "pp_ocrv6_tiny_rec": {"backbone_config": _LCNET, "head_out_channels": 99},
     "qwen2_5_omni_thinker": _OMNI | {"text_config": _MROPE, "audio_config": {"n_window": 8}},
     "qwen2_5_vl": {"text_config": _MROPE},
     "qwen2_5_vl_text": _MROPE,
@@ -318,15 +330,23 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "time_series_transformer": _SERIES,
     "timesfm": {"context_length": 64},
     "timesfm2_5": {"context_length": 64},
-    "tvp": {"max_img_size": 64, "visual_prompt_size": 8},
+    "tvp": {"max_img_size": 128, "visual_prompt_size": 8},
     "unlimited_ocr": {"vision_config": {"sam_config": {"downsample_channels": [64, 64]}}},
     "uvdoc": {"backbone_config": {"out_indices": [1, 2, 3, 4, 5, 6]}},
     "vibevoice_acoustic_tokenizer": _VIBE,
     "vibevoice_acoustic_tokenizer_decoder": _VIBE,
     "vibevoice_acoustic_tokenizer_encoder": _VIBE,
     "vipllava": {"vision_feature_layers": [-1, -2, -3, 0, 1], "vision_feature_layer": [-1, -2, -3, 0, 1]},
-    "voxtral": {"audio_config": {"intermediate_size": 256}},
+    "vits": {
+        "upsample_initial_channel": 16,
+        "flow_size": 16,
+        "spectrogram_bins": 33,
+        "resblock_kernel_sizes": [3],
+        "resblock_dilation_sizes": [[1, 3]],
+    },
+    "voxtral": {"audio_token_id": 198, "audio_config": {"intermediate_size": 256}},
     "xcodec": {"acoustic_model_config": {"encoder_hidden_size": 4, "decoder_hidden_size": 32}},
-    "xcodec2": {"encoder_hidden_size": 8},
+    "xcodec2": {"encoder_hidden_size": 8, "num_key_value_heads": 4},
     "xmod": {"default_language": "en_XX"},
+    "yolos": {"image_size": [64, 96]},
 }

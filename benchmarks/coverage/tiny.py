@@ -18,7 +18,7 @@ from torch import nn
 
 __all__ = ["draw", "tiny_config"]
 
-HIDDEN, HEADS, HEAD, LAYERS, VOCAB = 64, 4, 16, 2, 199
+HIDDEN, HEADS, HEAD, LAYERS, VOCAB, LABELS = 64, 4, 16, 2, 199, 5
 
 # What a field of this name becomes, whatever it was (a default of None stays None).
 _SIZES: tuple[tuple[int, str], ...] = (
@@ -166,9 +166,12 @@ def tiny_config(model_type: str) -> transformers.PretrainedConfig:
     small = _shrunk(default)
     _merge(small, OVERRIDES.get(model_type, {}))
     config = type(default).from_dict(small)
+    config.num_labels = LABELS
     for part in _parts(config):
         if hasattr(part, "use_cache"):
             part.use_cache = False
+        if getattr(part, "pad_token_id", 0) is None:  # where a classifier of sequences finds their ends
+            part.pad_token_id = 0
     return config
 
 
