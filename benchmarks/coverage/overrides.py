@@ -94,10 +94,38 @@ _LCNET: dict[str, Any] = {
     "out_indices": [1, 2, 3, 4],
 }
 
+OF_TASK: dict[tuple[str, str], dict[str, Any]] = {
+    ("blip-2", "zero-shot-image-classification"): {"qformer_config": {"use_qformer_text_input": True}},
+    ("deit", "image-classification"): {"architectures": ["DeiTForImageClassification"]},
+    ("levit", "image-classification"): {"architectures": ["LevitForImageClassification"]},
+    ("perceiver", "image-classification"): {"architectures": ["PerceiverForImageClassificationLearned"]},
+}
+"""What a class with a head needs besides: which of several classes it is, where transformers asks."""
+
+_DET: dict[str, Any] = {  # without defaults
+    "neck_out_channels": 64,
+    "kernel_list": [3, 2, 2],
+    "scale_factor_list": [1, 2, 4, 8],
+    "intraclass_block_config": {
+        "reduce_channel": [1, 1, 0],
+        "return_channel": [1, 1, 0],
+        **{
+            f"{kind}_conv{where}_{ratio}": [size(2 * half + 1, 1), [1, 1], size(half, 0)]
+            for half, ratio in ((3, "longratio"), (2, "midratio"), (1, "shortratio"))
+            for kind, where, size in (
+                ("vertical_long_to_small", "", lambda long, small: [long, small]),
+                ("horizontal_small_to_long", "", lambda long, small: [small, long]),
+                ("symmetric", "_long", lambda long, _: [long, long]),
+            )
+        },
+    },
+}
+
 OVERRIDES: dict[str, dict[str, Any]] = {
     "align": {"vision_config": _EFFICIENTNET, "projection_dim": 32},
     "aria": {"projector_patch_to_query_dict": {16: 8}},
     "autoformer": _SERIES | {"moving_average": 5},
+    "beit": {"num_hidden_layers": 4, "out_indices": [1, 2, 3, 4]},
     "bit": {"num_groups": 8},
     "blip-2": {"image_token_index": 198},
     "blt": {"encoder_hash_byte_group_vocab": 199},
@@ -116,6 +144,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "d_fine": _OF_HGNET,
     "dab-detr": _DETR,
     "dac": {"encoder_hidden_size": 4, "decoder_hidden_size": 32},
+    "data2vec-vision": {"num_hidden_layers": 4, "out_indices": [0, 1, 2, 3]},
     "dbrx": {"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0}},
     "deepseek_ocr2": {
         "vision_config": {"sam_config": {"downsample_channels": [64, 64]}},
@@ -141,6 +170,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "audio_config": {"adapter_input_size": 64, "adapter_out_dim": 64},
     },
     "dots3_note_text": {"head_dim": 26},
+    "dpt": {"num_hidden_layers": 4, "backbone_out_indices": [0, 1, 2, 3]},
     "efficientloftr": {
         "out_features": [16, 16, 32, 64],
         "stage_num_blocks": [1, 1, 2, 1],
@@ -235,6 +265,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "mistral4": {"qk_nope_head_dim": 8},
     "mllama": {"vision_config": {"vision_output_dim": 128}},
     "mm-grounding-dino": {"backbone_config": _SWIN | {"out_indices": [2, 3, 4]}, "num_queries": 10},
+    "mobilebert": {"embedding_size": 32},
     "mobilenet_v1": {"depth_multiplier": 0.25},
     "mobilenet_v2": {"depth_multiplier": 0.25},
     "molmo2": {
@@ -255,13 +286,16 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "pe_audio_encoder": {"dac_config": {"encoder_hidden_size": 4, "decoder_hidden_size": 32}},
     "pocket_tts_audio_tokenizer": {"upsample_groups": 16},
     "pocket_tts_audio_tokenizer_decoder": {"upsample_groups": 16},
+    "pp_doclayout_v2": _OF_HGNET,
     "pp_doclayout_v3": _OF_HGNET | {"x4_feat_dim": 16},
     "pp_doclayout_v4": _OF_HGNET,
     "pp_ocrv5_mobile_rec": {"head_out_channels": 99},
+    "pp_ocrv5_server_det": _DET | {"backbone_config": _HGNET | {"out_indices": [1, 2, 3, 4]}},
     "pp_ocrv5_server_rec": {
         "head_out_channels": 99,
         "backbone_config": _HGNET | {"stem_strides": [2, 1, 1, 1, 1], "out_indices": [1, 2, 3, 4]},
     },
+    "pp_ocrv6_medium_det": _DET | {"backbone_config": _LCNET},
     "pp_ocrv6_small_det": {
         "backbone_config": _LCNET,
         "layer_list_out_channels": [16, 16, 24, 32],
@@ -317,8 +351,15 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "num_key_value_heads_per_layer": [4, 2],
         "num_first_full_attention_layers": 1,
         "num_last_full_attention_layers": 1,
+        "head_config": {
+            "upsample_out_channels": [16],
+            "upsample_kernel_sizes": [4],
+            "conv_out_channels": [16],
+            "conv_kernel_sizes": [1],
+        },
     },
     "seggpt": {"image_size": [64, 32], "pretrain_image_size": 32, "merge_index": 0, "patch_size": 8},
+    "shieldgemma2": {"mm_tokens_per_image": 4},
     "step3p7": {"text_config": {"sliding_window": 8}},
     "swin": _SWIN,
     "swin2sr": {"image_size": 16, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 2], "window_size": 4},
@@ -330,6 +371,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "time_series_transformer": _SERIES,
     "timesfm": {"context_length": 64},
     "timesfm2_5": {"context_length": 64},
+    "tipsv2_dpt": {"num_hidden_layers": 4},
     "tvp": {"max_img_size": 128, "visual_prompt_size": 8},
     "unlimited_ocr": {"vision_config": {"sam_config": {"downsample_channels": [64, 64]}}},
     "uvdoc": {"backbone_config": {"out_indices": [1, 2, 3, 4, 5, 6]}},
@@ -345,6 +387,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "resblock_dilation_sizes": [[1, 3]],
     },
     "voxtral": {"audio_token_id": 198, "audio_config": {"intermediate_size": 256}},
+    "wav2vec2-bert": {"vocab_size": 199},
+    "wav2vec2-conformer": {"vocab_size": 199},
     "xcodec": {"acoustic_model_config": {"encoder_hidden_size": 4, "decoder_hidden_size": 32}},
     "xcodec2": {"encoder_hidden_size": 8, "num_key_value_heads": 4},
     "xmod": {"default_language": "en_XX"},

@@ -138,9 +138,9 @@ def _inner(config: Any, names: tuple[str, ...]) -> Any:
 
 
 def _method(module: Any, name: str) -> Any:
-    """A method of the module, of the model that it puts a head on, or of that one's encoder."""
+    """A method of the model that the module puts a head on, of its own, or of that model's encoder."""
     model = getattr(module, "base_model", module)
-    owners = (module, model, getattr(model, "encoder", None))
+    owners = (model, module, getattr(model, "encoder", None))
     return next((getattr(owner, name) for owner in owners if hasattr(owner, name)), None)
 
 
@@ -155,9 +155,11 @@ def _special(config: Any) -> list[int]:
 # --- text -----------------------------------------------------------------------------------------------------------
 
 
-def _input_ids(made: _Example) -> torch.Tensor:
+def _input_ids(made: _Example) -> torch.Tensor | None:
     """Text with a run of tokens in it for what the model sees and for what it hears."""
     kind = made.config.model_type
+    if kind in _SOUND_FOR_TEXT:
+        return None
     if kind in _CODEBOOKS:
         return made.ids(made.batch, made.length, made.config.num_codebooks + 1, vocab=_CODEBOOKS[kind](made.config))
     if kind in _ADDING:
@@ -297,6 +299,12 @@ def _attention_mask(made: _Example) -> torch.Tensor | None:
     if "input_features" in made.inputs and made.inputs["input_features"].ndim == 3 and not _mels_first(made):
         return torch.ones(made.inputs["input_features"].shape[:2], dtype=torch.long)
     return None
+
+
+def _global_attention_mask(made: _Example) -> torch.Tensor | None:
+    """The first token sees all and is seen by all."""
+    ids = made.inputs.get("input_ids")
+    return None if ids is None else (torch.arange(ids.shape[1]) == 0).long().repeat(made.batch, 1)
 
 
 def _decoder_mask(made: _Example) -> torch.Tensor | None:
@@ -527,6 +535,9 @@ _MELS_FIRST = ("glmasr_encoder", "qwen3_asr_encoder", "voxtral_realtime_encoder"
 _TEXT_OR_SOUND = ("csm", "seamless_m4t", "seamless_m4t_v2")
 """Models that take one or the other."""
 
+_SOUND_FOR_TEXT = ("pop2piano",)
+"""Models that take sounds, as wide as they are, in place of the text that their class could take."""
+
 _UNMASKED = ("granite_speech", "granite_speech_plus")
 """Models whose mask is not of the features that they take, but of those that they make."""
 
@@ -582,9 +593,10 @@ def _frames(made: _Example) -> int:
 
 def _input_features(made: _Example) -> torch.Tensor | None:
     audio = made.audio
-    if audio is None or (made.config.model_type in _TEXT_OR_SOUND and not made.needs("input_features")):
+    kind = made.config.model_type
+    if audio is None or (kind in _TEXT_OR_SOUND and made.has("input_ids")):
         return None
-    bins = _inner(audio, _FEATURES)
+    bins = _inner(audio, ("d_model",) if kind in _SOUND_FOR_TEXT else _FEATURES)
     bins = bins if isinstance(bins, int) else 128
     bins *= getattr(audio, "num_stacked_frames", None) or _STACKED.get(audio.model_type, 1)
     if hasattr(audio, "spec_size"):  # CLAP: a spectrum somewhat shorter than the image that it is stretched to
@@ -726,6 +738,7 @@ _MAKERS: dict[str, Callable[[_Example], torch.Tensor | None]] = {
     "mm_token_type_ids": _mm_token_type_ids,
     "bbox": _bbox,
     "attention_mask": _attention_mask,
+    "global_attention_mask": _global_attention_mask,
     "image_attention_mask": lambda made: (  # which images each token sees
         torch.ones(*made.inputs["input_ids"].shape, 1, dtype=torch.long) if made.config.model_type in _TILED else None
     ),
@@ -754,7 +767,7 @@ _MAKERS: dict[str, Callable[[_Example], torch.Tensor | None]] = {
     "timesteps": _steps("none", "timesteps"),
     "input_points": _of_points,
     "latents": lambda made: made.noise(made.batch, made.config.hidden_size, 4),
-    "inputs": lambda made: made.noise(made.batch, made.length, made.config.d_model),
+    "inputs": lambda made: made.noise(made.batch, made.length, made.config.d_model) if made.needs("inputs") else None,
     "decoder_input_values": _decoder_values,
     "task_inputs": lambda made: made.ids(made.batch, made.config.task_seq_len),
     "action_embeds": lambda made: made.noise(made.batch, 4, made.config.dit_config.hidden_size),
