@@ -14,7 +14,7 @@ export PIP_BUILD_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format graphs bench sanitize wheel clean distclean
+.PHONY: help setup run test lint format graphs coverage bench sanitize wheel clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ format: $(READY) ## let ruff fix and format
 
 graphs: $(READY) ## rebuild the packaged graphs
 	$(PY) tools/build_graphs.py
+
+coverage: $(READY) ## tiny models of transformers' architectures on every backend (ARGS="--sample 10 --check")
+	$(PY) benchmarks/coverage $(ARGS)
 
 bench: $(READY) ## run every benchmarks/bench_*.py
 	@set -e; for script in $(sort $(wildcard benchmarks/bench_*.py)); do echo "==> $$script"; $(PY) $$script; done

@@ -15,7 +15,7 @@ import numpy as np
 
 from zoo.errors import FormatError
 
-__all__ = ["DEQUANTISABLE", "PLAIN", "TYPES", "GgmlType", "dequantise", "quantise_q8_0"]
+__all__ = ["DEQUANTISABLE", "PLAIN", "TYPES", "GgmlType", "dequantise", "q8_0_error", "quantise_q8_0"]
 
 
 class GgmlType(NamedTuple):
@@ -121,6 +121,15 @@ def quantise_q8_0(values: np.ndarray) -> np.ndarray:
         down = np.floor(size)
         rounded = np.copysign(down + (size - down >= 0.5), scaled)  # halves away from zero, as C's roundf
         return np.concatenate([halves.view(np.uint8), rounded.astype(np.int8).view(np.uint8)], axis=1)
+
+
+def q8_0_error(largest: float) -> float:
+    """How far a value may be from what Q8_0 makes of it, where none of its tensor is larger than `largest`.
+
+    Half a step of a block, and the rounding of the step itself to float16, of which there may be 127.
+    """
+    step = largest / 127
+    return step / 2 + 127 * max(step * 2.0**-11, 2.0**-25)
 
 
 def _half(blocks: np.ndarray, at: int) -> np.ndarray:

@@ -1,6 +1,7 @@
-"""The tokenizer inside a GGUF file as a tokenizer.json, and back: byte-level BPE, llama.cpp's model "gpt2".
+"""The tokenizer inside a GGUF file as a tokenizer.json, and back.
 
-What a text is cut into before the merges apply stands in tokenizer.ggml.pre, as the name of a published tokenizer.
+llama.cpp's model "gpt2" is byte-level BPE, "llama" SentencePiece's BPE (`converters.spm_tokenizer`). Of the former,
+what a text is cut into before the merges apply stands in tokenizer.ggml.pre, as the name of a published tokenizer.
 Sources: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, llama.cpp's src/llama-vocab.cpp for what each name
 means, and the tokenizer.json of the models that are so called for how the tokenizers library says the same.
 """
@@ -11,6 +12,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from converters import spm_tokenizer
 from zoo.errors import FormatError
 
 __all__ = ["tokenizer_json", "tokenizer_metadata"]
@@ -26,6 +28,8 @@ def tokenizer_json(metadata: Mapping[str, Any]) -> str | None:
         FormatError: lists of tokens, types and merges that do not belong together.
     """
     tokens, merges = metadata.get("tokenizer.ggml.tokens"), metadata.get("tokenizer.ggml.merges")
+    if metadata.get("tokenizer.ggml.model") == "llama" and tokens:
+        return _sentencepiece(metadata, list(tokens))
     pre = metadata.get("tokenizer.ggml.pre", "default")
     if metadata.get("tokenizer.ggml.model") != "gpt2" or not tokens or merges is None or pre not in _PRE:
         return None
@@ -83,6 +87,8 @@ def tokenizer_metadata(text: str) -> dict[str, Any] | None:
     try:
         found = json.loads(text)
         model, added = found["model"], found["added_tokens"]
+        if (spm := spm_tokenizer.pieces_of(found)) is not None:
+            return _sentencepiece_metadata(found, *spm)
         if model.get("type") != "BPE" or model.get("byte_fallback"):
             return None
         tokens = {number: token for token, number in model["vocab"].items()}
@@ -106,7 +112,41 @@ def tokenizer_metadata(text: str) -> dict[str, Any] | None:
     }
 
 
-_NORMAL, _CONTROL, _USER = 1, 3, 4
+_NORMAL, _CONTROL, _USER = spm_tokenizer.NORMAL, spm_tokenizer.CONTROL, spm_tokenizer.USER
+
+
+def _sentencepiece(metadata: Mapping[str, Any], pieces: list[str]) -> str | None:
+    """llama.cpp puts the first mark before a text and a space after it, unless it is told otherwise."""
+
+    def mark(which: str, default: bool) -> int | None:
+        number = metadata.get(f"tokenizer.ggml.{which}_token_id", {"bos": 1, "eos": 2}[which])
+        return number if metadata.get(f"tokenizer.ggml.add_{which}_token", default) else None
+
+    scores, kinds = (metadata.get(f"tokenizer.ggml.{key}") for key in ("scores", "token_type"))
+    if scores is None or kinds is None:
+        return None
+    prefix = bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
+    begin, end = mark("bos", True), mark("eos", False)
+    return spm_tokenizer.to_json(pieces, list(scores), list(kinds), prefix=prefix, begin=begin, end=end)
+
+
+def _sentencepiece_metadata(
+    found: Mapping[str, Any], pieces: list[str], scores: list[float], kinds: list[int], prefix: bool
+) -> dict[str, Any]:
+    said = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": pieces,
+        "tokenizer.ggml.scores": scores,
+        "tokenizer.ggml.token_type": kinds,
+        "tokenizer.ggml.add_space_prefix": prefix,
+    }
+    steps = (found.get("post_processor") or {}).get("single", [])
+    text = next((place for place, step in enumerate(steps) if "Sequence" in step), 0)
+    for which, around in (("bos", steps[:text]), ("eos", steps[text + 1 :])):
+        said[f"tokenizer.ggml.add_{which}_token"] = bool(around)
+        if around:
+            said[f"tokenizer.ggml.{which}_token_id"] = pieces.index(around[0]["SpecialToken"]["id"])
+    return said
 
 
 def _byte_level(*, use_regex: bool, add_prefix_space: bool = False) -> dict[str, Any]:

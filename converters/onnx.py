@@ -2,8 +2,10 @@
 
 Source: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto and, for data kept in other files,
 https://onnx.ai/onnx/repo-docs/ExternalData.html. `metadata` holds the producer, opsets, the names of the graph's
-inputs and outputs, and the model's own properties. Text, 4-bit and other tensors that NumPy has no dtype for are
-not listed; they stand in `metadata["not_tensors"]` with their dtype. Nothing of the graph is run.
+inputs and outputs, the model's own properties, and in "products" what the graph says of a matrix: its name -> that of
+the MatMul that multiplies by it, and the initializers that are added to the result. Text, 4-bit and other tensors that
+NumPy has no dtype for are not listed; they stand in `metadata["not_tensors"]` with their dtype. Nothing of the graph is
+run.
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ def open_file(path: Path) -> OnnxCheckpoint:
     data = map_file(path)
     refuse_impostor(path, bytes(data[:512]))
     model = Message(data, (1, 2, 3, 5, 7, 8, 14), Budget(path), "the model")
-    graph = model.message(7, (2, 5, 11, 12, 15), "the graph")
+    graph = model.message(7, (1, 2, 5, 11, 12, 15), "the graph")
     if graph is None:
         do = "give the .onnx file itself"
         raise FormatError("the file is not an ONNX model: it has no graph", where=path, do=do)
@@ -83,6 +85,7 @@ def open_file(path: Path) -> OnnxCheckpoint:
         "inputs": [v.text(1) for v in graph.messages(11, (1,), "an input") if v.text(1) not in infos],
         "outputs": [v.text(1) for v in graph.messages(12, (1,), "an output")],
         "not_tensors": others,
+        "products": _products(graph, infos),
     }
     for pair in model.messages(14, (1, 2), "a property"):
         metadata.setdefault(pair.text(1), _property(pair))
@@ -237,6 +240,21 @@ def _inside(model: Path, location: str, where: str) -> Path:
     if not path.is_file():
         raise SourceError("a data file of the model is missing", where=path, do="download it, too")
     return path
+
+
+def _products(graph: Message, infos: Mapping[str, TensorInfo]) -> dict[str, tuple[str, list[str]]]:
+    """Initializer -> the name of the first MatMul that has it as second factor, and what is added to the result."""
+    products: dict[str, tuple[str, str]] = {}
+    added: dict[str, list[str]] = {}
+    for node in graph.messages(1, (1, 2, 3, 4), "a node"):
+        kind, inputs = node.text(4), node.texts(1) if node.count(1) == 2 else []
+        if kind == "MatMul" and inputs and inputs[1] in infos and node.count(2):
+            products.setdefault(inputs[1], (node.text(3), node.texts(2)[0]))
+        elif kind == "Add" and inputs:
+            for one, other in (inputs, inputs[::-1]):
+                if other in infos:
+                    added.setdefault(one, []).append(other)
+    return {name: (node, added.get(result, [])) for name, (node, result) in products.items()}
 
 
 def _property(pair: Message) -> str:

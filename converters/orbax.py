@@ -1,5 +1,9 @@
 """Orbax checkpoints, JAX's: a folder of zarr arrays, each in a folder of its own or all in one OCDBT store.
 
+T5X's, from which Orbax came, are read, too: a msgpack file "checkpoint" beside folders of zarr arrays, whose names
+are the tree's keys joined by dots ("target.encoder.layers_0.mlp.wo.kernel"). What the msgpack file itself holds (the
+step, and whatever else was not spread over devices) is not read.
+
 Read and written through tensorstore, on which Orbax itself stands; neither Orbax nor JAX is needed. Source:
 https://orbax.readthedocs.io/en/latest/guides/checkpoint/checkpoint_format.html, and for the arrays
 https://google.github.io/tensorstore/driver/zarr/index.html and .../kvstore/ocdbt/index.html.
@@ -182,7 +186,11 @@ def _tree_folder(folder: Path) -> Path | None:
 
 
 def _is_tree(folder: Path) -> bool:
-    return (folder / "_METADATA").is_file() or (folder / "manifest.ocdbt").is_file()
+    return (folder / "_METADATA").is_file() or (folder / "manifest.ocdbt").is_file() or _is_t5x(folder)
+
+
+def _is_t5x(folder: Path) -> bool:
+    return (folder / "checkpoint").is_file() and next(folder.glob("target.*/.zarray"), None) is not None
 
 
 def _held_bytes(folder: Path) -> int:
@@ -206,7 +214,7 @@ def _listed(folder: Path) -> tuple[dict[str, str], dict[str, str], bool | None]:
     """Name -> key in the store of every array, the leaves that are no arrays, and whether it is zarr 3."""
     path = folder / "_METADATA"
     if not path.is_file():
-        return _found_in_store(folder), {}, None
+        return (_found_beside(folder), {}, False) if _is_t5x(folder) else (_found_in_store(folder), {}, None)
     if path.stat().st_size > MAX_METADATA:
         raise FormatError("the tree's description is too long", where=path, expected=f"{MAX_METADATA} bytes")
     described = strict_json(path.read_bytes(), path, "the tree's description")
@@ -245,6 +253,14 @@ def _found_in_store(folder: Path) -> dict[str, str]:
         if len(names) > MAX_ARRAYS:
             raise FormatError("the store holds too many arrays", where=folder, expected=MAX_ARRAYS)
     return names
+
+
+def _found_beside(folder: Path) -> dict[str, str]:
+    """The arrays of a T5X checkpoint."""
+    found = sorted(path.parent.name for path in folder.glob("*/.zarray"))
+    if len(found) > MAX_ARRAYS:
+        raise FormatError("the folder holds too many arrays", where=folder, expected=MAX_ARRAYS)
+    return {key.replace(".", "/"): _safe(key, folder) for key in found}
 
 
 def _safe(key: str, where: Path) -> str:

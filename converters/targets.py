@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -10,8 +10,10 @@ from types import ModuleType
 from typing import Any
 
 from converters.checkpoint import Checkpoint
+from converters.dialects import hf_torch, keras_graph
 from converters.view import Recipe, View
 from zoo.errors import ConfigError
+from zoo.graph.ir import Graph
 
 __all__ = ["ALIASES", "TARGETS", "Target", "find_target"]
 
@@ -26,6 +28,8 @@ class Target:
         dialect: module of `converters.dialects`, or None for canonical names and layouts.
         file: what the file is called in a model's folder.
         sharded: whether its readers take it in several files with an index.
+        with_graph: whether it holds the model's graph beside the weights.
+        dtypes: what floating-point tensors can be converted to on the way.
         metadata: what its readers expect to be told in the file.
         shard_metadata: the same for one of several files, where that differs.
     """
@@ -35,6 +39,8 @@ class Target:
     dialect: str | None
     file: str
     sharded: bool = False
+    with_graph: bool = False
+    dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16")
     metadata: Mapping[str, str] = field(default_factory=dict)
     shard_metadata: Mapping[str, str] | None = None
 
@@ -45,6 +51,8 @@ class Target:
             FormatError, WeightsError: this form has no such class, or no place for some tensors.
         """
         dialect = self.dialect_module()
+        if dialect is None and hf_torch.rearranged(config):
+            dialect = hf_torch
         return checkpoint if dialect is None else View(checkpoint, dialect.foreign(checkpoint, config), aliases={})
 
     def knows(self, config: Mapping[str, Any]) -> Callable[[str], bool] | None:
@@ -56,6 +64,26 @@ class Target:
         """What belongs into config.json beside this form."""
         derive = getattr(self.dialect_module(), "foreign_config", None)
         return config if derive is None else derive(config)
+
+    def stored(self, checkpoint: Checkpoint, dtype: str | None) -> dict[str, str]:
+        """Tensor -> the dtype that it is to be stored in.
+
+        Args:
+            checkpoint: a view of this form.
+            dtype: one of `dtypes`; None keeps each tensor's own, unless this form's readers take no other than theirs.
+
+        Raises:
+            ConfigError: this form has no such dtype.
+        """
+        if dtype is not None and dtype not in self.dtypes:
+            raise ConfigError(
+                "this form does not store tensors so", where=self.name, expected=", ".join(self.dtypes), got=dtype
+            )
+        choose = getattr(self.dialect_module(), "stored_as", None)
+        return {
+            name: (dtype or info.dtype) if choose is None else choose(info, dtype)
+            for name, info in checkpoint.infos.items()
+        }
 
     def in_shards(self, checkpoint: Checkpoint) -> tuple[Checkpoint, dict[str, str]]:
         """A view of this form with the names that its shards use, and those -> the names that the index uses."""
@@ -71,14 +99,21 @@ class Target:
         path: Path,
         checkpoint: Checkpoint,
         config: Mapping[str, Any],
+        graph: Graph,
         tokenizer: str | None = None,
+        quantised: Collection[str] = (),
         shard: bool = False,
     ) -> None:
         """Write a view of this form to a path that does not exist yet.
 
         Args:
+            graph: of what the tensors are the parameters.
             tokenizer: tokenizer.json's text, for forms that hold the tokenizer too.
+            quantised: the tensors that are to be stored as Q8_0.
             shard: whether it is one of several files.
+
+        Raises:
+            ConfigError: the form holds the model's graph, and there is none.
         """
         metadata: Mapping[str, Any] = self.metadata
         if shard and self.shard_metadata is not None:
@@ -86,6 +121,10 @@ class Target:
         derive = getattr(self.dialect_module(), "metadata", None)
         if derive is not None:
             metadata = {**metadata, **derive(config, tokenizer)}
+        if self.with_graph:
+            metadata = {**metadata, **keras_graph.archive_texts(graph)}
+        if quantised:
+            metadata = {**metadata, "ggml_types": dict.fromkeys(quantised, "Q8_0")}
         import_module(f"converters.{self.format}").write(path, checkpoint, metadata)
 
     def dialect_module(self) -> ModuleType | None:
@@ -116,10 +155,11 @@ TARGETS: Mapping[str, Target] = {
         ),
         Target("flax", "msgpack", "hf_flax", "flax_model.msgpack", sharded=True),
         Target("npz", "npz", None, "model.npz"),
-        Target("gguf", "gguf", "gguf", "model.gguf"),
+        Target("gguf", "gguf", "gguf", "model.gguf", dtypes=("float32", "bfloat16", "float16", "q8_0")),
         Target("tf-checkpoint", "tensor_bundle", "google_tf1", "bert_model.ckpt"),
         Target("orbax", "orbax", "hf_flax", "checkpoint"),
         Target("keras", "h5", "keras_graph", "model.weights.h5"),
+        Target("keras-model", "keras_archive", "keras_graph", "model.keras", with_graph=True),
         Target("keras-hub", "h5", "keras_hub", "model.weights.h5"),
         Target(
             "keras-applications",
@@ -128,6 +168,7 @@ TARGETS: Mapping[str, Target] = {
             "model.weights.h5",
             metadata={"backend": "tensorflow", "keras_version": "2.19.0"},
         ),
+        Target("big-vision", "npz", "big_vision", "model.npz"),
         Target("torchvision", "safetensors", "torchvision", "model.safetensors"),
         Target("timm", "safetensors", "timm", "model.safetensors"),
     )

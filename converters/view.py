@@ -28,6 +28,7 @@ __all__ = [
     "Subset",
     "View",
     "ZeroRows",
+    "is_float",
 ]
 
 
@@ -296,14 +297,19 @@ class Cast(Checkpoint):
 
     Args:
         source: closed with the view.
-        dtype: "float32", "float16" or "bfloat16"; rounding is to nearest, ties to even.
+        dtype: "float32", "float16" or "bfloat16", of all or tensor by tensor; rounding is to nearest, ties to even.
     """
 
     format = "cast"
 
-    def __init__(self, source: Checkpoint, dtype: str) -> None:
+    def __init__(self, source: Checkpoint, dtype: str | Mapping[str, str]) -> None:
         infos = {
-            name: tensor_info(name, list(info.shape), dtype if _is_float(info) else info.dtype, info.file)
+            name: tensor_info(
+                name,
+                list(info.shape),
+                (dtype if isinstance(dtype, str) else dtype[name]) if is_float(info) else info.dtype,
+                info.file,
+            )
             for name, info in source.infos.items()
         }
         super().__init__(source.path, infos, metadata=source.metadata, aliases=source.aliases)
@@ -334,7 +340,8 @@ def _cast(array: np.ndarray, info: TensorInfo) -> np.ndarray:
         return array.astype(DTYPES[info.dtype], copy=False).view()
 
 
-def _is_float(info: TensorInfo) -> bool:
+def is_float(info: TensorInfo) -> bool:
+    """Whether a tensor is of a dtype that `Cast` changes."""
     return info.dtype in ("float16", "bfloat16", "float32", "float64")
 
 

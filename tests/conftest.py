@@ -124,6 +124,6 @@ def _captured(model_type: str) -> tuple[Any, dict[str, np.ndarray]]:
     module = tiny.build(model_type)
     inputs = {name: torch.from_numpy(array) for name, array in tiny.inputs(model_type, 2, 7).items()}
     with _quiet():
-        graph = capture_module(module, inputs, {name: _dynamic(name, x, module.config) for name, x in inputs.items()})
+        graph = capture_module(module, inputs, _dynamic(inputs, module.config))
     state = module.state_dict()
     return graph, {name: state[name].numpy() for name in graph.params}

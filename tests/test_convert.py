@@ -11,6 +11,7 @@ import importlib.util
 import json
 import shutil
 import types
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from converters.checkpoint import Checkpoint, MemoryCheckpoint
 from converters.targets import TARGETS
 from zoo.arrays import numpy_dtype, to_numpy
 from zoo.convert import Conversion, convert
-from zoo.errors import ConfigError, FormatError, SourceError, VerifyError, WeightsError
+from zoo.errors import ConfigError, FormatError, SourceError, VerifyError, WeightsError, ZooError
 
 TRIPLES = ("bert-mlm", "roberta-cls", "gpt2", "t5", "vit", "resnet")
 LLAMA = "stories260K"
@@ -40,6 +41,7 @@ FORMS = (
     "tf-h5",
     "flax",
     "npz",
+    "keras-model",
     *(["orbax"] if importlib.util.find_spec("tensorstore") else []),
 )
 BACKENDS = ("torch", "jax", "tensorflow", "keras", "numpy")
@@ -77,11 +79,11 @@ def bert() -> Path:
     return source("bert-mlm")
 
 
-def orbax_often_enough(family: str, *forms: str) -> bool:
-    """Orbax is a folder of many files, each flushed to the disk, in Flax's names and layouts: with every other form for
-    a model of text and one of images, with safetensors for all.
+def often_enough(family: str, *forms: str) -> bool:
+    """Orbax is a folder of many files, each flushed to the disk, in Flax's names and layouts; .keras is a HDF5 file in
+    an archive: with every other form for a model of text and one of images, with safetensors for all.
     """
-    return "orbax" not in forms or "safetensors" in forms or family in ("bert-mlm", "resnet")
+    return not {"orbax", "keras-model"} & set(forms) or "safetensors" in forms or family in ("bert-mlm", "resnet")
 
 
 def source(family: str, framework: str = "torch") -> Path:
@@ -142,7 +144,7 @@ def _need(family: str, form: str) -> None:
 
 @pytest.mark.parametrize(
     ("family", "form", "other"),
-    by_family(*((f, a, b) for f in FAMILIES for a in FORMS for b in FORMS if a != b and orbax_often_enough(f, a, b))),
+    by_family(*((f, a, b) for f in FAMILIES for a in FORMS for b in FORMS if a != b and often_enough(f, a, b))),
 )
 def test_every_form_becomes_every_other(
     family: str, form: str, other: str, made: Callable[[str, str], Path], tmp_path: Path
@@ -211,6 +213,36 @@ def test_writes_the_tensors_that_flax_wrote(family: str, made: Callable[[str, st
     assert list(ours) and set(ours) == set(theirs)
     for name, value in theirs.items():
         assert ours[name].dtype == value.dtype and ours[name].tobytes() == value.tobytes(), name
+
+
+@pytest.mark.parametrize("family", by_family(("bert-mlm",), ("resnet",)))
+def test_keras_opens_an_archive(family: str, made: Callable[[str, str], Path], tmp_path: Path) -> None:
+    """keras.saving.load_model makes the whole model of the one file; so does zoo.load, with no config beside it."""
+    keras = pytest.importorskip("keras")
+    import zoo.backends.keras  # registers the class
+
+    path = made(family, "keras-model") / "model.keras"
+    model = keras.saving.load_model(path)
+    inputs = inputs_of(family, zoo.load(source(family), "numpy"))
+    found = {name: np.asarray(keras.ops.convert_to_numpy(value)) for name, value in model(inputs).items()}
+    with np.load(FIXTURES / family / "torch_out.npz") as file:
+        mask = inputs.get("attention_mask", np.ones(1))
+        for name, wanted in file.items():
+            kept = mask == 1 if mask.shape == wanted.shape[:2] else ...
+            worst = np.abs(found[name][kept] - wanted[kept]).max()
+            assert worst <= TOLERANCES["keras", "float32"] * np.abs(wanted[kept]).max(), name
+    alone = shutil.copy(path, tmp_path / "alone.keras")
+    assert_reproduces(zoo.load(alone, "numpy"), family, "numpy")
+
+
+def test_an_archive_whose_graph_is_damaged(made: Callable[[str, str], Path], tmp_path: Path) -> None:
+    path = made("bert-mlm", "keras-model") / "model.keras"
+    with zipfile.ZipFile(path) as good, zipfile.ZipFile(tmp_path / "bad.keras", "w") as bad:
+        for name in good.namelist():
+            text = good.read(name)
+            bad.writestr(name, text.replace(b"aten.", b"evil.") if name == "config.json" else text)
+    with pytest.raises(ZooError, match=r"evil|op"):
+        zoo.load(tmp_path / "bad.keras", "numpy")
 
 
 def keras_tensors(path: Path) -> dict[str, np.ndarray]:
@@ -292,6 +324,94 @@ def test_dtypes_round_as_numpy_does(
             assert found.dtype == wanted.dtype and found.tobytes() == wanted.tobytes(), name
 
 
+@pytest.mark.parametrize("dtype", [None, "bfloat16", "float16", "q8_0"])
+def test_gguf_has_the_types_that_llama_cpp_wants(dtype: str | None, tmp_path: Path) -> None:
+    """Vectors in float32, matrices as asked for, all as the gguf package itself rounds them."""
+    gguf = pytest.importorskip("gguf")
+    done = convert(source(LLAMA), tmp_path / "out", "gguf", dtype=dtype, verify=True)
+    assert done.verified == "every tensor and the outputs"
+    convert(source(LLAMA), tmp_path / "exact", "gguf")
+    wanted = {"bfloat16": "BF16", "float16": "F16", "q8_0": "Q8_0"}.get(dtype or "", "F32")
+    seen = set()
+    with open_checkpoint(tmp_path / "exact") as exact, open_checkpoint(tmp_path / "out") as ours:
+        for tensor in gguf.GGUFReader(tmp_path / "out" / "model.gguf").tensors:
+            whole = exact.read(tensor.name)
+            blocks = wanted == "Q8_0" and whole.shape[-1] % 32
+            kind = "F32" if whole.ndim == 1 or blocks else wanted
+            assert tensor.tensor_type.name == kind, tensor.name
+            rounded = gguf.quants.quantize(whole, tensor.tensor_type)
+            assert np.array_equal(tensor.data.view(np.uint8), rounded.view(np.uint8)), tensor.name
+            back = gguf.quants.dequantize(rounded, tensor.tensor_type)
+            assert np.array_equal(ours.read(tensor.name).astype(np.float32), back), tensor.name
+            seen.add((kind, whole.ndim))
+    assert seen >= {("F32", 1), (wanted, 2)}
+    size = (tmp_path / "out" / "model.gguf").stat().st_size
+    assert done.nbytes <= size < done.nbytes + 40_000  # the header, and what aligns
+
+
+def test_q8_0_is_verified_and_ggufs_alone(bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="float32, bfloat16, float16") as caught:
+        convert(bert, tmp_path / "out", dtype="q8_0")
+    assert "q8_0" in str(caught.value)
+    module = importlib.import_module("converters.gguf")
+    quantise = module.quantise_q8_0
+
+    def wrong(values: np.ndarray) -> np.ndarray:
+        made = quantise(values)
+        made[0, 2] += 2  # two steps off, in the first value of a tensor
+        return made
+
+    monkeypatch.setattr(module, "quantise_q8_0", wrong)
+    with pytest.raises(VerifyError, match="not what it was"):
+        convert(source(LLAMA), tmp_path / "out", "gguf", dtype="q8_0", verify=True)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("framework", "form"), [("tf", "tf-h5"), ("tf", "flax"), ("flax", "flax"), ("flax", "tf-h5")])
+def test_verify_between_tensorflow_and_flax(framework: str, form: str, tmp_path: Path) -> None:
+    """What is left out is named as the file names it, and is what the file holds twice."""
+    done = convert(source("bert-mlm", framework), tmp_path / "out", form, verify=True)
+    assert done.verified == "every tensor and the outputs"
+    with open_checkpoint(source("bert-mlm", framework)) as checkpoint:
+        assert set(done.dropped) <= set(checkpoint.infos)
+    assert set(done.dropped.values()) <= {"another tensor holds the same"}
+
+
+# --- names that transformers 5 has lost ---
+
+
+@pytest.mark.parametrize(
+    ("cls", "fields"),
+    [
+        ("ViTMAEForPreTraining", {"decoder_hidden_size": 12, "decoder_num_attention_heads": 3}),
+        ("Data2VecVisionForSemanticSegmentation", {"out_indices": [0, 1, 2, 3], "pool_scales": [1, 2]}),
+    ],
+)
+def test_modules_that_transformers_5_renamed_keep_their_published_names(
+    cls: str, fields: dict[str, Any], tmp_path: Path
+) -> None:
+    """transformers 4's own files have a place for each name; what transformers 5 saves can be read as well."""
+    transformers = pytest.importorskip("transformers")
+    from converters.dialects import hf_names
+    from zoo.capture.huggingface import parameters_of
+    from zoo.graph.computed import is_computed
+    from zoo.weights import fit
+
+    sizes = {"hidden_size": 12, "num_hidden_layers": 4, "num_attention_heads": 3, "intermediate_size": 16}
+    made = getattr(transformers, cls)
+    config = made.config_class(**sizes, **fields, image_size=32, patch_size=8, architectures=[cls])
+    graph = parameters_of(config)
+    known = hf_names.knows("tf", config.to_dict())
+    assert not [name for name in graph.params if not known(name) and not is_computed(name)]
+    made(config).save_pretrained(tmp_path / "in")
+    with open_checkpoint(tmp_path / "in") as saved:
+        found = fit(graph, {name: info.shape for name, info in saved.infos.items()}, tmp_path)
+    assert not [name for name in found.missing if not is_computed(name)]
+    if cls == "ViTMAEForPreTraining":  # which draws random numbers, so there is no graph of it
+        with pytest.raises(ConfigError, match="could not be captured"):
+            convert(tmp_path / "in", tmp_path / "out", "keras-model")
+
+
 # --- nothing by halves ---
 
 
@@ -360,7 +480,8 @@ def test_companions_travel(bert: Path, tmp_path: Path) -> None:
         "vocab.txt": "[PAD]\n",
         "preprocessor_config.json": "{}",
     }
-    for name, text in (theirs | {"custom.py": "x", "training_args.bin": "x", "notes.md": "x"}).items():
+    strangers = ("custom.py", "training_args.bin", "notes.md", "tsconfig.json", "my_config.json", "design-tokens.json")
+    for name, text in (theirs | dict.fromkeys(strangers, "x")).items():
         (folder / name).write_text(text)
     convert(folder, tmp_path / "out", "flax")
     names = {path.name for path in (tmp_path / "out").iterdir()}

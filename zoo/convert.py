@@ -6,9 +6,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from converters import open_checkpoint
 from converters.atomic import replacing
 from converters.checkpoint import BLOCK, Checkpoint, TensorInfo, little_endian
 from converters.dialects import canonical, derived_tokenizer, dialect_of, dropped
+from converters.gguf_quants import q8_0_error
 from converters.targets import Target, find_target
 from converters.view import Cast, Concatenate, Made, Recipe, Subset, View
 from zoo.errors import CaptureError, ConfigError, SourceError, VerifyError, WeightsError, ZooError
@@ -82,17 +83,19 @@ def convert(
         folder: a new or empty folder, or one that an earlier conversion wrote; it appears complete or not at all.
         to: one of `converters.targets.TARGETS`.
         task: for another head than the checkpoint's own.
-        dtype: of the floating-point tensors; as they are by default.
+        dtype: of the floating-point tensors, as they are by default: float32, bfloat16 or float16, and for GGUF q8_0.
+            GGUF has vectors and a few tables in float32, whatever is asked for.
         shard_size: largest size of a file in bytes, where the form has shards.
         dry_run: only tell what would be written.
-        verify: load both ends and compare: every tensor's bits where no dtype changes, and the outputs.
+        verify: load both ends and compare: every tensor, bit for bit as the dtype rounds it (Q8_0 within what it may be
+            off), and the outputs.
         strict: tensors that hold NaN are an error.
         offline: True uses only what is on this machine.
         progress: told (what, bytes done, bytes in all).
 
     Raises:
         WeightsError: tensors that neither the model nor the form has a place for; all are named.
-        ConfigError: the folder holds something else, or the source; there is no such form.
+        ConfigError: the folder holds something else, or the source; there is no such form, or not with this dtype.
         VerifyError: the two ends differ.
         SourceError: the disk has not enough room, or cannot be written to; the folder is as it was.
     """
@@ -118,12 +121,13 @@ def convert(
         raw = stack.enter_context(open_checkpoint(place))
         dialect = dialect_of(raw)
         read = canonical(raw, config, expected_shapes(graph))
-        ours, gone = _in_graph_names(read, graph, keep=target.dialect is None)
+        ours, served, gone = _in_graph_names(read, graph, keep=target.dialect is None)
         ours, placed, homeless = _in_places(ours, graph, target, config)
         written: Checkpoint = target.view(placed, config)
         kept = _used(written, ours)
-        if dtype is not None:
-            written = Cast(written, dtype)
+        stored = target.stored(written, dtype)
+        quantised = {name for name, kind in stored.items() if kind == "q8_0"}
+        written = Cast(written, {name: "float32" if name in quantised else kind for name, kind in stored.items()})
         result = Conversion(
             None,
             raw.path,
@@ -136,23 +140,29 @@ def convert(
                 **(dropped(dialect, raw.infos, _used(read)) if read is not raw else {}),
                 **dropped(target.dialect_module(), ours.infos, kept),
             },
-            nbytes=sum(info.nbytes for name, info in written.infos.items() if name not in written.aliases),
+            nbytes=sum(
+                info.nbytes * 34 // 128 if name in quantised else info.nbytes  # a block of 32 values has 34 bytes
+                for name, info in written.infos.items()
+                if name not in written.aliases
+            ),
         )
         if dry_run:
             return result
-        _need_room(out, result.nbytes)
+        _need_room(
+            out, result.nbytes * (2 if target.with_graph else 1)
+        )  # an archive's weights are a file of their own first
         with _written_to(out), replacing(_made(out)) as fresh:
             fresh.mkdir()
             _companions(place if place.is_dir() else place.parent, fresh, target.config(config), raw)
             watched = _Watched(written, progress, strict)
-            _write(fresh, target, watched, config, shard_size)
+            _write(fresh, target, watched, config, served, shard_size, quantised)
             result.nans = watched.nans
             (fresh / RECORD).write_text(json.dumps(_record(result, dtype), indent=2) + "\n", "utf-8")
             if verify:
-                _verify(Subset(ours, sorted(kept)), fresh, config, graph, dtype)
+                exact = _verify(ours, written, quantised, fresh, config, graph)
                 result.verified = "every tensor"
                 if graph.nodes:
-                    _compare_outputs(place, fresh, config, graph, dtype)
+                    _compare_outputs(place, fresh, config, graph, "" if exact and dtype is None else dtype or "float32")
                     result.verified = "every tensor and the outputs"
     result.folder = out
     return result
@@ -164,8 +174,9 @@ RECORD = "conversion.json"
 _ROOM = 1 << 24  # what the files beside the weights may take
 
 
-def _in_graph_names(checkpoint: Checkpoint, graph: Graph, keep: bool) -> tuple[View, dict[str, str]]:
-    """The tensors under the names that the model's class gives them, tied ones once, and what is left out and why.
+def _in_graph_names(checkpoint: Checkpoint, graph: Graph, keep: bool) -> tuple[View, Graph, dict[str, str]]:
+    """The tensors under the names that the model's class gives them, tied ones once; the graph of what they serve; and
+    what is left out and why.
 
     Args:
         keep: what the class does not use but another head may need is kept, under the name it has.
@@ -173,9 +184,10 @@ def _in_graph_names(checkpoint: Checkpoint, graph: Graph, keep: bool) -> tuple[V
     from zoo.weights import fit, prune, untie
 
     graph = untie(graph, checkpoint)
+    served = graph
     fitted = fit(graph, {name: info.shape for name, info in checkpoint.infos.items()}, checkpoint.path)
     if graph.nodes:
-        prune(graph, fitted, checkpoint.path)  # raises if the main output lacks a tensor
+        served, _ = prune(graph, fitted, checkpoint.path)  # raises if the main output lacks a tensor
     elif lacking := [name for name in fitted.missing if not is_computed(name)]:
         raise WeightsError(
             f"the checkpoint lacks {len(lacking)} of the model's tensors", where=checkpoint.path, got=", ".join(lacking)
@@ -192,7 +204,8 @@ def _in_graph_names(checkpoint: Checkpoint, graph: Graph, keep: bool) -> tuple[V
             recipes[name] = Recipe(name)
         else:
             gone[name] = why
-    return View(checkpoint, recipes), gone
+    served = replace(served, params={name: param for name, param in served.params.items() if name in recipes})
+    return View(checkpoint, recipes), served, gone
 
 
 def _in_places(
@@ -221,8 +234,8 @@ def _in_places(
             gone[name] = "no output needs it, and the form has no place for it" if own else COMPUTED
     if not known:  # the form does not know the class, and says so itself
         return ours, ours, {}
-    placed = View(ours, {place: Recipe(name) for place, name in names.items()})
-    return Subset(ours, names.values()), placed, gone
+    ours = Subset(ours, names.values())
+    return ours, View(ours, {place: Recipe(name) for place, name in names.items()}), gone
 
 
 def _parameters(config: Mapping[str, Any], task: str | None) -> Graph:
@@ -261,13 +274,21 @@ def has_nan(array: np.ndarray) -> bool:
     return bool(np.isnan(array if array.dtype.kind in "fc" else array.astype(np.float32)).any())
 
 
-def _write(folder: Path, target: Target, checkpoint: Checkpoint, config: Mapping[str, Any], limit: int | None) -> None:
+def _write(
+    folder: Path,
+    target: Target,
+    checkpoint: Checkpoint,
+    config: Mapping[str, Any],
+    graph: Graph,
+    limit: int | None,
+    quantised: Collection[str],
+) -> None:
     """The weights, in one file or in shards of at most `limit` bytes with their index."""
     infos = checkpoint.infos
     if limit is None or not target.sharded or sum(info.nbytes for info in infos.values()) <= limit:
         tokenizer = folder / "tokenizer.json"
         text = tokenizer.read_text("utf-8") if tokenizer.is_file() else None
-        target.write(folder / target.file, checkpoint, config, text)
+        target.write(folder / target.file, checkpoint, config, graph, text, quantised)
         return
     checkpoint, in_index = target.in_shards(checkpoint)
     groups: list[list[str]] = [[]]
@@ -282,7 +303,7 @@ def _write(folder: Path, target: Target, checkpoint: Checkpoint, config: Mapping
     weight_map: dict[str, str] = {}
     for number, names in enumerate(groups, 1):
         file = f"{stem}-{number:05d}-of-{len(groups):05d}.{suffix}"
-        target.write(folder / file, Subset(checkpoint, names), config, shard=True)
+        target.write(folder / file, Subset(checkpoint, names), config, graph, shard=True)
         weight_map.update((in_index[name], file) for name in names)
     total = sum(info.nbytes for info in checkpoint.infos.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
@@ -374,40 +395,59 @@ def _origins(view: Checkpoint, name: str, bottom: Checkpoint | None = None) -> l
     return [origin for source in view.sources(name) for origin in _origins(view.source, source, bottom)]
 
 
-def _verify(ours: Checkpoint, folder: Path, config: Mapping[str, Any], graph: Graph, dtype: str | None) -> None:
-    """Read back what was written: every tensor must be the source's, rounded where a dtype was asked for.
+def _verify(
+    ours: Checkpoint,
+    written: Checkpoint,
+    quantised: Collection[str],
+    folder: Path,
+    config: Mapping[str, Any],
+    graph: Graph,
+) -> bool:
+    """Read back what was written: every tensor must be the source's, rounded as it was stored.
+
+    Args:
+        ours: the source under canonical names.
+        written: the view of it that was written, of which `quantised` went into the file as Q8_0.
+
+    Returns:
+        Whether each is the same bit for bit, but for the dtype's rounding.
 
     Raises:
         VerifyError: naming the first tensor that differs.
     """
     from zoo.weights import expected_shapes
 
-    expected: Checkpoint = ours if dtype is None else Cast(ours, dtype)
+    stored = {own: info.dtype for name, info in written.infos.items() for own in _origins(written, name, ours)}
+    lossy = {own for name in quantised for own in _origins(written, name, ours)}
+    expected = Cast(Subset(ours, sorted(stored)), stored)
+    all_exact = True
     with canonical(open_checkpoint(folder), config, expected_shapes(graph)) as read:
-        back, _ = _in_graph_names(read, graph, keep=True)
+        back, _, _ = _in_graph_names(read, graph, keep=True)
         for name, info in expected.infos.items():
             if name not in back.infos:
                 raise VerifyError("a tensor is not in what was written", where=f"{folder}, tensor {name!r}")
-            exact = expected.exact(name) and back.exact(name)
-            if not (_same(expected, back, info) if exact else _close(expected, back, info)):
+            exact = expected.exact(name) and back.exact(name) and name not in lossy
+            all_exact &= exact
+            if not (_same(expected, back, info) if exact else _close(expected, back, info, name in lossy)):
                 raise VerifyError(
                     "a tensor is not what it was",
                     where=f"{folder}, tensor {name!r}",
                     expected=f"{info.dtype} {list(info.shape)}, bit for bit",
                     got=f"{back.infos[name].dtype} {list(back.infos[name].shape)}",
                 )
+    return all_exact
 
 
-def _compare_outputs(place: Path, folder: Path, config: dict[str, Any], graph: Graph, dtype: str | None) -> None:
-    """Both ends on the float64 reference: equal where no dtype changed, else equal to that dtype's own error."""
+def _compare_outputs(place: Path, folder: Path, config: dict[str, Any], graph: Graph, rounded: str) -> None:
+    """Both ends on the float64 reference: equal as `CONVERTED` has it for the dtype that weights were rounded to."""
     from zoo.loading import assemble
     from zoo.samples import sample_inputs
-    from zoo.tolerances import CEILINGS
+    from zoo.tolerances import CONVERTED
 
     one, other = (assemble(str(path), "numpy", graph, path, config, True) for path in (place, folder))
     inputs = sample_inputs(one)
     left, right = one(**inputs), other(**inputs)
-    limit = 0.0 if dtype is None else CEILINGS[dtype]
+    limit = CONVERTED[rounded]
     for name, value in left.items():
         scale = float(np.abs(value[np.isfinite(value)]).max(initial=0.0)) or 1.0
         if name not in right:
@@ -425,10 +465,14 @@ def _compare_outputs(place: Path, folder: Path, config: dict[str, Any], graph: G
             )
 
 
-def _close(one: Checkpoint, other: Checkpoint, info: TensorInfo) -> bool:
-    """Whether two tensors are the same up to the rounding of what a form computes on the way (Gemma's norms)."""
+def _close(one: Checkpoint, other: Checkpoint, info: TensorInfo, quantised: bool) -> bool:
+    """Whether two tensors are the same up to Q8_0's rounding, or that of what a form computes (Gemma's norms)."""
     x, y = (checkpoint.read(info.name).astype(np.float64) for checkpoint in (one, other))
-    return x.shape == y.shape and bool(np.all(np.abs(x - y) <= ROUNDING[info.dtype] * np.maximum(np.abs(x), 1)))
+    if x.shape != y.shape:
+        return False
+    size = np.abs(x)
+    limit = q8_0_error(float(size.max(initial=0))) if quantised else ROUNDING[info.dtype] * np.maximum(size, 1)
+    return bool(np.all(np.abs(x - y) <= limit))
 
 
 def _same(one: Checkpoint, other: Checkpoint, info: TensorInfo) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,7 +35,9 @@ def load(
     task: str | None = None,
     *,
     dtype: str = "float32",
+    train: bool = False,
     strict: bool = True,
+    fast: bool = False,
     offline: bool | None = None,
     progress: Progress | None = None,
 ) -> Model:
@@ -47,9 +50,14 @@ def load(
             "native" (our own kernels, float32, no framework).
         task: which head to load ("feature-extraction", "text-classification" …); without it the one that the
             checkpoint was saved with.
-        dtype: of the weights and the computation: "float32", "bfloat16" or "float16". A package has the one it was
-            saved in.
+        dtype: of the weights and the computation: "float32", "bfloat16" or "float16", or "auto" for the one that the
+            checkpoint is in. A package has the one it was saved in.
+        train: keep dropout, for calls that pass `rng`; calls without evaluate as ever. Norms keep their running
+            statistics as they are. The graph is captured for it, which needs torch and transformers once; a package
+            has what it was captured with.
         strict: False accepts tensors that the model does not know; they are noted.
+        fast: True puts our own kernels into the graph of torch, JAX or TensorFlow where they were measured to be
+            faster than the framework's (float32 on a CPU); `model.fast_report()` says which.
         offline: True uses only what is on this machine; None follows HF_HUB_OFFLINE.
         progress: called with (description, bytes done, bytes in all or None) while files are fetched.
 
@@ -66,27 +74,34 @@ def load(
     if task is None and isinstance(found, Entry):
         task = found.head
     wanted = _full_task(task)
-    if dtype not in _DTYPES:
-        raise ConfigError("no model is loaded in this dtype", expected=", ".join(_DTYPES), got=dtype)
+    _check_dtype(dtype)
     place, name = fetch_checkpoint(found, offline, progress)
     if (place / GRAPH_FILE).is_file():
         config = read_json(place / "config.json") if (place / "config.json").is_file() else {}
         graph = load_graph(place / GRAPH_FILE)
-        _check_package(graph, place, wanted, dtype)
+        _check_package(graph, place, wanted, dtype, train)
     else:
         config = config_of(place, found)
-        graph = graph_for(config, task, dtype)
-    return assemble(name, backend, graph, place, config, strict)
+        graph = graph_for(config, task, stored_dtype(place) if dtype == "auto" else dtype, train)
+    loaded = assemble(name, backend, graph, place, config, strict)
+    if fast:
+        from zoo.native.fast import Fast
+
+        loaded._fast = Fast(loaded.backend)
+    return loaded
 
 
-def capture(module: Any, /, *, task: str | None = None, dtype: str = "float32", **inputs: Any) -> Package:
+def capture(
+    module: Any, /, *, task: str | None = None, dtype: str = "float32", train: bool = False, **inputs: Any
+) -> Package:
     """Capture a model as a graph that runs on every backend.
 
     Args:
         module: an nn.Module (with example inputs by the forward's names), an ExportedProgram, or what `load` takes
             (a registry name, "hf://…", a folder), which is captured from its config and comes with its weights.
         task: for names and folders: which head.
-        dtype: for names and folders.
+        dtype: for names and folders, as for `load`.
+        train: keep dropout, as for `load`.
         inputs: example tensors or arrays; give each dim that should vary a size above 1.
 
     Raises:
@@ -94,14 +109,14 @@ def capture(module: Any, /, *, task: str | None = None, dtype: str = "float32", 
     """
     _need_torch()
     if isinstance(module, (str, os.PathLike)):
-        return _capture_reference(module, task, dtype)
+        return _capture_reference(module, task, dtype, train)
     import torch
 
     from zoo.arrays import to_numpy
     from zoo.capture.torch_export import capture_module, capture_program
 
     if isinstance(module, torch.export.ExportedProgram):
-        graph = capture_program(module)
+        graph = capture_program(module, train=train)
         state: Mapping[str, Any] = module.state_dict
     else:
         if not inputs:
@@ -111,33 +126,28 @@ def capture(module: Any, /, *, task: str | None = None, dtype: str = "float32", 
                 do="call zoo.capture(module, name=tensor, …) with the names of its forward",
             )
         tensors = {name: torch.as_tensor(value) if _is_array(value) else value for name, value in inputs.items()}
-        modes = {part: part.training for part in module.modules()}
-        try:
-            graph = capture_module(module.eval(), tensors)
-        finally:
-            for part, training in modes.items():
-                part.training = training
+        graph = capture_module(module, tensors, train=train)
         state = module.state_dict()
     arrays = {name: to_numpy(state[name]) for name in graph.params}
     return Package(graph, arrays)
 
 
-def graph_for(config: Mapping[str, Any], task: str | None, dtype: str) -> Graph:
+def graph_for(config: Mapping[str, Any], task: str | None, dtype: str, train: bool = False) -> Graph:
     """The graph of a config: packaged, captured before, or captured now.
 
     Raises:
         MissingFramework: it has to be captured, and torch or transformers is not installed.
     """
-    graph = find_graph(config, task, dtype)
+    graph = None if train else find_graph(config, task, dtype)  # the packaged ones evaluate only
     if graph is not None:
         return graph
-    cached = _cache_path(config, task, dtype)
+    cached = _cache_path(config, task, dtype, train)
     if cached.is_file():
         return load_graph(cached)
     _need_torch()
     from zoo.capture.huggingface import capture_config, config_from
 
-    graph = capture_config(config_from(config), task, dtype)
+    graph = capture_config(config_from(config), task, dtype, train=train)
     save_graph(graph, cached)
     return graph
 
@@ -210,6 +220,7 @@ def assemble(name: str, backend: str, graph: Graph, place: Path, config: dict[st
                 release(stored)
     notes = [f"output {output!r} is left out: {why}" for output, why in dropped.items()]
     notes += [f"tensor {tensor!r} is not used: {why}" for tensor, why in fitted.unused.items()]
+    notes += [f"in training {field} is off: it decides in Python" for field in graph.meta.get("train_without", ())]
     folder = place if place.is_dir() else place.parent
     return Model(name, _canonical(module), graph, params, config, folder, notes, checkpoint.path, _backend=module)
 
@@ -225,13 +236,32 @@ def fetch_checkpoint(
     return fetch(found.uri, progress=progress, offline=offline), found.location
 
 
-def _check_package(graph: Graph, folder: Path, task: str | None, dtype: str) -> None:
-    """A package holds one graph: another task or dtype than its own cannot be had from it."""
+def _check_package(graph: Graph, folder: Path, task: str | None, dtype: str, train: bool) -> None:
+    """A package holds one graph: it has no other task or dtype than its own, and no dropout that was not captured."""
+    if train and not graph.meta.get("train"):
+        raise ConfigError("the package evaluates only", where=folder, do="capture the model again with train=True")
     own_task, own_dtype = graph.meta.get("task"), graph.meta.get("dtype")
     if task is not None and own_task is not None and task != own_task:
         raise ConfigError("the package is for another task", where=folder, expected=own_task, got=task)
-    if dtype != _DTYPES[0] and own_dtype is not None and dtype != own_dtype:
+    if dtype not in (_DTYPES[0], "auto") and own_dtype is not None and dtype != own_dtype:
         raise ConfigError("the package is of another dtype", where=folder, expected=own_dtype, got=dtype)
+
+
+def stored_dtype(place: Path) -> str:
+    """The dtype that most of a checkpoint's numbers are stored in, of those that models compute in; else float32."""
+    from converters import open_checkpoint
+
+    counts = dict.fromkeys(_DTYPES, 0)
+    with open_checkpoint(place) as checkpoint:
+        for info in checkpoint.infos.values():
+            if info.dtype in counts:
+                counts[info.dtype] += math.prod(info.shape)
+    return max(counts, key=counts.__getitem__)
+
+
+def _check_dtype(dtype: str) -> None:
+    if dtype not in (*_DTYPES, "auto"):
+        raise ConfigError("no model is loaded in this dtype", expected=", ".join((*_DTYPES, "auto")), got=dtype)
 
 
 def config_of(place: Path, found: Entry | SourceRef) -> dict[str, Any]:
@@ -260,15 +290,18 @@ def config_of(place: Path, found: Entry | SourceRef) -> dict[str, Any]:
     )
 
 
-def _capture_reference(reference: str | os.PathLike[str], task: str | None, dtype: str) -> Package:
+def _capture_reference(reference: str | os.PathLike[str], task: str | None, dtype: str, train: bool) -> Package:
     from zoo.capture.huggingface import capture_config, config_from
 
+    _check_dtype(dtype)
     found = parse(reference)
     if task is None and isinstance(found, Entry):
         task = found.head
     place, _ = fetch_checkpoint(found)
     config = config_of(place, found)
-    model = assemble(str(reference), "numpy", capture_config(config_from(config), task, dtype), place, config, True)
+    dtype = stored_dtype(place) if dtype == "auto" else dtype
+    graph = capture_config(config_from(config), task, dtype, train=train)
+    model = assemble(str(reference), "numpy", graph, place, config, True)
     return Package(model.graph, model.params, model.folder)
 
 
@@ -285,7 +318,7 @@ def _need_torch() -> None:
         )
 
 
-def _cache_path(config: Mapping[str, Any], task: str | None, dtype: str) -> Path:
+def _cache_path(config: Mapping[str, Any], task: str | None, dtype: str, train: bool) -> Path:
     """Where a graph captured on this machine is kept; the versions that made it are part of the key."""
     from importlib.metadata import version
 
@@ -298,7 +331,7 @@ def _cache_path(config: Mapping[str, Any], task: str | None, dtype: str) -> Path
             versions.append(version(package))
         except ImportError:
             versions.append("none")
-    key = json.dumps([FORMAT, versions, _full_task(task), dtype, config], sort_keys=True)
+    key = json.dumps([FORMAT, versions, _full_task(task), dtype, config, *(["train"] * train)], sort_keys=True)
     name = f"{config.get('model_type', 'model')}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.json.gz"
     return cache_root() / "graphs" / name
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,10 @@ from zoo.arrays import numpy_dtype, to_numpy
 from zoo.errors import ConfigError, InputError
 from zoo.graph.io import save_graph
 from zoo.graph.ir import Graph, Input, Ref, param_ref
+from zoo.graph.passes import RNG, keyed
+
+if TYPE_CHECKING:
+    from zoo.native.fast import Fast, FastReport
 
 __all__ = ["GRAPH_FILE", "Model", "Output", "Package"]
 
@@ -130,15 +134,20 @@ class Model:
     notes: list[str] = field(default_factory=list)
     weights: Path | None = None
     _backend: ModuleType = field(kw_only=True)
+    _fast: Fast | None = field(default=None, kw_only=True)
     _module: Any = field(default=None, init=False)
     _function: Callable[..., Any] | None = field(default=None, init=False)
+    _training: Callable[..., Any] | None = field(default=None, init=False)
     _tokenizer: Any = field(default=None, init=False)
     _limits: dict[str, int] | None = field(default=None, init=False)
 
-    def __call__(self, **inputs: Any) -> Output:
+    def __call__(self, *, rng: Any = None, **inputs: Any) -> Output:
         """Run the model.
 
         Args:
+            rng: with it the model runs as in training, with dropout: a seed (a number or two), or what the framework
+                keeps randomness in (torch.Generator, a JAX key, tf.random.Generator, keras.random.SeedGenerator,
+                numpy.random.Generator). The same key drops the same elements on every framework.
             inputs: arrays by the model's input names (NumPy, the backend's own, or lists); `input_ids` [B, T] int,
                 `pixel_values` [B, C, H, W] float and so on, as `inputs` tells. Masks and token types may be left out.
 
@@ -147,20 +156,22 @@ class Model:
 
         Raises:
             InputError: a name, dtype, rank or size is wrong; the input is named.
+            ConfigError: `rng` was given, and the model was not loaded for training.
         """
         if self._limits is None:
             self._limits = _index_limits(self.graph)
         prepared = prepare_inputs(self.graph.inputs, self.graph.symbols, inputs)
         _check_indices(prepared, self._limits)
-        return Output(self._run(self.params, prepared))
+        return Output(self._run(self.params, prepared, rng))
 
-    def apply(self, params: Mapping[str, Any], /, **inputs: Any) -> dict[str, Any]:
-        """The model as a pure function of parameters and inputs, a plain dict of outputs.
+    def apply(self, params: Mapping[str, Any], /, *, rng: Any = None, **inputs: Any) -> dict[str, Any]:
+        """The model as a pure function of parameters, inputs and, in training, a key; a plain dict of outputs.
 
         Under JAX it goes through `jax.jit`, `jax.grad` and `jax.vmap`; under TensorFlow and torch through their tapes.
         Inputs that may be left out are filled in. Values are not checked, so that traced arrays can pass.
+        `rng` as in a call: it may be traced, too.
         """
-        return self._run(params, fill_defaults(self.graph.inputs, inputs))
+        return self._run(params, fill_defaults(self.graph.inputs, inputs), rng)
 
     @property
     def module(self) -> Any:
@@ -202,6 +213,16 @@ class Model:
         arrays = {name: to_numpy(value) for name, value in self.params.items()}
         return Package(self.graph, arrays, self.folder).save(folder)
 
+    def fast_report(self) -> FastReport:
+        """Which of our kernels run in place of the framework's own, and at which sizes: those met by calls so far.
+
+        Raises:
+            ConfigError: the model was not loaded with `fast=True`.
+        """
+        if self._fast is None:
+            raise ConfigError("the model runs the framework's own kernels", do="zoo.load(..., fast=True)")
+        return self._fast.report
+
     def parameter_count(self) -> int:
         """How many trainable numbers it has, tied ones once."""
         return self.graph.parameter_count()
@@ -210,10 +231,16 @@ class Model:
         kind = self.graph.meta.get("class", "graph")
         return f"<{self.name}: {kind}, {self.parameter_count() / 1e6:.1f}M parameters, on {self.backend}>"
 
-    def _run(self, params: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
-        if self._function is None:
-            self._function = self._backend.compile_graph(self.graph)
-        return self._function(params, inputs)
+    def _run(self, params: Mapping[str, Any], inputs: Mapping[str, Any], rng: Any) -> dict[str, Any]:
+        if rng is None:
+            if self._function is None:
+                graph, operations = self._fast.prepared(self.graph) if self._fast is not None else (self.graph, {})
+                options = {"operations": operations} if operations else {}
+                self._function = self._backend.compile_graph(graph, **options)
+            return self._function(params, inputs)
+        if self._training is None:
+            self._training = self._backend.compile_graph(keyed(self.graph))
+        return self._training(params, {**inputs, RNG: self._backend.key_from(rng)})
 
     def _native_module(self) -> Any:
         """torch only: the transformers module over the same parameters, or None."""

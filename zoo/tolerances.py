@@ -7,7 +7,19 @@ in the same dtype; the numbers here say how many times that a backend may have, 
 
 from __future__ import annotations
 
-__all__ = ["CEILINGS", "FACTORS", "FLOORS", "GRADIENTS", "ROUNDING", "VACUOUS", "gradient_tolerance", "tolerance"]
+__all__ = [
+    "CEILINGS",
+    "CONVERTED",
+    "FACTORS",
+    "FLOORS",
+    "GRADIENTS",
+    "KERNEL_FACTOR",
+    "KERNEL_ULPS",
+    "ROUNDING",
+    "VACUOUS",
+    "gradient_tolerance",
+    "tolerance",
+]
 
 FACTORS: dict[tuple[str, str], float] = {
     (backend, dtype): 4.0
@@ -22,6 +34,12 @@ FLOORS: dict[str, float] = {"float32": 2e-6, "bfloat16": 1.6e-2, "float16": 2e-3
 CEILINGS: dict[str, float] = {"float32": 1e-4, "bfloat16": 1e-1, "float16": 2e-2}
 """Dtype -> an error that never is, PyTorch's own included; where PyTorch is not installed, the only bound."""
 
+CONVERTED: dict[str, float] = {**CEILINGS, "q8_0": CEILINGS["bfloat16"], "": 1e-12}
+"""Dtype that weights were rounded to -> how far the outputs in float64 may be from those of the weights as they were.
+
+Q8_0 rounds to 1/254 of the largest of 32 weights, bfloat16 each to 1/512 of itself. With the weights untouched ("") the
+sums may still be taken in another order, since arrays lie in memory as their file has them: 1.4e-15 was seen."""
+
 GRADIENTS: dict[tuple[str, str], float] = {
     (backend, dtype): relative
     for backend in ("torch", "jax", "tensorflow")
@@ -31,6 +49,12 @@ GRADIENTS: dict[tuple[str, str], float] = {
 
 ROUNDING: dict[str, float] = {"float32": 2.0**-23, "bfloat16": 2.0**-7, "float16": 2.0**-10}
 """Dtype -> one unit in the last place at 1: what a value may change by where a form of checkpoint adds to it."""
+
+KERNEL_ULPS = 4.0
+"""The error that one of our float32 kernels may always have, in units of the last place of a row's largest number."""
+
+KERNEL_FACTOR = 2.0
+"""How many times the error of the framework's own kernel is accepted beyond that; most are below 1.3."""
 
 VACUOUS = 1e-5
 """An output that varies by less, relative to its largest value, is constant: two backends' agreeing says nothing."""

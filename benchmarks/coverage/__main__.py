@@ -34,6 +34,7 @@ os.environ.update(
 )
 ROOT = Path(__file__).resolve().parents[2]
 from zoo.coverage import DATA, Cell, Coverage, Row, read  # noqa: E402
+from zoo.registry import entries  # noqa: E402
 from zoo.tasks import TASKS  # noqa: E402
 
 FOUND = ROOT / "build" / "coverage.jsonl"
@@ -57,16 +58,22 @@ def main() -> int:
         wanted = set(_jobs(arguments))
         rows = [row for row in rows if (row.model_type, row.task) in wanted]
     _report(rows)
+    lost = _lost(rows) if arguments.check else []
+    for line in lost:
+        print(f"no longer so: {line}")
     if arguments.write:
         Coverage({name: version(name) for name in PACKAGES}, tuple(_merged(rows))).write()
         print(f"wrote {DATA.relative_to(ROOT)}")
-    return 0
+    return 1 if lost else 0
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python benchmarks/coverage", description=__doc__)
     parser.add_argument("--types", nargs="*", default=[], help="only these model types")
     parser.add_argument("--tasks", nargs="*", default=[BASE], help='tasks to measure; "heads" for all but the base')
+    parser.add_argument(
+        "--registry", action="store_true", help="the heads that entries of the registry are loaded with"
+    )
     parser.add_argument("--sample", type=int, help="only this many, drawn with --seed")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--held-out", choices=("without", "only", "with"), default="with", help="of a third set aside")
@@ -78,6 +85,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--no-gradients", action="store_true")
     parser.add_argument("--report", action="store_true", help="measure nothing")
     parser.add_argument("--write", action="store_true", help="write zoo/coverage.json.gz")
+    parser.add_argument(
+        "--check", action="store_true", help="exit code 1 if what zoo/coverage.json.gz calls right is not"
+    )
     found = parser.parse_args()
     found.again = found.again or found.failed
     return found
@@ -98,12 +108,15 @@ def _jobs(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
         aside = held_out(MODEL_MAPPING_NAMES)
         types = [t for t in types if (t in aside) == (arguments.held_out == "only")]
     tasks = [task for name in arguments.tasks for task in (HEADS if name == "heads" else (name,))]
+    ours = {(entry.model_type, entry.task) for entry in entries().values()} if arguments.registry else None
     failed = {(r.model_type, r.task) for r in _rows(FOUND) if not _right(r)} if arguments.failed else None
     jobs = []
     for task in tasks:
         for model_type in types:
             if task == BASE or _serves(CONFIG_MAPPING, model_type, task):
                 jobs.append((model_type, task))
+    if ours is not None:
+        jobs = [job for job in jobs if job in ours]
     if failed is not None:
         jobs = [job for job in jobs if job in failed]
     if arguments.sample:
@@ -154,14 +167,14 @@ def _warm() -> None:
     """Import what every measured process needs: they are forks of this one. No framework but torch may compute here,
     since threads do not survive a fork."""
     warnings.simplefilter("ignore")
-    import torch  # noqa: I001
+    import torch
 
     torch.set_num_threads(1)
     import jax  # noqa: F401
     import keras  # noqa: F401
     import tensorflow  # noqa: F401
     import transformers
-    import transformers.exporters.exporter_dynamo  # noqa: F401
+    import transformers.exporters.exporter_dynamo
     from measure import BACKENDS
 
     from zoo.backends import get_backend
@@ -273,6 +286,17 @@ def _merged(rows: list[Row]) -> list[Row]:
     mine = {(row.model_type, row.task) for row in rows}
     rest = [row for row in read().rows if (row.model_type, row.task) not in mine]
     return sorted([*rows, *rest], key=lambda row: (row.model_type, row.task))
+
+
+def _lost(rows: list[Row]) -> list[str]:
+    """What an earlier sweep found right and this one does not."""
+    before = {(row.model_type, row.task): row for row in read().rows}
+    return [
+        f"{row.model_type} {row.task} matches on {backend}: {row.reason or row.on(backend).reason}"
+        for row in rows
+        for backend, cell in before.get((row.model_type, row.task), row).cells.items()
+        if cell.matches and not row.on(backend).matches
+    ]
 
 
 def _right(row: Row) -> bool:

@@ -18,7 +18,7 @@ from torch import nn
 
 __all__ = ["draw", "tiny_config"]
 
-HIDDEN, HEADS, HEAD, LAYERS, VOCAB = 64, 4, 16, 2, 199
+HIDDEN, HEADS, HEAD, LAYERS, VOCAB, LABELS = 64, 4, 16, 2, 199, 5
 
 # What a field of this name becomes, whatever it was (a default of None stays None).
 _SIZES: tuple[tuple[int, str], ...] = (
@@ -102,7 +102,9 @@ _SIZES: tuple[tuple[int, str], ...] = (
         text_encoder_vocab_size vocab_size_per_layer_input t2u_vocab_size entity_vocab_size char_vocab_size
         unit_hifi_gan_vocab_size input_vocab_size output_vocab_size audio_vocab_size n_tokens""",
     ),
-    (4, """num_frames frames_per_clip num_experts n_routed_experts num_local_experts moe_num_experts num_nextn_experts"""),
+    (4, "num_frames frames_per_clip num_experts n_routed_experts num_local_experts moe_num_experts num_nextn_experts"),
+    (8, "canvas_length"),
+    (128, "quantization_dim"),
     (
         64,
         """max_position_embeddings n_positions n_ctx max_seq_len max_sequence_length max_length_positions
@@ -130,7 +132,13 @@ _SIZES: tuple[tuple[int, str], ...] = (
     (24, "q_lora_rank index_topk_hidden o_lora_rank"),
     (HIDDEN // 2, "num_pos_feats"),
     (32, "kv_lora_rank conv_channels subsampling_conv_channels"),
-    (16, "num_mel_bins codevector_dim proj_codevector_dim num_filters base_channels model_in_dim"),
+    (4, "num_filters"),
+    (
+        16,
+        """num_mel_bins codevector_dim proj_codevector_dim base_channels model_in_dim
+        speech_decoder_postnet_units duration_predictor_channels energy_predictor_channels pitch_predictor_channels
+        duration_predictor_filter_channels model_in_channels model_hidden_channels kernel_predictor_hidden_channels""",
+    ),
 )
 _TO = {name: size for size, names in _SIZES for name in names.split()}
 _EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "moe_top_k", "top_k")
@@ -158,9 +166,12 @@ def tiny_config(model_type: str) -> transformers.PretrainedConfig:
     small = _shrunk(default)
     _merge(small, OVERRIDES.get(model_type, {}))
     config = type(default).from_dict(small)
+    config.num_labels = LABELS
     for part in _parts(config):
         if hasattr(part, "use_cache"):
             part.use_cache = False
+        if getattr(part, "pad_token_id", 0) is None:  # where a classifier of sequences finds their ends
+            part.pad_token_id = 0
     return config
 
 
@@ -173,6 +184,8 @@ def _shrunk(config: transformers.PretrainedConfig) -> dict[str, Any]:
         if isinstance(value, Mapping):
             inner = getattr(config, name)
             small[name] = _shrunk(inner) if isinstance(inner, transformers.PretrainedConfig) else _shrunk_mapping(value)
+        elif name == "image_size" and isinstance(value, (list, tuple)) and len(value) == 2:
+            small[name] = [_image(fields, value[0]), int(_image(fields, value[0]) * value[1] / value[0])]
         elif isinstance(value, (list, tuple)) and value:
             small[name] = _shrunk_list(name, value, fields, kept)
         elif type(value) is not int:
@@ -239,13 +252,14 @@ def _per_layer(fields: Mapping[str, Any], small: Mapping[str, Any], kept: list[i
 
 def _is_derived(config: transformers.PretrainedConfig, name: str, value: Any) -> bool:
     """Whether the field is a size that the class makes of others."""
-    if name in _DERIVED:  # stages that are layers have become fewer
-        stages = getattr(config, "stage_names", None) or ()
-        return name != "out_indices" or len(stages) - 1 in (-1, _layer_count(vars(config)))
+    if name in _DERIVED:  # where stages are layers, there are fewer of them now
+        return name != "out_indices" or not isinstance(getattr(config, "depths", None), (list, tuple))
     if type(value) not in (int, list) or name in _KEPT:
         return False
     declared = {field.name: field.default for field in dataclasses.fields(config)}
-    return name not in declared or declared[name] is None and type(value) is int
+    if any(name in pair and not declared.keys().isdisjoint(pair) for pair in config.attribute_map.items()):
+        return False  # another name of one that is declared
+    return name not in declared or (declared[name] is None and type(value) is int)
 
 
 def _shrunk_mapping(value: Mapping[str, Any]) -> dict[str, Any]:
@@ -278,12 +292,14 @@ def _shrunk_list(name: str, value: Any, fields: Mapping[str, Any], kept: list[in
 
 
 def _image(fields: Mapping[str, Any], value: int) -> int:
-    """Four patches a side, or two in the last of the stages that halve them."""
+    """64 pixels where patches fit, else four patches a side, or two in the last of the stages that halve them."""
     patch = fields.get("patch_size")
+    patch = patch[0] if isinstance(patch, (list, tuple)) else patch
     if not isinstance(patch, int) or patch == 1:
         return min(value, 64)
     stages = fields.get("depths")
-    return patch * 2 ** len(stages) if isinstance(stages, (list, tuple)) else 4 * patch
+    side = patch * 2 ** len(stages) if isinstance(stages, (list, tuple)) else 4 * patch
+    return 64 if side < 64 and 64 % patch == 0 else side
 
 
 def _renumber(small: dict[str, Any]) -> None:
@@ -329,7 +345,9 @@ def draw(module: nn.Module, seed: int = 0) -> nn.Module:
                 noise = torch.randn(tensor.shape, generator=generator)
                 tensor.copy_(_value(owner, name, tensor, noise))
             for name, buffer in owner.named_buffers(recurse=False):
-                if name == "running_mean":
+                if name.startswith("embed") and not buffer.any() and buffer.is_floating_point():  # a codebook
+                    buffer.copy_(torch.randn(buffer.shape, generator=generator))
+                elif name == "running_mean":
                     buffer.copy_(0.3 * torch.randn(buffer.shape, generator=generator))
                 elif name == "running_var":
                     buffer.copy_(0.5 + torch.rand(buffer.shape, generator=generator))

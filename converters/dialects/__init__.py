@@ -11,6 +11,7 @@ Canonical names are those of the torch checkpoint. A dialect is one file of this
     def config(checkpoint) -> dict | None       where it can tell: the config.json of a checkpoint that has none
     def tokenizer(checkpoint) -> str | None     where it can tell: the tokenizer.json of a checkpoint that has none
     def metadata(config, tokenizer) -> dict     where its format holds any: what to write about the model beside tensors
+    def stored_as(info, dtype) -> str           where its readers want another dtype of a tensor than was asked for
     def foreign_config(config) -> dict          where its readers want another config.json than Hugging Face's
     DROPPED: tuple[tuple[str, str], ...]        patterns of its own names that are no weights, each with the reason
 
@@ -26,14 +27,18 @@ from typing import Any
 
 from converters.checkpoint import Checkpoint
 from converters.dialects import (
+    big_vision,
     gguf,
     google_tf1,
     hf_flax,
     hf_tf,
+    hf_torch,
     keras_applications,
     keras_graph,
     keras_hub,
     llama2c,
+    onnx,
+    t5x,
     timm,
     torchvision,
 )
@@ -45,6 +50,8 @@ __all__ = ["DIALECTS", "canonical", "derived_config", "derived_tokenizer", "dial
 
 DIALECTS: tuple[ModuleType, ...] = (
     hf_tf,
+    t5x,
+    big_vision,
     hf_flax,
     gguf,
     llama2c,
@@ -54,8 +61,10 @@ DIALECTS: tuple[ModuleType, ...] = (
     keras_applications,
     torchvision,
     timm,
+    onnx,
+    hf_torch,
 )
-"""Every dialect but the canonical one, in the order in which they are tried."""
+"""Every dialect but the one that is canonical already, in the order in which they are tried."""
 
 NO_SHAPES: Mapping[str, tuple[int, ...]] = MappingProxyType({})
 

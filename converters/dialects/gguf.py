@@ -1,7 +1,8 @@
 """llama.cpp's names (GGUF): token_embd.weight, blk.0.attn_q.weight, output_norm.weight.
 
 Layouts are torch's, but for GPT-2's layers, which are [out, in] here and [in, out] in Hugging Face's Conv1D. The
-architecture "llama" has the rows of queries and keys in pairs, as Meta has; the others keep Hugging Face's order.
+architecture "llama" (Mixtral's, too) has the rows of queries and keys in pairs, as Meta has; the others keep Hugging
+Face's order. The matrices of a layer's experts are one tensor.
 Gemma's norms are stored with 1 added: reading subtracts it and writing adds it, in float32. That rounds, so it is the
 one step here that does not keep every bit of a tensor; what the model computes stays the same to the last bit wherever
 the stored value is 1/2 or more, since Hugging Face's Gemma adds the same 1 itself.
@@ -14,17 +15,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from converters.checkpoint import Checkpoint
+from converters.checkpoint import Checkpoint, TensorInfo
 from converters.dialects.gguf_config import architecture_of, config
 from converters.dialects.gguf_config import metadata as model_metadata
 from converters.dialects.shared import Dropped
 from converters.dialects.tabled import read, write
 from converters.dialects.tables import Row, Table
 from converters.gguf_tokenizer import tokenizer_json, tokenizer_metadata
-from converters.view import Concatenate, Layout, Recipe, RotaryRows, Shift
+from converters.view import Concatenate, Layout, Permute, Recipe, RotaryRows, Shift, is_float
 from zoo.errors import ConfigError, WeightsError
 
-__all__ = ["DROPPED", "NAME", "canonical", "config", "foreign", "metadata", "recognises", "tokenizer"]
+__all__ = ["DROPPED", "NAME", "canonical", "config", "foreign", "metadata", "recognises", "stored_as", "tokenizer"]
 
 NAME = "gguf"
 
@@ -74,10 +75,24 @@ def metadata(config: Mapping[str, Any], tokenizer: str | None = None) -> dict[st
     return found if tokenizer is None else {**found, **(tokenizer_metadata(tokenizer) or {})}
 
 
+def stored_as(info: TensorInfo, dtype: str | None) -> str:
+    """The dtype in which llama.cpp wants a tensor: its kernels take vectors, and some tables, in float32 alone."""
+    if not is_float(info):
+        return info.dtype
+    if len(info.shape) < 2 or info.name.endswith(_IN_FLOAT32):
+        return "float32"
+    if dtype == "q8_0" and info.shape[-1] % 32:
+        return info.dtype  # a row is no whole number of blocks
+    return dtype or info.dtype
+
+
 def tokenizer(checkpoint: Checkpoint) -> str | None:
-    """The tokenizer.json that a file's key/values describe, for byte-level BPE."""
+    """The tokenizer.json that a file's key/values describe, for BPE of bytes and SentencePiece's."""
     return tokenizer_json(checkpoint.metadata)
 
+
+# From prepare_tensors of convert_hf_to_gguf.py.
+_IN_FLOAT32 = ("_norm.weight", "position_embd.weight", "token_types.weight", "ffn_gate_inp.weight")
 
 _GEMMA = ("gemma", "gemma2", "gemma3")
 
@@ -136,8 +151,38 @@ _BERT = {
     "bert.encoder.layer.{}.output.dense": "blk.{}.ffn_down",
     "bert.encoder.layer.{}.output.LayerNorm": "blk.{}.layer_output_norm",
 }
+_NOMIC = {
+    "embeddings.word_embeddings": "token_embd",
+    "embeddings.token_type_embeddings": "token_types",
+    "emb_ln": "token_embd_norm",
+    "encoder.layers.{}.attn.out_proj": "blk.{}.attn_output",
+    "encoder.layers.{}.norm1": "blk.{}.attn_output_norm",
+    "encoder.layers.{}.mlp.fc11": "blk.{}.ffn_up",
+    "encoder.layers.{}.mlp.fc12": "blk.{}.ffn_gate",
+    "encoder.layers.{}.mlp.fc2": "blk.{}.ffn_down",
+    "encoder.layers.{}.norm2": "blk.{}.layer_output_norm",
+}
+_EXPERTS = {"model.layers.{}.mlp.gate": "blk.{}.ffn_gate_inp"}
+_SHARED_EXPERT = {
+    f"model.layers.{{}}.mlp.shared_expert.{part}_proj": f"blk.{{}}.ffn_{part}_shexp" for part in ("gate", "up", "down")
+}
+# What is not a weight or bias of the same name: experts, [experts, out, in], and projections that are joined here.
+_FURTHER: Mapping[str, Row] = {
+    "gate_up": Row(
+        "model.layers.{}.mlp.experts.gate_up_proj",
+        ("blk.{}.ffn_gate_exps.weight", "blk.{}.ffn_up_exps.weight"),
+        "experts",
+        after=(Permute((1, 0, 2)),),
+    ),
+    "down": Row("model.layers.{}.mlp.experts.down_proj", "blk.{}.ffn_down_exps.weight"),
+    "shared": Row("model.layers.{}.mlp.shared_expert_gate.weight", "blk.{}.ffn_gate_inp_shexp.weight", "batched"),
+    "qkv": Row(tuple(f"layers.{{}}.self_attn.{part}_proj.weight" for part in "qkv"), "blk.{}.attn_qkv.weight"),
+}
 _NAMES: Mapping[str, Mapping[str, str]] = {
-    "llama": _DECODER,
+    "llama": _DECODER | _EXPERTS,
+    "qwen2moe": _DECODER | _EXPERTS | _SHARED_EXPERT,
+    "qwen3moe": _DECODER | _EXPERTS | _HEAD_NORMS,
+    "nomic-bert": _NOMIC,
     "qwen2": _DECODER,
     "qwen3": _DECODER | _HEAD_NORMS,
     "gemma": _DECODER,
@@ -147,13 +192,19 @@ _NAMES: Mapping[str, Mapping[str, str]] = {
     "gpt2": _GPT2,
     "bert": _BERT,
 }
-_PREFIXES = {"gpt2": "transformer.", "bert": "bert."}
+_ROWS = {
+    "llama": ("gate_up", "down"),
+    "qwen2moe": ("gate_up", "down", "shared"),
+    "qwen3moe": ("gate_up", "down"),
+    "nomic-bert": ("qkv",),
+}
+_PREFIXES = {"gpt2": "transformer.", "bert": "bert.", "nomic-bert": ""}
 
 
 def _table(architecture: str, config: Mapping[str, Any], metadata: Mapping[str, Any]) -> Table:
     if architecture not in _NAMES:
         raise ConfigError("no names are known for this architecture", expected=", ".join(_NAMES), got=architecture)
-    rows = []
+    rows = [_FURTHER[row] for row in _ROWS.get(architecture, ())]
     for own, name in _NAMES[architecture].items():
         after: tuple[Layout, ...] = ()
         if architecture == "llama" and own.endswith(("q_proj", "k_proj")):

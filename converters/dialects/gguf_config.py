@@ -29,6 +29,7 @@ class Architecture:
         cls: the class whose checkpoint it is.
         fields: the key after the architecture's name -> field of the config.
         sliding: the model type where every layer has a sliding window, if that is another one.
+        experts: the model type where there are experts, and its class, if that is another one.
         fixed: fields that the architecture implies.
     """
 
@@ -36,6 +37,7 @@ class Architecture:
     cls: str
     fields: Mapping[str, str]
     sliding: str | None = None
+    experts: tuple[str, str] | None = None
     fixed: Mapping[str, Any] | None = None
 
 
@@ -54,6 +56,14 @@ _DECODER = _SIZES | {
 }
 _WINDOW = {"attention.sliding_window": "sliding_window"}
 _CAPS = {"attn_logit_softcapping": "attn_logit_softcapping", "final_logit_softcapping": "final_logit_softcapping"}
+_EXPERTS = {"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"}
+_QWEN_EXPERTS = {
+    "expert_count": "num_experts",
+    "expert_used_count": "num_experts_per_tok",
+    "expert_feed_forward_length": "moe_intermediate_size",
+}
+_SHARED_EXPERT = {"expert_shared_feed_forward_length": "shared_expert_intermediate_size"}
+_EVERY_LAYER = {"decoder_sparse_step": 1, "mlp_only_layers": []}
 _GPT2 = {
     "context_length": "n_positions",
     "block_count": "n_layer",
@@ -66,7 +76,27 @@ _GEMMA3 = {"sliding_window_pattern": 6, "rope_local_base_freq": 10000.0}
 _TANH = {"hidden_activation": "gelu_pytorch_tanh"}
 
 ARCHITECTURES: Mapping[str, Architecture] = {
-    "llama": Architecture("llama", "LlamaForCausalLM", _DECODER | _WINDOW, sliding="mistral"),
+    "llama": Architecture(
+        "llama",
+        "LlamaForCausalLM",
+        _DECODER | _WINDOW | _EXPERTS,
+        sliding="mistral",
+        experts=("mixtral", "MixtralForCausalLM"),
+    ),
+    "qwen2moe": Architecture(
+        "qwen2_moe",
+        "Qwen2MoeForCausalLM",
+        _DECODER | _QWEN_EXPERTS | _SHARED_EXPERT,
+        fixed=_EVERY_LAYER | {"norm_topk_prob": False},
+    ),
+    "qwen3moe": Architecture(
+        "qwen3_moe", "Qwen3MoeForCausalLM", _DECODER | _QWEN_EXPERTS, fixed=_EVERY_LAYER | {"norm_topk_prob": True}
+    ),
+    "nomic-bert": Architecture(
+        "nomic_bert",
+        "NomicBertModel",
+        _SIZES | {"attention.layer_norm_epsilon": "layer_norm_eps", "rope.freq_base": "rope_theta"},
+    ),
     "qwen2": Architecture("qwen2", "Qwen2ForCausalLM", _DECODER),
     "qwen3": Architecture("qwen3", "Qwen3ForCausalLM", _DECODER),
     "gemma": Architecture("gemma", "GemmaForCausalLM", _DECODER, fixed=_TANH),
@@ -96,11 +126,12 @@ def config(checkpoint: Checkpoint) -> dict[str, Any] | None:
     if name is None:
         return None
     architecture = ARCHITECTURES.get(name)
-    if architecture is None or checkpoint.metadata.get(f"{name}.expert_count"):
+    experts = checkpoint.metadata.get(f"{name}.expert_count")
+    if architecture is None or (experts and "expert_count" not in architecture.fields):
         raise ConfigError(
             "no config can be derived for this architecture",
             where=checkpoint.path,
-            expected=f"{', '.join(ARCHITECTURES)}, without experts",
+            expected=", ".join(ARCHITECTURES) + (", without experts" if experts else ""),
             got=name,
             do="add the model's config.json",
         )
@@ -119,7 +150,7 @@ def config(checkpoint: Checkpoint) -> dict[str, Any] | None:
     found |= architecture.fixed or {}
     if name != "phi3":
         found.pop("pad_token_id", None)  # the others' networks do not depend on it, and Phi3Config has a number for it
-    if name == "bert":
+    if name in ("bert", "nomic-bert"):
         found["type_vocab_size"] = _rows(checkpoint, "token_types.weight")
     elif name == "gpt2":
         if found["n_inner"] == 4 * found["n_embd"]:
@@ -139,7 +170,7 @@ def metadata(config: Mapping[str, Any]) -> dict[str, Any]:
     architecture = ARCHITECTURES[name]
     fields = _flat(config)
     fields.setdefault("num_key_value_heads", fields.get("num_attention_heads"))
-    if name in ("qwen2", "qwen3") and fields.get("use_sliding_window"):
+    if name.startswith("qwen") and fields.get("use_sliding_window"):
         raise ConfigError(
             "llama.cpp has no sliding windows in this model", expected="use_sliding_window false", got=True
         )
@@ -147,6 +178,8 @@ def metadata(config: Mapping[str, Any]) -> dict[str, Any]:
         fields["n_inner"] = 4 * fields["n_embd"]
     if name in ("gemma2", "gemma3"):
         _check_scale(name, fields)
+    if name in ("qwen2moe", "qwen3moe"):
+        _check_experts(name, fields)
     found: dict[str, Any] = {"general.architecture": name}
     found |= {f"{name}.{k}": fields[field] for k, field in architecture.fields.items() if fields.get(field) is not None}
     found |= {f"{name}.{key}": value for key, value in _scaling_keys(fields)}
@@ -156,8 +189,8 @@ def metadata(config: Mapping[str, Any]) -> dict[str, Any]:
         found[f"{name}.rope.freq_base"] = float(fields.get("rope_theta") or 10000.0)
         if f"{name}.attention.key_length" in found:
             found[f"{name}.attention.value_length"] = found[f"{name}.attention.key_length"]
-    if name == "bert":
-        found["bert.attention.causal"] = False
+    if name in ("bert", "nomic-bert"):
+        found[f"{name}.attention.causal"] = False
     return found | {key: fields[field] for key, field in _TOKENS.items() if type(fields.get(field)) is int}
 
 
@@ -169,7 +202,7 @@ def architecture_of(config: Mapping[str, Any]) -> str:
     """
     model_type = config.get("model_type")
     for name, architecture in ARCHITECTURES.items():
-        if model_type in (architecture.model_type, architecture.sliding):
+        if model_type in (architecture.model_type, architecture.sliding, (architecture.experts or [None])[0]):
             return name
     known = ", ".join(architecture.model_type for architecture in ARCHITECTURES.values())
     raise ConfigError("no architecture of llama.cpp is known for this model type", expected=known, got=model_type)
@@ -187,15 +220,17 @@ def _complete_decoder(found: dict[str, Any], name: str, values: Mapping[str, Any
             found["partial_rotary_factor"] = rotated / found.get("head_dim", equal)
     elif rotated is not None:
         found.setdefault("head_dim", rotated)
-    if name in ("llama", "qwen2", "phi3") and found.get("head_dim") == equal:
+    if name in ("llama", "qwen2", "qwen2moe", "phi3") and found.get("head_dim") == equal:
         del found["head_dim"]
-    if name in ("qwen2", "qwen3"):  # as published; llama.cpp has no windows in these
+    if name.startswith("qwen"):  # as published; llama.cpp has no windows in these
         found |= {"use_sliding_window": False, "max_window_layers": found["num_hidden_layers"]}
-    if name in ("llama", "qwen3") and "blk.0.attn_q.bias" in checkpoint.infos:
+    if name in ("llama", "qwen3", "qwen3moe") and "blk.0.attn_q.bias" in checkpoint.infos:
         found["attention_bias"] = True
     if name == "llama" and "blk.0.ffn_down.bias" in checkpoint.infos:
         found["mlp_bias"] = True
-    if name == "llama" and "sliding_window" in found:
+    if name == "llama" and found.get("num_local_experts"):
+        found |= {"model_type": "mixtral", "architectures": ["MixtralForCausalLM"]}
+    elif name == "llama" and "sliding_window" in found:
         found |= {"model_type": "mistral", "architectures": ["MistralForCausalLM"]}
     if name in ("gemma2", "gemma3"):
         found["query_pre_attn_scalar"] = _query_scale(name, found)
@@ -217,6 +252,13 @@ def _check_scale(name: str, fields: Mapping[str, Any]) -> None:
     expected, got = _query_scale(name, fields), fields.get("query_pre_attn_scalar", 256)
     if expected != got:
         raise ConfigError("llama.cpp would scale the attention otherwise", where=name, expected=expected, got=got)
+
+
+def _check_experts(name: str, fields: Mapping[str, Any]) -> None:
+    implied = ARCHITECTURES[name].fixed or {}
+    differing = {key: fields[key] for key in implied if key in fields and fields[key] != implied[key]}
+    if differing:
+        raise ConfigError("llama.cpp would choose experts otherwise", where=name, expected=implied, got=differing)
 
 
 def _scaling(name: str, values: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:

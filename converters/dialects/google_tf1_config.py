@@ -20,7 +20,7 @@ from typing import Any
 from converters.checkpoint import Checkpoint, strict_json
 from zoo.errors import ConfigError
 
-__all__ = ["config"]
+__all__ = ["config", "t5_config"]
 
 _FIELDS = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act"),
@@ -107,20 +107,29 @@ def _t5(checkpoint: Checkpoint) -> dict[str, Any]:
     width, projected = _shape(checkpoint, f"{block}/q")
     inner = "encoder/block_000/layer_001/DenseReluDense"
     gated = f"{inner}/wi_0/kernel" in names
+    return t5_config(
+        vocab_size=_shape(checkpoint, "shared/embedding")[0],
+        d_model=width,
+        d_kv=projected // heads,
+        d_ff=_shape(checkpoint, f"{inner}/{'wi_0' if gated else 'wi'}/kernel")[1],
+        num_heads=heads,
+        num_layers=_count(names, r"encoder/block_(\d+)/.*"),
+        num_decoder_layers=_count(names, r"decoder/block_(\d+)/.*"),
+        relative_attention_num_buckets=buckets,
+        gated=gated,
+        tied="decoder/logits/kernel" not in names,
+    )
+
+
+def t5_config(*, gated: bool, tied: bool, **sizes: int) -> dict[str, Any]:
+    """The config of a T5 of these sizes, by its own names for them; 1.1's layers are gated, its head is apart."""
     return {
         "architectures": ["T5ForConditionalGeneration"],
         "model_type": "t5",
-        "vocab_size": _shape(checkpoint, "shared/embedding")[0],
-        "d_model": width,
-        "d_kv": projected // heads,
-        "d_ff": _shape(checkpoint, f"{inner}/{'wi_0' if gated else 'wi'}/kernel")[1],
-        "num_heads": heads,
-        "num_layers": _count(names, r"encoder/block_(\d+)/.*"),
-        "num_decoder_layers": _count(names, r"decoder/block_(\d+)/.*"),
-        "relative_attention_num_buckets": buckets,
+        **sizes,
         "feed_forward_proj": "gated-gelu" if gated else "relu",
         "layer_norm_epsilon": 1e-6,
-        "tie_word_embeddings": "decoder/logits/kernel" not in names,
+        "tie_word_embeddings": tied,
         "decoder_start_token_id": 0,
         "pad_token_id": 0,
         "eos_token_id": 1,

@@ -2,8 +2,8 @@
 
 Layouts are torch's. The rows of queries and keys are in pairs, since Meta's rotary embedding turns neighbours.
 Sources: https://github.com/meta-llama/llama (llama/model.py) for the names, its params.json for the config of a
-consolidated.00.pth, https://github.com/karpathy/llama2.c (model.py, run.c) for what the header leaves out: a rotary
-base of 10000 and an epsilon of 1e-5.
+consolidated.00.pth, https://github.com/karpathy/llama2.c (model.py, run.c, tokenizer.py) for what the header leaves
+out: a rotary base of 10000 and an epsilon of 1e-5.
 """
 
 from __future__ import annotations
@@ -15,16 +15,20 @@ from converters.checkpoint import Checkpoint, is_size, strict_json
 from converters.dialects.shared import Dropped
 from converters.dialects.tabled import read, write
 from converters.dialects.tables import Row, Table
+from converters.spm_tokenizer import read_llama2c
 from converters.view import Concatenate, Recipe, RotaryRows
 from zoo.errors import ConfigError
 
-__all__ = ["DROPPED", "NAME", "canonical", "config", "foreign", "recognises"]
+__all__ = ["DROPPED", "NAME", "canonical", "config", "foreign", "recognises", "tokenizer"]
 
 NAME = "llama2.c"
 
 DROPPED: Dropped = (
     (r"freqs_cos|freqs_sin|rope\.freqs|(.*\.)?rotary_emb\.inv_freq", "the model computes it from the config"),
 )
+
+MAX_TOKENIZER = 1 << 26
+"""Bytes of a tokenizer; Llama's has half a million."""
 
 PARAMS = "params.json"
 """Beside Meta's own checkpoints."""
@@ -79,6 +83,19 @@ def config(checkpoint: Checkpoint) -> dict[str, Any] | None:
     if "seq_len" in values:
         found["max_position_embeddings"] = values["seq_len"]
     return found
+
+
+def tokenizer(checkpoint: Checkpoint) -> str | None:
+    """The tokenizer.json of llama2.c's tokenizer.bin, beside the model or appended to it."""
+    if checkpoint.format != "llama2c":
+        return None
+    beside, trailing = checkpoint.path.parent / "tokenizer.bin", checkpoint.metadata.get("trailing_bytes", 0)
+    path, start = (beside, 0) if beside.is_file() else (checkpoint.path, checkpoint.path.stat().st_size - trailing)
+    if path is checkpoint.path and not trailing:
+        return None
+    with path.open("rb") as file:
+        file.seek(start)
+        return read_llama2c(file.read(MAX_TOKENIZER), checkpoint.metadata["vocab_size"])
 
 
 def canonical(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Recipe | Concatenate]:

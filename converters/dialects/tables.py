@@ -54,8 +54,14 @@ KINDS: Mapping[str, Kind] = {
     "heads_first": Kind(
         lambda s: (Permute((0, 2, 1)), Reshape((s[0] * s[2], s[1]))), lambda s, h: (h, s[1], s[0] // h)
     ),
+    # Matrices of all experts, [experts, out, in], where torch joins two along the second axis.
+    "experts": Kind(lambda s: (Permute((1, 0, 2)),), lambda s, h: (s[1], s[0], s[2])),
     # A table of positions, [length, size], where torch has an axis for the batch.
     "batched": Kind(lambda s: (Reshape((1, *s)),), lambda s, h: s[1:]),
+    # The same of patches alone, where torch has one of zeros for the class token.
+    "patches": Kind(
+        lambda s: (Reshape(s[1:]), ZeroRows(1), Reshape((1, s[1] + 1, s[2]))), lambda s, h: (1, s[1] - 1, s[2])
+    ),
     # One without RoBERTa's two rows before the first position, of which it uses neither for a token.
     "positions": Kind(lambda s: (ZeroRows(2),), lambda s, h: (s[0] - 2, *s[1:])),
 }  # fmt: skip

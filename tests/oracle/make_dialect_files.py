@@ -5,6 +5,11 @@ Each file of tests/data/dialects is a safetensors file: the model's tensors unde
 keras-hub, in an environment of their own (keras-hub and torchvision in one process are no trouble, transformers is):
 
     KERAS_BACKEND=jax python tests/oracle/make_dialect_files.py [timm | keras_applications | keras_hub]
+
+and, in the environment of requirements.txt, for Flax, whose own numbering of layers is what Google's files have, and
+SentencePiece:
+
+    python tests/oracle/make_dialect_files.py big_vision sentencepiece
 """
 
 from __future__ import annotations
@@ -150,6 +155,148 @@ def keras_hub() -> None:
         save(f"keras-hub-{name}", weights, inputs, {"main": main}, {"config": preset})
 
 
+def big_vision() -> None:
+    """Google's ViT and SigLIP, written down in Flax once more, after the papers' and repositories' description."""
+    import flax.linen as nn
+    import jax
+    import jax.numpy as jnp
+    from flax.traverse_util import flatten_dict
+
+    heads, width, inner = 3, 12, 20
+
+    class MlpBlock(nn.Module):
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            x = nn.gelu(nn.Dense(inner)(x))
+            return nn.Dense(width)(x)
+
+    class Block(nn.Module):
+        old: bool = False
+
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            attention, norm, mlp = (
+                ("MultiHeadDotProductAttention_1", "LayerNorm_2", "MlpBlock_3") if self.old else (None,) * 3
+            )
+            y = nn.LayerNorm()(x)
+            x = x + nn.MultiHeadDotProductAttention(heads, name=attention)(y, y)
+            return x + MlpBlock(name=mlp)(nn.LayerNorm(name=norm)(x))
+
+    class Positions(nn.Module):
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            return x + self.param("pos_embedding", nn.initializers.normal(1.0), (1, *x.shape[1:]))
+
+    class Encoder(nn.Module):
+        old: bool = False
+
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            if self.old:
+                x = Positions(name="posembed_input")(x)
+            for layer in range(2):
+                x = Block(self.old, name=f"encoderblock_{layer}")(x)
+            return nn.LayerNorm(name="encoder_norm")(x)
+
+    class MAPHead(nn.Module):
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            probe = self.param("probe", nn.initializers.normal(1.0), (1, 1, width))
+            y = nn.MultiHeadDotProductAttention(heads)(jnp.tile(probe, [len(x), 1, 1]), x)
+            return (y + MlpBlock()(nn.LayerNorm()(y)))[:, 0]
+
+    def patches(pixels: Any) -> Any:
+        x = nn.Conv(width, (5, 5), strides=(5, 5), padding="VALID", name="embedding")(pixels)
+        return x.reshape(len(x), -1, width)
+
+    class ViT(nn.Module):
+        old: bool
+
+        @nn.compact
+        def __call__(self, pixels: Any) -> Any:
+            x, cls = patches(pixels), self.param("cls", nn.initializers.normal(1.0), (1, 1, width))
+            if not self.old:  # positions are of the patches alone here
+                x = x + self.param("pos_embedding", nn.initializers.normal(1.0), (1, *x.shape[1:]))
+            x = jnp.concatenate([jnp.tile(cls, [len(x), 1, 1]), x], axis=1)
+            return nn.Dense(7, name="head")(Encoder(self.old, name="Transformer")(x)[:, 0])
+
+    class Image(nn.Module):
+        @nn.compact
+        def __call__(self, pixels: Any) -> Any:
+            x = patches(pixels)
+            x = x + self.param("pos_embedding", nn.initializers.normal(1.0), (1, *x.shape[1:]))
+            return MAPHead()(Encoder(name="Transformer")(x))
+
+    class Text(nn.Module):
+        @nn.compact
+        def __call__(self, ids: Any) -> Any:
+            x = nn.Embed(17, width)(ids)
+            x = x + self.param("pos_embedding", nn.initializers.normal(1.0), (1, *x.shape[1:]))
+            return nn.Dense(width, name="head")(Encoder()(x)[:, -1])
+
+    class SigLIP(nn.Module):
+        @nn.compact
+        def __call__(self, pixels: Any, ids: Any) -> Any:
+            towers = Image(name="img")(pixels), Text(name="txt")(ids)
+            image, text = (z / jnp.linalg.norm(z, axis=1, keepdims=True) for z in towers)
+            scale, bias = (self.param(name, nn.initializers.normal(1.0), (1,)) for name in "tb")
+            return image @ text.T * jnp.exp(scale) + bias
+
+    rng = np.random.default_rng(4)
+    pixels = rng.normal(size=(2, 20, 20, 3)).astype(np.float32)
+    ids = rng.integers(2, 16, size=(2, 6))
+    shown = {"pixel_values": pixels.transpose(0, 3, 1, 2)}
+    for name, model, given, inputs in (
+        ("vit", ViT(old=True), (pixels,), shown),
+        ("flexivit", ViT(old=False), (pixels,), shown),
+        ("siglip", SigLIP(), (pixels, ids), shown | {"input_ids": ids}),
+    ):
+        state = model.init(jax.random.key(0), *given)
+        state = jax.tree.map(lambda leaf: leaf + rng.uniform(-0.3, 0.3, leaf.shape).astype(np.float32), state)
+        weights = flatten_dict(state["params"] if name == "vit" else state, sep="/")
+        save(f"big-vision-{name}", weights, inputs, {"main": model.apply(state, *given)}, {})
+
+
+def sentencepiece() -> None:
+    """A small tokenizer like Llama's, and what SentencePiece makes of some texts."""
+    import sentencepiece as spm
+
+    lines = [
+        "The cat sat on 123 mats, didn't it?",
+        "Once upon a time, there was a little girl named Lily.",
+        "She loved to play outside in the sunshine, and she had 42 friends.",
+        "Äpfel sind rund, 東京 is large; 3.14 is not.",
+    ] * 20
+    texts = [
+        *dict.fromkeys(lines),
+        "  two  spaces\n\tand a tab",
+        "🙂 unseen ∑ signs",
+        "",
+        " led",
+        "aaaa bbbb",
+        "Thecat",
+    ]
+    made: dict[str, Any] = {"texts": texts}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, prefix in (("llama", True), ("gemma", False)):
+            spm.SentencePieceTrainer.train(
+                sentence_iterator=iter(lines), model_prefix=f"{folder}/{name}", model_type="bpe", vocab_size=420,
+                byte_fallback=True, split_digits=True, normalization_rule_name="identity",
+                remove_extra_whitespaces=False, add_dummy_prefix=prefix, character_coverage=0.98,
+                allow_whitespace_only_pieces=True, minloglevel=2,
+            )  # fmt: skip
+            model = spm.SentencePieceProcessor(model_file=f"{folder}/{name}.model")
+            kinds = (("is_unknown", 2), ("is_control", 3), ("is_byte", 6), ("is_unused", 5))
+            numbers = range(model.get_piece_size())
+            made[name] = {
+                "pieces": [model.id_to_piece(number) for number in numbers],
+                "scores": [model.get_score(number) for number in numbers],
+                "kinds": [next((k for test, k in kinds if getattr(model, test)(number)), 1) for number in numbers],
+                "ids": [model.encode(text) for text in texts],
+            }
+    (OUT / "sentencepiece.json").write_text(json.dumps(made, ensure_ascii=False) + "\n", "utf-8")
+
+
 def keep(weights: dict[str, np.ndarray], path: str, item: Any) -> None:
     if hasattr(item, "shape"):
         weights[path] = item[()]
@@ -177,6 +324,7 @@ def save(
 
 if __name__ == "__main__":
     os.environ.setdefault("KERAS_BACKEND", "jax")
-    makers = {"timm": timm, "keras_applications": keras_applications, "keras_hub": keras_hub}
-    for choice in sys.argv[1:] or makers:
-        makers[choice]()
+    makers = (timm, keras_applications, keras_hub, big_vision, sentencepiece)
+    for maker in makers:
+        if maker.__name__ in sys.argv[1:] or len(sys.argv) == 1:
+            maker()

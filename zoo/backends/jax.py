@@ -16,17 +16,21 @@ from zoo.backends.namespace import BINARY, UNARY, Namespace
 from zoo.backends.numpy import _clipped, _start
 from zoo.errors import UnsupportedOp
 from zoo.graph.ir import Graph
+from zoo.ops.random import key_of
 
-__all__ = ["JaxNamespace", "compile_graph", "module_of", "namespace", "params_from"]
+__all__ = ["JaxNamespace", "compile_graph", "key_from", "module_of", "namespace", "params_from"]
 
 
 COPIES = True
 """Whether `params_from` copies, so that the checkpoint's pages are not needed any more."""
 
 
-def compile_graph(graph: Graph) -> Any:
-    """A pure function (params, inputs) -> outputs, jitted; traced again for each new set of shapes."""
-    program = Program(graph, resolve_over(_XP, _OVERRIDES))
+def compile_graph(graph: Graph, operations: Mapping[str, Callable[..., Any]] | None = None) -> Any:
+    """A pure function (params, inputs) -> outputs, jitted; traced again for each new set of shapes.
+
+    `operations` stand in for the table's of those names.
+    """
+    program = Program(graph, resolve_over(_XP, {**_OVERRIDES, **(operations or {})}))
     # kept as NumPy arrays: they become constants of the compiled program, on whatever device it is for
     constants = dict(graph.constants)
 
@@ -44,6 +48,18 @@ def compile_graph(graph: Graph) -> Any:
 def params_from(arrays: Mapping[str, np.ndarray], graph: Graph) -> dict[str, jax.Array]:
     """JAX arrays of the checkpoint's. On a CPU JAX uses suitably aligned memory where it lies, else copies once."""
     return {name: jax.device_put(array) for name, array in arrays.items()}
+
+
+def key_from(rng: Any) -> jax.Array:
+    """A call's key, int32 [2], of a jax.random key, typed or raw, or of a seed (a number or two); may be traced."""
+    if not isinstance(rng, jax.Array):
+        return jnp.asarray(key_of(rng))
+    if jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
+        rng = jax.random.key_data(rng)
+    if rng.ndim == 0:
+        rng = jnp.stack([rng, rng >> 32 if rng.dtype.itemsize == 8 else jnp.where(rng < 0, -1, 0).astype(rng.dtype)])
+    rng = rng[-2:]  # the generator "rbg" has keys of four
+    return rng if rng.dtype == jnp.int32 else lax.bitcast_convert_type(rng.astype(jnp.uint32), jnp.int32)
 
 
 def module_of(model: Any) -> Callable[..., Any]:
@@ -130,6 +146,8 @@ class JaxNamespace(Namespace):
 
     def index_put(self, x: Any, indices: Sequence[Any], values: Any, accumulate: bool) -> Any:
         at = x.at[tuple(slice(None) if i is None else i for i in indices)]
+        if accumulate and x.dtype == bool:  # JAX adds no truth values
+            return at.max(values)
         return at.add(values) if accumulate else at.set(values)
 
     def scatter(self, x: Any, axis: int, index: Any, src: Any, mode: str) -> Any:

@@ -20,6 +20,7 @@ from zoo.backends import get_backend
 from zoo.errors import GraphError, InputError, MissingFramework, UnknownBackend, WeightsError
 from zoo.graph.io import from_json, to_json
 from zoo.graph.ir import DTYPES, Dim, Graph, Input, Param
+from zoo.graph.passes import RNG, keyed
 
 try:
     import keras
@@ -30,7 +31,7 @@ except ModuleNotFoundError as error:
         do="set the environment variable KERAS_BACKEND to a framework that is installed: jax, tensorflow or torch",
     ) from error
 
-__all__ = ["GraphModel", "compile_graph", "module_of", "params_from"]
+__all__ = ["GraphModel", "compile_graph", "key_from", "module_of", "params_from"]
 
 COPIES = keras.backend.backend() != "torch"
 """Whether `params_from` copies, so that the checkpoint's pages are not needed any more; on torch it does not."""
@@ -67,6 +68,11 @@ def params_from(arrays: Mapping[str, np.ndarray], graph: Graph) -> dict[str, ker
     return {name: _variable(name, value(array), graph.params[name].trainable) for name, array in arrays.items()}
 
 
+def key_from(rng: Any) -> Any:
+    """A call's key, int32 [2], of a keras.random.SeedGenerator, or of what Keras's own backend has keys from."""
+    return _native().key_from(rng.next() if isinstance(rng, keras.random.SeedGenerator) else rng)
+
+
 def module_of(model: Any) -> GraphModel:
     """The model as a `keras.Model` over the model's own variables."""
     return GraphModel(model.graph, model.params)
@@ -78,13 +84,15 @@ class GraphModel(keras.Model):
 
     A call takes a dict of tensors by input name, or one tensor where the graph has a single required input; inputs
     with a default may be left out. It returns a dict of outputs, or with `output` that output alone. Dtype policies
-    do not reach inside: the casts are part of the graph, as is what the model does in evaluation (no dropout), so
-    `training` changes nothing. To load a saved one, import this module first: it registers "anyzoo>GraphModel".
+    do not reach inside: the casts are part of the graph. A graph captured for training drops where `training` is
+    true, as in `fit`, by a keras.random.SeedGenerator of the model's own; on any other `training` changes nothing.
+    To load a saved one, import this module first: it registers "anyzoo>GraphModel".
 
     Args:
         graph: what to run; it is saved as part of the model's config, as data.
         params: variables by canonical name, from `params_from`; without them all weights are zero, to be loaded.
         output: the one output to return.
+        seed: of what is dropped in training; None draws one.
         name, trainable: as for any Keras layer.
 
     Raises:
@@ -99,6 +107,7 @@ class GraphModel(keras.Model):
         params: Mapping[str, keras.Variable] | None = None,
         *,
         output: str | None = None,
+        seed: int | None = None,
         name: str | None = None,
         trainable: bool = True,
     ) -> None:
@@ -113,6 +122,10 @@ class GraphModel(keras.Model):
         self.supports_jit = not _sizes_depend_on_data(graph)
         self._output = output
         self._apply_graph = compile_graph(graph)
+        self._seed, self._apply_keyed = seed, None
+        if graph.meta.get("train"):
+            self._apply_keyed = compile_graph(keyed(graph))
+            self.seed_generator = keras.random.SeedGenerator(seed)
         # in the graph's order, whoever made the dict: an optimizer's state is saved by position
         self.params = {name: params[name] for name in graph.params}
         self.build(None)
@@ -135,7 +148,9 @@ class GraphModel(keras.Model):
             if x is None:
                 x = keras.ops.full(_filled_shape(item, sizes), item.default, dtype)
             arrays[item.name] = x if keras.backend.standardize_dtype(x.dtype) == dtype else keras.ops.cast(x, dtype)
-        return self._chosen(self._apply_graph(self.params, arrays))
+        if not training or self._apply_keyed is None:
+            return self._chosen(self._apply_graph(self.params, arrays))
+        return self._chosen(self._apply_keyed(self.params, {**arrays, RNG: key_from(self.seed_generator)}))
 
     def compute_output_spec(self, inputs: Any, training: bool = False) -> Any:
         """The outputs' dtypes and shapes as the graph records them; a size that is not known is None."""
@@ -178,6 +193,7 @@ class GraphModel(keras.Model):
             "name": self.name,
             "trainable": self.trainable,
             "output": self._output,
+            "seed": self._seed,
             "graph": to_json(self.graph),
         }
 

@@ -13,14 +13,16 @@ import numpy as np
 from zoo.backends.execute import resolve_over
 from zoo.backends.namespace import Namespace
 from zoo.backends.numpy import NumpyNamespace
+from zoo.errors import UnsupportedOp
 from zoo.graph.ir import Graph
+from zoo.graph.passes import evaluating
 from zoo.native import kernels
 from zoo.native.kernels import supported
 from zoo.native.library import library
 from zoo.native.passes import fused
 from zoo.native.program import Program
 
-__all__ = ["NativeNamespace", "compile_graph", "module_of", "namespace", "params_from"]
+__all__ = ["NativeNamespace", "compile_graph", "key_from", "module_of", "namespace", "params_from"]
 
 library()  # what is not there is said when the backend is asked for
 
@@ -31,7 +33,7 @@ COPIES = False
 def compile_graph(graph: Graph) -> Any:
     """A function (params, inputs) -> outputs on NumPy arrays, in the graph's own dtype. Threads may share it."""
     weights = Weights()
-    program = Program(fused(graph), {**DIRECT, **weights.direct}, resolve_over(_XP, {}))
+    program = Program(fused(evaluating(graph)), {**DIRECT, **weights.direct}, resolve_over(_XP, {}))
 
     def apply(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
         weights.keep(list(params.values()))
@@ -47,6 +49,11 @@ def params_from(arrays: Mapping[str, np.ndarray], graph: Graph) -> dict[str, np.
     for view in views.values():
         view.flags.writeable = False
     return views
+
+
+def key_from(rng: Any) -> Any:
+    """There is no training here. UnsupportedOp, always."""
+    raise UnsupportedOp("the native engine has no dropout: it evaluates only", where="rng", do="train on a framework")
 
 
 def module_of(model: Any) -> Any:

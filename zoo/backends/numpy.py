@@ -12,8 +12,9 @@ from zoo.arrays import numpy_dtype
 from zoo.backends.execute import Program, resolve_over
 from zoo.backends.namespace import BINARY, UNARY, Namespace
 from zoo.graph.ir import Graph
+from zoo.ops.random import key_of
 
-__all__ = ["NumpyNamespace", "compile_graph", "namespace", "params_from"]
+__all__ = ["NumpyNamespace", "compile_graph", "key_from", "namespace", "params_from"]
 
 
 COPIES = False
@@ -39,6 +40,11 @@ def compile_graph(graph: Graph) -> Any:
 def params_from(arrays: Mapping[str, np.ndarray], graph: Graph) -> dict[str, np.ndarray]:
     """The checkpoint's arrays themselves: read-only views, widened only while a call runs."""
     return dict(arrays)
+
+
+def key_from(rng: Any) -> np.ndarray:
+    """A call's key, int32 [2], of a seed (a number or two) or of a NumPy Generator, from which it is drawn."""
+    return key_of(rng.integers(2**32, size=2) if isinstance(rng, np.random.Generator) else rng)
 
 
 def module_of(model: Any) -> Any:

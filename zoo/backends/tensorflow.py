@@ -17,17 +17,22 @@ from zoo.backends.execute import Program, resolve_over
 from zoo.backends.namespace import BINARY, UNARY, Namespace
 from zoo.backends.numpy import _clipped
 from zoo.graph.ir import Graph
+from zoo.graph.passes import RNG, keyed
+from zoo.ops.random import key_of
 
-__all__ = ["Module", "TensorflowNamespace", "compile_graph", "module_of", "namespace", "params_from"]
+__all__ = ["Module", "TensorflowNamespace", "compile_graph", "key_from", "module_of", "namespace", "params_from"]
 
 
 COPIES = True
 """Whether `params_from` copies, so that the checkpoint's pages are not needed any more."""
 
 
-def compile_graph(graph: Graph) -> Any:
-    """A function (params, inputs) -> outputs on tensors or variables: one tf.function, traced once with None dims."""
-    run = _runner(graph)
+def compile_graph(graph: Graph, operations: Mapping[str, Callable[..., Any]] | None = None) -> Any:
+    """A function (params, inputs) -> outputs on tensors or variables: one tf.function, traced once with None dims.
+
+    `operations` stand in for the table's of those names.
+    """
+    run = _runner(graph, operations)
     params = {p.name: tf.TensorSpec(p.shape, p.dtype) for p in graph.params.values()}
     traced = tf.function(run, autograph=False, input_signature=[params, _signature(graph)])
 
@@ -47,6 +52,18 @@ def params_from(arrays: Mapping[str, np.ndarray], graph: Graph) -> dict[str, tf.
     }
 
 
+def key_from(rng: Any) -> tf.Tensor:
+    """A call's key, int32 [2], of a seed (a number or two, tensors too) or of a tf.random.Generator."""
+    if isinstance(rng, tf.random.Generator):
+        return rng.uniform_full_int((2,), tf.int32)
+    if not isinstance(rng, (tf.Tensor, tf.Variable)):
+        return tf.constant(key_of(rng))
+    wide = tf.cast(rng, tf.int64)
+    if not rng.shape.rank:
+        wide = tf.stack([wide, tf.bitwise.right_shift(wide, tf.constant(32, tf.int64))])
+    return tf.bitcast(tf.cast(wide & 0xFFFFFFFF, tf.uint32), tf.int32)
+
+
 def module_of(model: Any) -> Module:
     """The model as a tf.Module: variables, `__call__`, and a `serving_default` signature for SavedModel."""
     return Module(model.graph, model.params)
@@ -64,14 +81,21 @@ class Module(tf.Module):
         # a list: TensorFlow's checkpoint names would otherwise be made of the dots in the parameters' names
         self._names = list(params)
         self.weights = [params[name] for name in self._names]
-        self._apply = _runner(graph)
-        self.call = tf.function(self._call, autograph=False, input_signature=[_signature(graph)], reduce_retracing=True)
+        self.call = self._traced(graph)
+        self.call_training = self._traced(keyed(graph)) if graph.meta.get("train") else None
 
-    def _call(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        return self._apply(dict(zip(self._names, self.weights, strict=True)), inputs)
+    def _traced(self, graph: Graph) -> Any:
+        apply = _runner(graph)
 
-    def __call__(self, **inputs: Any) -> dict[str, Any]:
-        return self.call(inputs)
+        def call(inputs: Mapping[str, Any]) -> dict[str, Any]:
+            return apply(dict(zip(self._names, self.weights, strict=True)), inputs)
+
+        return tf.function(call, autograph=False, input_signature=[_signature(graph)], reduce_retracing=True)
+
+    def __call__(self, *, rng: Any = None, **inputs: Any) -> dict[str, Any]:
+        if rng is None or self.call_training is None:
+            return self.call(inputs)
+        return self.call_training({**inputs, RNG: key_from(rng)})
 
     def signatures(self) -> dict[str, Any]:
         """What a SavedModel serves: one function from named inputs to named outputs."""
@@ -79,7 +103,7 @@ class Module(tf.Module):
 
         @tf.function(autograph=False)
         def serve(**inputs: Any) -> dict[str, Any]:
-            return self._call(inputs)
+            return self.call(inputs)
 
         return {"serving_default": serve.get_concrete_function(**spec)}
 
@@ -472,9 +496,11 @@ def namespace() -> Namespace:
     return _XP
 
 
-def _runner(graph: Graph) -> Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]:
+def _runner(
+    graph: Graph, operations: Mapping[str, Callable[..., Any]] | None = None
+) -> Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]:
     """The graph's operations on tensors, to be called while a tf.function is traced."""
-    program = Program(graph, resolve_over(_XP, _OVERRIDES))
+    program = Program(graph, resolve_over(_XP, {**_OVERRIDES, **(operations or {})}))
 
     def run(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
         constants = {name: tf.constant(array) for name, array in graph.constants.items()}

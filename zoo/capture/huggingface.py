@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -22,6 +23,7 @@ from torch.utils import _pytree as pytree
 
 from zoo.capture.inputs import example_inputs, prepared_inputs
 from zoo.capture.torch_export import capture_program, export, ties_of
+from zoo.capture.training import mode
 from zoo.errors import CaptureError, ConfigError
 from zoo.graph.computed import is_computed, sinusoids
 from zoo.graph.ir import Graph, Input, Param, Ref, map_refs, param_ref
@@ -128,8 +130,10 @@ def build(
     return module.eval()
 
 
-def capture_config(config: transformers.PretrainedConfig, task: str | None = None, dtype: str = "float32") -> Graph:
-    """The graph of a transformers model, from its config.
+def capture_config(
+    config: transformers.PretrainedConfig, task: str | None = None, dtype: str = "float32", *, train: bool = False
+) -> Graph:
+    """The graph of a transformers model, from its config; with `train` it keeps dropout, at the config's rates.
 
     Raises:
         CaptureError: torch.export refuses the model, with and without transformers' own export patches.
@@ -143,32 +147,45 @@ def capture_config(config: transformers.PretrainedConfig, task: str | None = Non
     cls = model_class(config, task)
     module = build(config, cls, dtype, tied=False)
     inputs = example_inputs(module, dtype, length=6 + _chunk(config))
-    with _quiet():
+    with _quiet(), mode(module, train) as without:
         try:
-            graph = _captured(export(module, inputs, _dynamic(inputs, config)), module)
+            graph = _captured(export(module, inputs, _dynamic(inputs, config)), module, train, without)
         except CaptureError as first:
-            graph = _captured_otherwise(module, inputs, config, first)
+            graph = _captured_otherwise(module, inputs, config, first, train, without)
     return _named(graph, module, config, task, dtype)
 
 
-def _captured(program: torch.export.ExportedProgram, module: transformers.PreTrainedModel) -> Graph:
+def _captured(
+    program: torch.export.ExportedProgram, module: transformers.PreTrainedModel, train: bool, without: Sequence[str]
+) -> Graph:
     """The graph of an exported program whose weights are the module's, tied as those are."""
     module.tie_weights()
-    return capture_program(program, ties_of(module))
+    return capture_program(program, ties_of(module), train=train, without=without)
 
 
 def _captured_otherwise(
-    module: transformers.PreTrainedModel, inputs: Mapping[str, torch.Tensor], config: Any, first: CaptureError
+    module: transformers.PreTrainedModel,
+    inputs: Mapping[str, torch.Tensor],
+    config: Any,
+    first: CaptureError,
+    train: bool,
+    without: Sequence[str],
 ) -> Graph:
     """What plain export refuses, under transformers' patches: with what those want computed before, or with the sizes
     of images as part of the graph, which then holds for as many images of those sizes.
     """
-    for fixed in ((), _GEOMETRY):
+    for fixing in (False, True):
         try:
             prepared = prepared_inputs(module, inputs)
-            with _fixing(module, {name: prepared.pop(name) for name in fixed if name in prepared}):
-                program = _export_patched(module, prepared, _dynamic(prepared, config))
-            return _captured(program, module)
+            dynamic = _dynamic(prepared, config)
+            if fixing:
+                fixed = {name: prepared.pop(name) for name in _GEOMETRY if name in prepared}
+                dynamic = {name: _STATIC.get(name, dynamic[name]) for name in prepared}
+                with _fixing(module, fixed):
+                    program = _export_patched(module, prepared, dynamic)
+            else:
+                program = _export_patched(module, prepared, dynamic)
+            return _captured(program, module, train, without)
         except Exception as error:
             second = error
     raise first from second
@@ -176,6 +193,10 @@ def _captured_otherwise(
 
 _GEOMETRY = ("image_grid_thw", "grid_thw", "image_sizes", "target_sizes", "spatial_shapes", "image_merge_sizes")
 """Inputs that say how large images are, and nothing else."""
+
+_WAVE = {0: torch.export.Dim.AUTO, 1: torch.export.Dim.STATIC, 2: torch.export.Dim.STATIC}
+_STATIC = {"input_values": _WAVE, "padding_mask": _WAVE}
+"""Sounds whose length decides how codecs pad them."""
 
 
 def parameters_of(config: transformers.PretrainedConfig, task: str | None = None, dtype: str = "float32") -> Graph:
@@ -293,12 +314,15 @@ def _sinusoidal(graph: Graph, module: Any, renamed: Mapping[str, str]) -> list[s
 
 
 def _legacy_names(module: Any) -> list[list[str]]:
-    """(pattern, replacement) for the prefixes that older checkpoints of this very class have and newer ones do not."""
+    """(pattern, replacement) for what checkpoints of this very class may be called otherwise: prefixes that only older
+    ones have, and what transformers itself writes where it misnames.
+    """
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
     from transformers.core_model_loading import PrefixChange
 
     changes = get_checkpoint_conversion_mapping(type(module).__name__) or ()
-    return [[c.source_patterns[0], c.target_patterns[0]] for c in changes if isinstance(c, PrefixChange)]
+    prefixes = [[c.source_patterns[0], c.target_patterns[0]] for c in changes if isinstance(c, PrefixChange)]
+    return [*prefixes, *map(list, _MISNAMED.get(type(module).__name__, ()))]
 
 
 def _rename_params(graph: Graph, params: dict[str, Any], canonical: Mapping[str, str]) -> Graph:
@@ -325,8 +349,31 @@ def _canonical_names(module: Any) -> dict[str, str]:
     except Exception:
         # a conversion that needs the tensors themselves (merged experts): those names stay the module's
         return {}
-    by_tensor = {id(tensor): name for name, tensor in saved.items()}
+    misnamed = _MISNAMED.get(type(module).__name__, ())
+    by_tensor = {id(tensor): _published(name, misnamed) for name, tensor in saved.items()}
     return {name: by_tensor[id(t)] for name, t in state.items() if by_tensor.get(id(t), name) != name}
+
+
+_MISNAMED: Mapping[str, tuple[tuple[str, str], ...]] = {
+    # The way back of ViT's "encoder.layer" -> "layers" also takes hold of the decoder's.
+    "ViTMAEForPreTraining": ((r"decoder\.decoder_encoder\.layer\.", "decoder.decoder_layers."),),
+    # BEiT's heads have their published names in transformers' tables, this copy of them has not.
+    "Data2VecVisionForSemanticSegmentation": (
+        (r"psp_modules\.blocks\.(\d+)\.conv\.convolution\.", r"psp_modules.\1.1.conv."),
+        (r"psp_modules\.blocks\.(\d+)\.conv\.normalization\.", r"psp_modules.\1.1.bn."),
+        (r"psp_bottleneck\.convolution\.", "bottleneck.conv."),
+        (r"psp_bottleneck\.normalization\.", "bottleneck.bn."),
+        (r"(convs\.\d+|fpn_bottleneck)\.convolution\.", r"\1.conv."),
+        (r"(convs\.\d+|fpn_bottleneck)\.normalization\.", r"\1.bn."),
+    ),
+}
+"""Class -> (pattern of what transformers 5.23 calls a tensor when it saves it, the name in published checkpoints); at
+most one pattern is for a name.
+"""
+
+
+def _published(name: str, misnamed: tuple[tuple[str, str], ...]) -> str:
+    return next((new for pattern, to in misnamed if (new := re.sub(pattern, to, name)) != name), name)
 
 
 def _with_default(item: Input) -> Input:
@@ -360,11 +407,18 @@ def _export_patched(module: Any, inputs: Mapping[str, Any], dynamic: Any) -> tor
 
 @contextmanager
 def _fixing(module: Any, fixed: Mapping[str, Any]) -> Any:
-    """The module called with these arguments, too; what it computes of them alone is computed while it is traced."""
-    if not fixed:
-        yield
-        return
+    """The module called with these arguments, too; what it computes of them alone, or of the single whole numbers that
+    it keeps as buffers (a codec's strides), is computed while it is traced.
+    """
     forward = module.forward
+    numbers = [
+        (owner, name, owner._buffers.pop(name))
+        for owner in module.modules()
+        for name in owner._non_persistent_buffers_set
+        if (buffer := owner._buffers.get(name)) is not None and buffer.ndim == 0 and not buffer.is_floating_point()
+    ]
+    for owner, name, buffer in numbers:
+        owner.__dict__[name] = buffer
 
     def called(**inputs: Any) -> Any:
         with _Known():
@@ -375,6 +429,9 @@ def _fixing(module: Any, fixed: Mapping[str, Any]) -> Any:
         yield
     finally:
         del module.forward
+        for owner, name, buffer in numbers:
+            del owner.__dict__[name]
+            owner._buffers[name] = buffer
 
 
 class _Known(TorchFunctionMode):
@@ -411,7 +468,7 @@ def _dynamic(inputs: Mapping[str, Any], config: Any) -> dict[str, Any]:
 def _chunk(config: Any) -> int:
     """How many tokens a state-space model scans at a time: of a single chunk torch.export takes the count as fixed."""
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    sizes = (getattr(text, name, 0) for name in ("mamba_chunk_size", "chunk_size"))
+    sizes = (getattr(text, name, None) for name in ("mamba_chunk_size", "chunk_size"))
     return next((size for size in sizes if isinstance(size, int)), 0)
 
 

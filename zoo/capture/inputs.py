@@ -94,6 +94,8 @@ class _Example:
 
     @cached_property
     def audio(self) -> Any:
+        if self.config.model_type == "clvp":  # whose other parts hear the tokens that this one makes of sound
+            return self.config.decoder_config
         return _inner(self.config, ("audio_config", "encoder_config", "speech_config", "semantic_model_config"))
 
     @cached_property
@@ -127,7 +129,7 @@ def _inner(config: Any, names: tuple[str, ...]) -> Any:
     while level:
         for part in level:
             for name in names:
-                if hasattr(part, name):
+                if getattr(part, name, None) is not None or name in vars(part):
                     return getattr(part, name)
         level = [
             inner for part in level for inner in vars(part).values() if isinstance(inner, transformers.PretrainedConfig)
@@ -136,10 +138,10 @@ def _inner(config: Any, names: tuple[str, ...]) -> Any:
 
 
 def _method(module: Any, name: str) -> Any:
-    """A method of the module, or of the model that it puts a head on."""
-    while not hasattr(module, name) and getattr(module, "base_model", module) is not module:
-        module = module.base_model
-    return getattr(module, name, None)
+    """A method of the module, of the model that it puts a head on, or of that one's encoder."""
+    model = getattr(module, "base_model", module)
+    owners = (module, model, getattr(model, "encoder", None))
+    return next((getattr(owner, name) for owner in owners if hasattr(owner, name)), None)
 
 
 def _special(config: Any) -> list[int]:
@@ -154,30 +156,62 @@ def _special(config: Any) -> list[int]:
 
 
 def _input_ids(made: _Example) -> torch.Tensor:
+    """Text with a run of tokens in it for what the model sees and for what it hears."""
+    kind = made.config.model_type
+    if kind in _CODEBOOKS:
+        return made.ids(made.batch, made.length, made.config.num_codebooks + 1, vocab=_CODEBOOKS[kind](made.config))
+    if kind in _ADDING:
+        return made.ids(made.batch, _rows(made, "get_audio_features"))
     ids = made.ids(made.batch, made.length)
-    runs = [ids]
-    for names, count in ((_IMAGE_TOKENS, _image_tokens(made)), (_AUDIO_TOKENS, _audio_tokens(made))):
-        token = next((getattr(made.config, name) for name in names if hasattr(made.config, name)), None)
-        if count and token is not None:
-            runs.insert(1, torch.full((made.batch, count), token))
-    return torch.cat([ids[:, :2], *runs[1:], ids[:, 2:]], 1) if len(runs) > 1 else ids
+    runs = [
+        torch.full((made.batch, count), token)
+        for token, count in (
+            (_token(made, _IMAGE_TOKENS), _image_tokens(made)),
+            (_token(made, _AUDIO_TOKENS), _audio_tokens(made)),
+        )
+        if count and token is not None
+    ]
+    return torch.cat([ids[:, :2], *runs, ids[:, 2:]], 1)
 
+
+_CODEBOOKS: dict[str, Callable[[Any], int]] = {"kyutai_speech_to_text": lambda config: config.codebook_vocab_size}
+"""Models whose every moment is a token of text and one of each codebook."""
+
+_ADDING = ("voxtral_realtime",)
+"""Models that add sounds to the text, a token for each."""
 
 _IMAGE_TOKENS = ("image_token_id", "image_token_index", "media_placeholder_token_id", "im_patch_id")
 _AUDIO_TOKENS = ("audio_token_id", "audio_token_index")
 
 
+def _token(made: _Example, names: tuple[str, ...]) -> int | None:
+    """The token that stands for an image or a sound."""
+    found = _inner(made.config, names)
+    return found if isinstance(found, int) else None
+
+
 def _image_tokens(made: _Example) -> int:
     """How many tokens stand for one row's image: as many as the model makes features of it."""
-    if "pixel_values" not in made.inputs or not any(hasattr(made.config, name) for name in _IMAGE_TOKENS):
+    if "pixel_values" not in made.inputs or _token(made, _IMAGE_TOKENS) is None:
         return 0
     return _rows(made, "get_image_features") or getattr(made.config, "num_query_tokens", 0)
 
 
+def _image_embeds_position_mask(made: _Example) -> torch.Tensor:
+    """Where the image's latents replace what the tokens say, from the third on."""
+    count = made.config.latent_query_num
+    made.inputs["input_ids"] = made.ids(made.batch, made.length + count)
+    mask = torch.zeros(made.batch, made.length + count, dtype=torch.long)
+    mask[:, 2 : 2 + count] = 1
+    return mask
+
+
 def _audio_tokens(made: _Example) -> int:
     sounds = {"input_features", "input_values", "audio_input_ids"} & set(made.inputs)
-    if not sounds or not any(hasattr(made.config, name) for name in _AUDIO_TOKENS):
+    if not sounds or _token(made, _AUDIO_TOKENS) is None:
         return 0
+    if _method(made.module, "get_audio_features") is None:  # Qwen2-Audio joins each two positions
+        return int(getattr(made.audio, "max_source_positions", 0)) // 2
     return _rows(made, "get_audio_features")
 
 
@@ -188,10 +222,15 @@ def _rows(made: _Example, name: str) -> int:
         return 0
     accepted = inspect.signature(method).parameters
     given = {key: value for key, value in made.inputs.items() if key in accepted or "args" in accepted}
+    if "input_ids" in accepted:  # Music Flamingo counts the tokens itself, each of four frames
+        given["input_ids"] = torch.full((made.batch, _frames(made) // 4), _token(made, _AUDIO_TOKENS))
     with torch.no_grad():
         found = method(**given)
-    found = found.last_hidden_state if getattr(found, "pooler_output", found) is None else found
-    found = getattr(found, "pooler_output", found)
+    for part in ("pooler_output", "last_hidden_state"):
+        if getattr(found, part, None) is not None:
+            found = getattr(found, part)
+    if hasattr(found, "deepstack_features"):  # of each layer that takes them
+        found = found.deepstack_features[0][1]
     rows = sum(item.numel() // item.shape[-1] for item in (found if isinstance(found, (list, tuple)) else [found]))
     return rows // made.batch
 
@@ -221,8 +260,8 @@ def _mm_token_type_ids(made: _Example) -> torch.Tensor | None:
     ids = made.inputs.get("input_ids")
     if ids is None or not _has_images(made):
         return None
-    token = next((getattr(made.config, name) for name in _IMAGE_TOKENS if hasattr(made.config, name)), -1)
-    return (ids == token).long()
+    token = _token(made, _IMAGE_TOKENS)
+    return torch.zeros_like(ids) if token is None else (ids == token).long()
 
 
 def _has_images(made: _Example) -> bool:
@@ -240,6 +279,9 @@ def _bbox(made: _Example) -> torch.Tensor:
 def _decoder_ids(made: _Example) -> torch.Tensor | None:
     if not (made.config.is_encoder_decoder or made.needs("decoder_input_ids") or _is_seq2seq(made)):
         return None
+    channels = getattr(getattr(made.config, "decoder_config", None), "num_channels", None)
+    if channels:  # a token of each channel at each moment
+        return made.ids(made.batch, made.length - 1, channels, vocab=made.config.decoder_config.vocab_size)
     return made.ids(made.batch, made.length - 1)
 
 
@@ -277,9 +319,13 @@ _TILED = ("granite4_vision", "idefics", "idefics2", "idefics3", "llava_next", "l
 
 _PATCHES: dict[str, Callable[[_Example, int, int, int], tuple[int, ...]]] = {
     "fuyu": lambda made, count, side, depth: (made.batch, count, depth * side * side),
-    "gemma4_unified_vision": lambda made, count, side, depth: (made.batch, count, depth * side * side),
+    "gemma4_unified_vision": lambda made, count, side, depth: (
+        made.batch,
+        count,
+        depth * (side * made.vision.pooling_kernel_size) ** 2,
+    ),
     "gemma4_vision": lambda made, count, side, depth: (made.batch, count, depth * side * side),
-    "inkling2_vision": lambda made, count, side, depth: (made.batch * count, side * side * depth),
+    "inkling2_vision": lambda made, count, side, depth: (made.batch * count, 2 * side, 2 * side, depth),
     "inkling_vision": lambda made, count, side, depth: (made.batch * count, 2, side, side, depth),
     "kimi_k25_vision": lambda made, count, side, depth: (made.batch * count, depth, side, side),
     "minicpm_ocr_vision": lambda made, count, side, depth: (1, depth, side, made.batch * count * side),
@@ -289,7 +335,7 @@ _PATCHES: dict[str, Callable[[_Example, int, int, int], tuple[int, ...]]] = {
     "muse_glimmer_vision": lambda made, count, side, depth: (made.batch * count, 2 * depth * side * side),
     "muse_spark_vision": lambda made, count, side, depth: (made.batch * count, 2 * depth * side * side),
     "neomme": lambda made, count, side, depth: (made.batch * count, depth * side * side),
-    "paddleocr_vl_vision": lambda made, count, side, depth: (1, made.batch * count, depth, side, side),
+    "paddleocr_vl_vision": lambda made, count, side, depth: (made.batch * count, depth, side, side),
     "siglip2_vision_model": lambda made, count, side, depth: (made.batch, count, depth * side * side),
 }
 """Vision parts whose images are cut into patches before: the shape of P patches in each row, side by side, of C."""
@@ -373,8 +419,16 @@ def _image_size(made: _Example) -> tuple[int, int]:
     vision = made.vision
     if vision.model_type in _INTERPOLATING:
         return 8 * vision.patch_size, 10 * vision.patch_size
+    if made.has("prompt_pixel_values"):  # one above the other
+        return vision.image_size[0] // 2, vision.image_size[1]
+    if hasattr(vision, "scaled_images_ratios"):  # a patch at the smallest of the scales
+        return (int(vision.patch_size / min(vision.scaled_images_ratios)),) * 2
     parts = (vision, getattr(vision, "backbone_config", None))
-    sizes = [getattr(part, name, None) for part in parts for name in ("image_size", "crop_size")]
+    sizes = [
+        getattr(part, name, None)
+        for part in parts
+        for name in ("image_size", "crop_size", "input_size", "max_img_size")
+    ]
     size = next((size for size in sizes if size), 128)
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
@@ -427,33 +481,69 @@ def _spatial_shapes(made: _Example) -> torch.Tensor:
     return torch.tensor([_rows_columns(made)]).repeat(made.batch, 1)
 
 
+def _token_pooling(made: _Example) -> torch.Tensor:
+    """The four patches of each token, counted over all images, int64 [B * P / 4, 4]."""
+    rows, columns = _rows_columns(made)
+    patches = torch.arange(made.batch * rows * columns).view(made.batch, rows // 2, 2, columns // 2, 2)
+    return patches.transpose(2, 3).reshape(-1, 4)
+
+
+def _image_grids(made: _Example) -> torch.Tensor:
+    """Rows and columns of tokens of the whole image, and none of its parts."""
+    rows, columns = _rows_columns(made)
+    return torch.tensor([[rows // 2, columns // 2, 0, 0]]).repeat(made.batch, 1)
+
+
 def _merge_sizes(made: _Example) -> torch.Tensor | None:
     return torch.full((made.batch,), 2) if _has_images(made) else None
 
 
 def _hidden_states(made: _Example) -> torch.Tensor | None:
-    return _packed(made) if made.has("grid_thw") else None
+    """What a part takes of the part before it."""
+    if made.has("grid_thw"):
+        return _packed(made)
+    if made.config.model_type == "vibevoice_acoustic_tokenizer_encoder":
+        return made.noise(made.batch, made.config.channels, _SAMPLES)
+    if made.config.model_type == "vibevoice_acoustic_tokenizer_decoder":
+        return made.noise(made.batch, made.config.hidden_size, 4)
+    return None
+
+
+def _inputs_embeds(made: _Example) -> torch.Tensor | None:
+    """For a part that takes nothing else."""
+    if made.inputs or made.has("input_ids"):
+        return None
+    return made.noise(made.batch, made.length, made.config.hidden_size)
 
 
 # --- sound ----------------------------------------------------------------------------------------------------------
 
-_SAMPLES = 6400
+_SAMPLES = 7680
 _FRAMES = 96
 _MELS_FIRST = ("glmasr_encoder", "qwen3_asr_encoder", "voxtral_realtime_encoder", "qwen2_5_omni_audio_encoder",
-               "qwen3_omni_moe_audio_encoder")  # fmt: skip
+               "qwen3_omni_moe_audio_encoder", "clvp_decoder")  # fmt: skip
 """Audio parts that take mels before frames; those with a table of `max_source_positions` do, too."""
 
-_TEXT_OR_SOUND = ("seamless_m4t", "seamless_m4t_v2")
+_TEXT_OR_SOUND = ("csm", "seamless_m4t", "seamless_m4t_v2")
 """Models that take one or the other."""
 
+_UNMASKED = ("granite_speech", "granite_speech_plus")
+"""Models whose mask is not of the features that they take, but of those that they make."""
+
+_STACKED = {"granite_speech5_encoder": 4}
+"""How many frames are one, where the config does not say."""
+
 _FEATURES = ("num_mel_bins", "input_feat_per_channel", "feature_projection_input_dim", "feature_size", "input_dim",
-             "n_mel_bins", "input_feat_size", "mel_bins")  # fmt: skip
+             "n_mel_bins", "input_feat_size", "audio_embed_dim")  # fmt: skip
 _CODEC = ("audio_channels", "codebook_size", "downsampling_ratios", "upsampling_ratios")
 
 
 def _input_values(made: _Example) -> torch.Tensor | None:
     config = made.config
-    if "input_ids" in made.accepted and not (made.needs("input_values") or _waits_for_sound(made)):
+    if config.model_type == "speecht5" and made.module.base_model is made.module:  # without what makes these of sound
+        return made.noise(made.batch, made.length, config.hidden_size)
+    alone = "input_ids" not in made.accepted or made.needs("input_values")
+    if not alone and (made.config.model_type in _TEXT_OR_SOUND or not _waits_for_sound(made)):
         return None
     if hasattr(config, "num_mel_bins") and hasattr(config, "max_length"):  # a spectrogram, as AST takes
         return made.noise(made.batch, config.max_length, config.num_mel_bins)
@@ -462,8 +552,14 @@ def _input_values(made: _Example) -> torch.Tensor | None:
     return made.noise(made.batch, _SAMPLES)
 
 
+def _decoder_values(made: _Example) -> torch.Tensor:
+    """A spectrogram, or what SpeechT5's bare model has instead."""
+    bare = made.module.base_model is made.module
+    return made.noise(made.batch, made.length - 1, made.config.hidden_size if bare else made.config.num_mel_bins)
+
+
 def _waits_for_sound(made: _Example) -> bool:
-    return any(hasattr(made.config, name) for name in _AUDIO_TOKENS) and made.audio is not None
+    return _token(made, _AUDIO_TOKENS) is not None and made.audio is not None
 
 
 def _mels_first(made: _Example) -> bool:
@@ -478,6 +574,8 @@ def _frames(made: _Example) -> int:
     audio = made.audio
     if _mels_first(made) and hasattr(audio, "max_source_positions") and not hasattr(audio, "n_window"):
         return 2 * int(audio.max_source_positions)
+    if made.needs("input_values") and made.needs("input_features"):  # the same sound twice
+        return _SAMPLES // (getattr(made.config, "encoder_hop_length", None) or made.config.hop_length)
     step = 2 * getattr(audio, "n_window", 1)
     return -(-_FRAMES // step) * step
 
@@ -486,28 +584,26 @@ def _input_features(made: _Example) -> torch.Tensor | None:
     audio = made.audio
     if audio is None or (made.config.model_type in _TEXT_OR_SOUND and not made.needs("input_features")):
         return None
-    bins = next((getattr(audio, name) for name in _FEATURES if isinstance(getattr(audio, name, None), int)), 128)
-    bins *= getattr(audio, "num_stacked_frames", 1)
+    bins = _inner(audio, _FEATURES)
+    bins = bins if isinstance(bins, int) else 128
+    bins *= getattr(audio, "num_stacked_frames", None) or _STACKED.get(audio.model_type, 1)
     if hasattr(audio, "spec_size"):  # CLAP: a spectrum somewhat shorter than the image that it is stretched to
         return made.noise(made.batch, 1, audio.spec_size * (audio.spec_size // bins) - 23, bins)
     shape = (bins, _frames(made)) if _mels_first(made) else (_frames(made), bins)
     return made.noise(made.batch, *shape)
 
 
-def _features_mask(made: _Example) -> torch.Tensor | None:
+def _features_mask(made: _Example, name: str = "input_features_mask") -> torch.Tensor | None:
     features = made.inputs.get("input_features")
-    if features is None:
+    if features is None or made.config.model_type in _UNMASKED:
         return None
     frames = features.shape[-1] if _mels_first(made) else features.shape[1]
-    return torch.ones(made.batch, frames, dtype=torch.long)
+    return torch.ones(made.batch, frames, dtype=torch.long if name == "feature_attention_mask" else torch.bool)
 
 
 def _padding_mask(made: _Example) -> torch.Tensor | None:
     """Of samples, where the model needs it to know their number."""
-    values = made.inputs.get("input_values")
-    if values is None or not made.needs("padding_mask"):
-        return None
-    return torch.ones(made.batch, values.shape[-1], dtype=torch.long)
+    return torch.ones(made.batch, _SAMPLES, dtype=torch.long) if made.needs("padding_mask") else None
 
 
 # --- other things ---------------------------------------------------------------------------------------------------
@@ -577,6 +673,15 @@ def _of_boxes(made: _Example) -> torch.Tensor:
     return corners.sort(2).values.flatten(2).to(made.floats)
 
 
+def _noise(made: _Example) -> torch.Tensor | None:
+    """What decides the patches that a masked autoencoder sees, one number a patch."""
+    if "pixel_values" not in made.inputs or not isinstance(getattr(made.config, "patch_size", None), int):
+        return None
+    height, width = made.inputs["pixel_values"].shape[-2:]
+    patches = (height // made.config.patch_size) * (width // made.config.patch_size)
+    return torch.rand(made.batch, patches, generator=made.generator).to(made.floats)
+
+
 def _same_shape(name: str) -> Callable[[_Example], torch.Tensor | None]:
     def make(made: _Example) -> torch.Tensor | None:
         if name not in made.inputs:
@@ -589,6 +694,8 @@ def _same_shape(name: str) -> Callable[[_Example], torch.Tensor | None]:
 # What other inputs are made of comes first: an image before the tokens that stand for it.
 _MAKERS: dict[str, Callable[[_Example], torch.Tensor | None]] = {
     "pixel_values": _pixel_values,
+    "prompt_pixel_values": _pixel_values,
+    "prompt_masks": _pixel_values,
     "pixel_values_videos": _pixel_values_videos,
     "high_res_pixel_values": _other_image("high_res_vision_config"),
     "image_grid_thw": lambda made: _grid(made) if _has_images(made) else None,
@@ -598,6 +705,8 @@ _MAKERS: dict[str, Callable[[_Example], torch.Tensor | None]] = {
     "image_position_ids": lambda made: _image_positions(made) if _has_images(made) else None,
     "pixel_position_ids": _image_positions,
     "target_sizes": _spatial_shapes,
+    "image_token_pooling": _token_pooling,
+    "image_grids": _image_grids,
     "image_merge_sizes": _merge_sizes,
     "merge_sizes": _merge_sizes,
     "aspect_ratio_ids": _aspect_ratio_ids,
@@ -607,20 +716,27 @@ _MAKERS: dict[str, Callable[[_Example], torch.Tensor | None]] = {
     "input_features": _input_features,
     "audio_mel": _input_features,
     "input_features_mask": _features_mask,
-    "feature_attention_mask": _features_mask,
+    "feature_attention_mask": lambda made: _features_mask(made, "feature_attention_mask"),
     "audio_mel_mask": lambda made: torch.zeros(made.batch, _frames(made), dtype=torch.bool),  # True is padding
     "input_values": _input_values,
     "padding_mask": _padding_mask,
     "input_ids": _input_ids,
+    "image_embeds_position_mask": _image_embeds_position_mask,
     "token_type_ids": _token_type_ids,
     "mm_token_type_ids": _mm_token_type_ids,
     "bbox": _bbox,
     "attention_mask": _attention_mask,
-    "image_attention_mask": _of_images(lambda made: (*made.inputs["input_ids"].shape, 1)),
+    "image_attention_mask": lambda made: (  # which images each token sees
+        torch.ones(*made.inputs["input_ids"].shape, 1, dtype=torch.long) if made.config.model_type in _TILED else None
+    ),
     "cross_attention_mask": _of_images(lambda made: (*made.inputs["input_ids"].shape, 1, _tiles(made))),
     "visual_feats": _visual("visual_feat_dim"),
     "visual_pos": _visual("visual_pos_dim"),
     "visual_embeds": _visual("visual_embedding_dim"),
+    "query_embeds": lambda made: made.noise(made.batch, 5, made.config.hidden_size),
+    "encoder_hidden_states": lambda made: (
+        made.noise(made.batch, 7, made.config.encoder_hidden_size) if made.has("query_embeds") else None
+    ),
     "qformer_input_ids": lambda made: made.ids(made.batch, made.length),
     "decoder_input_ids": _decoder_ids,
     "decoder_attention_mask": _decoder_mask,
@@ -637,4 +753,13 @@ _MAKERS: dict[str, Callable[[_Example], torch.Tensor | None]] = {
     "returns_to_go": _steps("none"),
     "timesteps": _steps("none", "timesteps"),
     "input_points": _of_points,
+    "latents": lambda made: made.noise(made.batch, made.config.hidden_size, 4),
+    "inputs": lambda made: made.noise(made.batch, made.length, made.config.d_model),
+    "decoder_input_values": _decoder_values,
+    "task_inputs": lambda made: made.ids(made.batch, made.config.task_seq_len),
+    "action_embeds": lambda made: made.noise(made.batch, 4, made.config.dit_config.hidden_size),
+    "noise_embeds": lambda made: made.noise(made.batch, 4, made.config.hidden_size),
+    "context_hidden_states": lambda made: made.noise(made.batch, made.length, made.config.hidden_size),
+    "noise": _noise,
+    "inputs_embeds": _inputs_embeds,
 }

@@ -26,6 +26,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from zoo.arrays import to_numpy
+from zoo.capture.training import evaluated, mode, trained
 from zoo.errors import CaptureError
 from zoo.graph.ir import DType, Graph, Input, Node, Param, Ref, ValueInfo, param_ref
 from zoo.graph.passes import simplify
@@ -45,7 +46,8 @@ KEPT = frozenset(
     _upsample_bilinear2d_aa _upsample_bicubic2d_aa pixel_shuffle pixel_unshuffle logsumexp one_hot grid_sampler
     grid_sampler_2d roll pad constant_pad_nd reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d
     linalg_inv linalg_solve linalg_cholesky linalg_slogdet linalg_det linalg_eigh linalg_eigvalsh linalg_svd
-    linalg_svdvals linalg_qr grid_sampler_3d cumsum cumprod std var norm transpose unbind
+    linalg_svdvals linalg_qr grid_sampler_3d cumsum cumprod std var norm transpose unbind dropout
+    feature_dropout alpha_dropout
     """.split()
 )
 """Operations that stay whole, by torch's name."""
@@ -119,7 +121,7 @@ def export(
     """torch.export with every dim of every input dynamic where the model allows it.
 
     Args:
-        module: in eval mode.
+        module: in the mode to capture, see `zoo.capture.training.mode`.
         inputs: example inputs by the forward's names; dims of size 0 or 1 are taken as fixed by torch.export.
         dynamic_shapes: torch.export's own argument; "auto" lets every dim vary that can.
 
@@ -144,12 +146,22 @@ def export(
         ) from error
 
 
-def capture_module(module: torch.nn.Module, inputs: Mapping[str, Any], dynamic_shapes: Any = "auto") -> Graph:
+def capture_module(
+    module: torch.nn.Module, inputs: Mapping[str, Any], dynamic_shapes: Any = "auto", *, train: bool = False
+) -> Graph:
     """Capture `module` as a Graph: `export`, then `capture_program`; tied parameters are found by identity."""
-    return capture_program(export(module, inputs, dynamic_shapes), ties_of(module))
+    with mode(module, train) as without:
+        program = export(module, inputs, dynamic_shapes)
+    return capture_program(program, ties_of(module), train=train, without=without)
 
 
-def capture_program(program: torch.export.ExportedProgram, ties: Mapping[str, str] | None = None) -> Graph:
+def capture_program(
+    program: torch.export.ExportedProgram,
+    ties: Mapping[str, str] | None = None,
+    *,
+    train: bool = False,
+    without: Sequence[str] = (),
+) -> Graph:
     """The Graph of an ExportedProgram.
 
     A program that changes nothing in place and holds only operations of the table is taken as it is; any other is
@@ -158,6 +170,8 @@ def capture_program(program: torch.export.ExportedProgram, ties: Mapping[str, st
     Args:
         program: from torch.export, this torch's version; may have been loaded from a .pt2 archive.
         ties: parameter name to the canonical name of the parameter it is tied to.
+        train: it was exported in training mode, and its dropout is to be kept.
+        without: what the module does in training and the program does not, for the record.
 
     Raises:
         CaptureError: an operation or argument has no meaning in a graph; the node is named.
@@ -182,7 +196,7 @@ def capture_program(program: torch.export.ExportedProgram, ties: Mapping[str, st
             got="; ".join(f"{name} at `{line}`" for name, line in (drawn or unknown).items()),
             do="hand them in as an input" if drawn else "report them, or write the model without them",
         )
-    return graph
+    return trained(graph, program, without) if train else evaluated(graph)
 
 
 class _Translation:
@@ -347,6 +361,11 @@ class _Translation:
             return
         if name in _CASTS:
             self._cast(node)
+            return
+        if name == "native_dropout":  # what decomposing makes of dropout; its mask is for a backward pass
+            (x, p, _), out, value = node.args, f"n:{node.name}", node.meta["val"]
+            self.nodes.append(Node("dropout", (self._arg(x, node), p, True), {}, (out,), (self._info(value[0]),)))
+            self.values[node.name] = (Ref(out), None)
             return
         if name in ("_local_scalar_dense", "item"):
             known = self._scalar(node.args[0])

@@ -26,8 +26,8 @@ __all__ = [
     "set_threads",
 ]
 
-NAMES = ("libzoo_native.so", "libzoo_native.dylib")
-ABI = 1
+SUFFIXES = (".so", ".dylib")
+ABI = 2
 
 ACTIVATIONS = {
     name: number
@@ -41,10 +41,15 @@ BINARY = {
 """Operations of two arrays; an activation's is activation(a) * b."""
 
 
-def find() -> Path | None:
-    """The library's file: beside this one, or, of an editable install, where the build put it. Loads nothing."""
+def find(part: str = "native") -> Path | None:
+    """A library's file: beside this one, or, of an editable install, where the build put it. Loads nothing.
+
+    Args:
+        part: "native" is the engine, a framework's name its adapter.
+    """
     folders = [Path(__file__).parent, *(Path(place) / "zoo" / "native" for place in sys.path)]
-    return next((path for folder in folders for name in NAMES if (path := folder / name).is_file()), None)
+    names = [f"libzoo_{part}{suffix}" for suffix in SUFFIXES]
+    return next((path for folder in folders for name in names if (path := folder / name).is_file()), None)
 
 
 @functools.cache
@@ -58,7 +63,7 @@ def library() -> ctypes.CDLL:
     if path is None:
         raise MissingFramework(
             "the native engine is not built",
-            expected=f"{NAMES[0]} in {Path(__file__).parent}",
+            expected=f"libzoo_native{SUFFIXES[0]} in {Path(__file__).parent}",
             do=how_to_install("native"),
         )
     loaded = ctypes.CDLL(str(path))

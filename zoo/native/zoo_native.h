@@ -17,9 +17,9 @@
 extern "C" {
 #endif
 
-#define ZOO_ABI 1
+#define ZOO_ABI 2
 
-enum zoo_status { ZOO_OK = 0, ZOO_BAD_ARGUMENT = 1, ZOO_OUT_OF_MEMORY = 2, ZOO_OUT_OF_RANGE = 3 };
+enum zoo_status { ZOO_OK = 0, ZOO_BAD_ARGUMENT = 1, ZOO_OUT_OF_MEMORY = 2, ZOO_OUT_OF_RANGE = 3, ZOO_DEVICE_ERROR = 4 };
 
 enum zoo_unary_op {
     ZOO_NONE = 0,
@@ -186,6 +186,26 @@ typedef struct {
 } zoo_pool_args;
 ZOO_API int zoo_pool(const zoo_pool_args* args);
 
+/* The kernels over a framework's own arrays, for adapters: what does not fit a kernel as it lies is copied, masks may be
+   of truth values and broadcast. They return NULL, or a message that lives as long as the library. */
+enum zoo_dtype { ZOO_FLOAT32 = 0, ZOO_BOOL = 1 };
+enum { ZOO_MAX_RANK = 8 };
+typedef struct {
+    const void* data;
+    int32_t dtype;
+    int32_t rank;
+    int64_t size[ZOO_MAX_RANK], stride[ZOO_MAX_RANK];
+} zoo_view;
+/* Over the last dim; residual has x's shape, weight and bias are [cols], each may be NULL; out and sum are contiguous. */
+ZOO_API const char* zoo_norm_views(const zoo_view* x, const zoo_view* residual, const zoo_view* weight, const zoo_view* bias,
+                                   double eps, int32_t rms, float* out, float* sum);
+/* q [B, H, T, D], k [B, G, S, D], v [B, G, S, E], mask any shape that broadcasts to [B, H, T, S], or NULL: true where a
+   query sees a key, or numbers that are added. `out` fills its memory, with stride 1 in the last dim. */
+ZOO_API const char* zoo_attention_views(const zoo_view* q, const zoo_view* k, const zoo_view* v, const zoo_view* mask,
+                                        int32_t causal, double scale, const zoo_view* out);
+/* op(x) * y, op being one of zoo_unary_op; out is contiguous. */
+ZOO_API const char* zoo_gated_views(const zoo_view* x, const zoo_view* y, int32_t op, float* out);
+
 /* A recorded program: kernels with their arguments, run one after another. Stops at the first failure and puts its
    position into *failed. */
 typedef struct {
@@ -201,6 +221,15 @@ ZOO_API int64_t zoo_get_threads(void);
 typedef void (*zoo_body)(void* context, int64_t index);
 typedef void (*zoo_parallel_for)(void* user, int64_t count, zoo_body body, void* context);
 ZOO_API void zoo_set_parallel_for(zoo_parallel_for parallel_for, void* user);
+
+/* The calling thread's own pool, for the calls that follow on it: an adapter lends its framework's so that two pools do
+   not compete. NULL ends it. What was set before is given back. */
+typedef struct {
+    zoo_parallel_for parallel_for;
+    void* user;
+    int64_t threads;
+} zoo_pool_of;
+ZOO_API const zoo_pool_of* zoo_lend_pool(const zoo_pool_of* pool);
 
 /* Instruction sets: "base", "avx2", "avx512". Setting one that this machine lacks is ZOO_BAD_ARGUMENT.
    What is packed stays with the set it was packed for. */

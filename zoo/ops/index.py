@@ -74,9 +74,12 @@ def index(xp: Any, x: Any, indices: Any) -> Any:
 @op("index_put", "_unsafe_index_put")
 def index_put(xp: Any, x: Any, indices: Any, values: Any, accumulate: bool = False) -> Any:
     values = xp.cast(values, xp.dtype(x))
-    if len(indices) == 1 and indices[0] is not None and xp.dtype(indices[0]) == "bool" and not xp.ndim(values):
+    if len(indices) == 1 and indices[0] is not None and xp.dtype(indices[0]) == "bool":
         mask = indices[0]
-        mask = xp.reshape(mask, (*xp.shape(mask), *((1,) * (xp.ndim(x) - xp.ndim(mask)))))
+        inner = xp.ndim(x) - xp.ndim(mask)
+        if xp.ndim(values) > inner:
+            values = _in_turn(xp, mask, values, inner)
+        mask = xp.reshape(mask, (*xp.shape(mask), *((1,) * inner)))
         return xp.where(mask, xp.add(x, values) if accumulate else values, x)
     return xp.index_put(x, _positions(xp, x, indices), values, accumulate)
 
@@ -204,12 +207,21 @@ def embedding_bag(
 def masked_scatter(xp: Any, x: Any, mask: Any, source: Any) -> Any:
     """The n-th true position takes the n-th element of `source`."""
     mask = xp.broadcast_to(mask, xp.shape(x))
-    flat = xp.reshape(mask, (-1,))
-    order = xp.subtract(xp.cumsum(xp.cast(flat, "int64"), 0), xp.asarray(1, "int64"))
-    source = xp.pad(xp.reshape(source, (-1,)), [(0, 1)], 0)  # which may be empty, and then no position is true
-    order = xp.minimum(xp.maximum(order, xp.asarray(0, "int64")), xp.asarray(xp.shape(source)[0] - 1, "int64"))
-    picked = xp.take(source, order, 0)
-    return xp.where(mask, xp.reshape(picked, xp.shape(x)), x)
+    return xp.where(mask, _in_turn(xp, mask, xp.reshape(source, (-1,)), 0), x)
+
+
+def _in_turn(xp: Any, mask: Any, values: Any, inner: int) -> Any:
+    """The n-th row of `values`, of `inner` dims after broadcasting, at the n-th true position; anything elsewhere.
+
+    One row serves all positions. No size depends on how many positions are true.
+    """
+    count = xp.shape(values)[0]
+    values = xp.pad(values, [(0, 1), *[(0, 0)] * (xp.ndim(values) - 1)], 0)  # none at all: no position is true
+    order = xp.subtract(xp.cumsum(xp.cast(xp.reshape(mask, (-1,)), "int64"), 0), xp.asarray(1, "int64"))
+    order = xp.minimum(xp.maximum(order, xp.asarray(0, "int64")), xp.asarray(count - 1, "int64"))
+    order = xp.maximum(order, xp.asarray(0, "int64"))
+    sizes = xp.shape(values)[1:]
+    return xp.reshape(xp.take(values, order, 0), (*xp.shape(mask), *((1,) * (inner - len(sizes))), *sizes))
 
 
 @op("slice_scatter")

@@ -9,6 +9,7 @@ import math
 from typing import Any
 
 from zoo.ops.dtypes import promote
+from zoo.ops.random import dropout
 from zoo.ops.reduce import norm, safe_softmax, softmax
 from zoo.ops.table import op
 
@@ -114,11 +115,12 @@ def scaled_dot_product_attention(
     *,
     scale: float | None = None,
     enable_gqa: bool = False,
+    rng: Any = None,
 ) -> Any:
     """softmax(query key^T * scale + mask) value over [..., H, T, D], [..., H, S, D], [..., H, S, E].
 
     A query that may see no key gives zeros, as torch's own kernel does. With `enable_gqa` the keys and values have
-    fewer heads than the queries, each serving a run of them.
+    fewer heads than the queries, each serving a run of them. With `rng` the softmax goes through dropout.
     """
     if enable_gqa:
         key, value = (_repeat_heads(xp, kv, xp.shape(query)[-3]) for kv in (key, value))
@@ -129,12 +131,12 @@ def scaled_dot_product_attention(
         rows = xp.reshape(xp.arange(0, xp.shape(query)[-2], 1, "int64"), (-1, 1))
         attn_mask = xp.less_equal(xp.arange(0, xp.shape(key)[-2], 1, "int64"), rows)
     if attn_mask is None:
-        return xp.matmul(softmax(xp, scores, -1), value)
+        return xp.matmul(dropout(xp, softmax(xp, scores, -1), dropout_p, True, rng=rng), value)
     if xp.dtype(attn_mask) == "bool":
         scores = xp.where(attn_mask, scores, xp.asarray(-math.inf, dtype))
     else:
         scores = xp.add(scores, xp.cast(attn_mask, dtype))
-    return xp.matmul(safe_softmax(xp, scores, -1), value)
+    return xp.matmul(dropout(xp, safe_softmax(xp, scores, -1), dropout_p, True, rng=rng), value)
 
 
 def _add_product(xp: Any, x: Any, product: Any, beta: Any, alpha: Any) -> Any:

@@ -209,10 +209,12 @@ def split(xp: Any, x: Any, split_size: Any, dim: int = 0) -> Any:
 
 @op("chunk")
 def chunk(xp: Any, x: Any, chunks: int, dim: int = 0) -> Any:
+    dim %= xp.ndim(x)
     length = xp.shape(x)[dim]
-    if _is_zero(length):
-        return (x,) * chunks
-    return split(xp, x, -(-length // chunks), dim)
+    if isinstance(length, int):
+        return split(xp, x, max(-(-length // chunks), 1), dim)
+    size = -(-length // chunks)  # of a length only known when it runs: as many parts as asked for
+    return tuple(xp.slice(x, dim, i * size, (i + 1) * size) for i in range(chunks))
 
 
 @op("unbind.int")

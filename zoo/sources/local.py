@@ -217,8 +217,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 _COMPANIONS = (
-    "*config*.json", "*token*.json", "modules.json", "normalizer.json", "entity_vocab.json", "vocab*",
-    "*.vocab", "merges.txt", "bpe.codes", "dict.txt", "*.model", "*.spm", "*.tiktoken", "*.jinja",
+    "config.json", "generation_config.json", "adapter_config.json",
+    "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json",
+    "modules.json", "sentence_*_config.json", "config_sentence_transformers.json",
+    "bert_config.json", "albert_config.json", "hparams.json", "params.json",  # Google's, OpenAI's and Meta's configs
+    "tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "normalizer.json", "entity_vocab.json",
+    "vocab*", "*.vocab", "merges.txt", "bpe.codes", "dict.txt", "*.model", "*.spm", "*.tiktoken", "*.jinja",
     "chat_template.json", "graph.json.gz", "graph.safetensors",
 )  # fmt: skip
 _TFJS_DATA = re.compile(r"group\d+-shard\d+of\d+(\.bin)?")

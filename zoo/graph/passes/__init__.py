@@ -1,5 +1,6 @@
 """Graph to graph: each pass is one small function that returns a new graph computing the same."""
 
-from zoo.graph.passes.simplify import simplify
+from zoo.graph.passes.dropout import RNG, evaluating, keyed
+from zoo.graph.passes.simplify import drops, simplify
 
-__all__ = ["simplify"]
+__all__ = ["RNG", "drops", "evaluating", "keyed", "simplify"]

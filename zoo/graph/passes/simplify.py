@@ -8,7 +8,7 @@ from typing import Any
 
 from zoo.graph.ir import Graph, Node, Ref, map_refs, refs
 
-__all__ = ["simplify"]
+__all__ = ["drops", "simplify"]
 
 # Ops whose result depends on more than their arguments, so that two of them are not one.
 _RANDOM = (
@@ -22,6 +22,13 @@ def simplify(graph: Graph) -> Graph:
     graph = _merge_repeats(graph)
     graph = _drop_unused(graph)
     return _renumber(graph)
+
+
+def drops(node: Node) -> bool:
+    """Whether a node drops something in training."""
+    if node.op == "scaled_dot_product_attention":
+        return bool(node.kwargs.get("dropout_p", dict(enumerate(node.args)).get(4)))
+    return node.op in ("dropout", "feature_dropout", "alpha_dropout")
 
 
 def _merge_repeats(graph: Graph) -> Graph:
@@ -41,7 +48,7 @@ def _merge_repeats(graph: Graph) -> Graph:
             renamed[node.outputs[0]] = node.args[0].name
             continue
         key = _key((node.op, node.args, node.kwargs))
-        twin = None if node.op.startswith(_RANDOM) else seen.get(key)
+        twin = None if node.op.startswith(_RANDOM) or drops(node) else seen.get(key)
         if twin is not None:
             renamed.update(zip(node.outputs, twin.outputs, strict=True))
             continue

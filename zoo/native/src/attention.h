@@ -7,7 +7,7 @@
 
 namespace zoo::ZOO_ISA {
 
-constexpr int64_t kKeyBlock = 256;
+constexpr int64_t kKeyBlock = 128;
 #define ZOO_MINUS_INF (-__builtin_inff())
 
 struct Attention : zoo_attention_args {
@@ -76,14 +76,17 @@ static void attend_panel(const Attention& x, const float* packed_k, const float*
             if (s0)
                 for (int64_t e = 0; e < E; ++e) store(total + e * NR + j * W, load(total + e * NR + j * W) * shrink);
         }
+        V own[NV];
+        for (int j = 0; j < NV; ++j) own[j] = V{};
         for (int64_t s = 0; s < here; ++s) {
             for (int j = 0; j < NV; ++j) {
                 float* at = scores + s * NR + j * W;
                 V p = exp(load(at) - less[j]);
                 store(at, p);
-                sums[j] += p;
+                own[j] += p;
             }
         }
+        for (int j = 0; j < NV; ++j) sums[j] += own[j];
         for (int64_t e = 0; e < E; e += mv) {
             int64_t rows = least(mv, E - e);
             product(packed_v + e * x.keys + s0 * rows, scores, rows, here, total + e * NR, s0 == 0);
@@ -105,6 +108,37 @@ ZOO_INLINE int64_t visible(const Attention& x, const float* mask) {
     return keys;
 }
 
+constexpr int kAtOnce = 8;
+
+// out[e] = share * sum over s of scores[s] v[s][e], for as many e as there are registers for; says how many those were.
+// Runs of keys have sums of their own: bounds the rounding error.
+static int64_t weighted_sum(const float* v, int64_t stride, const float* scores, int64_t keys, int64_t E, float share, float* out) {
+    int64_t full = least(kAtOnce, E / W);
+    V total[kAtOnce] = {};
+    if (full == 0) {
+        for (int64_t s = 0; s < keys; ++s) total[0] += scores[s] * load_some(v + s * stride, E);
+        store_some(out, keys ? total[0] * share : V{}, E);
+        return E;
+    }
+    for (int64_t s0 = 0; s0 < keys; s0 += kKeyBlock) {
+        V own[kAtOnce] = {};
+        const int64_t end = least(keys, s0 + kKeyBlock);
+        if (full == kAtOnce) {
+            for (int64_t s = s0; s < end; ++s)
+                for (int j = 0; j < kAtOnce; ++j) own[j] += scores[s] * load(v + s * stride + j * W);
+        } else if (full == kAtOnce / 2) {
+            for (int64_t s = s0; s < end; ++s)
+                for (int j = 0; j < kAtOnce / 2; ++j) own[j] += scores[s] * load(v + s * stride + j * W);
+        } else {
+            for (int64_t s = s0; s < end; ++s)
+                for (int j = 0; j < full; ++j) own[j] += scores[s] * load(v + s * stride + j * W);
+        }
+        for (int j = 0; j < kAtOnce; ++j) total[j] += own[j];
+    }
+    for (int j = 0; j < full; ++j) store(out + j * W, total[j] * share);
+    return full * W;
+}
+
 // A query or few, as when decoding: rows of scores, no packing.
 static void attend_few(const Attention& x, const float* q, const float* k, const float* v, const float* mask,
                        float* out, int64_t keys, float* scores) {
@@ -113,20 +147,22 @@ static void attend_few(const Attention& x, const float* q, const float* k, const
         const float* query = q + t * x.q_stride[2];
         int64_t here = x.causal ? least(keys, t + 1) : keys;
         float top = ZOO_MINUS_INF;
-        for (int64_t s = 0; s < here; ++s) {
-            const float* key = k + s * x.k_stride[2];
-            V sums[2] = {};
-            int64_t d = 0;
-            for (; d + 2 * W <= D; d += 2 * W)
-                for (int j = 0; j < 2; ++j) sums[j] += load(query + d + j * W) * load(key + d + j * W);
-            for (; d < D; d += W) {
+        for (int64_t s = 0; s < here; s += kAtOnce) {
+            // past the last key the last one again: what it gives is not kept
+            V sums[kAtOnce] = {};
+            const float* key[kAtOnce];
+            for (int j = 0; j < kAtOnce; ++j) key[j] = k + least(s + j, here - 1) * x.k_stride[2];
+            for (int64_t d = 0; d < D; d += W) {
                 int64_t n = D - d;
-                sums[0] += n >= W ? load(query + d) * load(key + d) : load_some(query + d, n) * load_some(key + d, n);
+                V q_d = n >= W ? load(query + d) : load_some(query + d, n);
+                for (int j = 0; j < kAtOnce; ++j) sums[j] += q_d * (n >= W ? load(key[j] + d) : load_some(key[j] + d, n));
             }
-            float score = sum(sums[0] + sums[1]) * x.scale;
-            if (mask) score += mask[t * x.mask_stride[2] + s * x.mask_stride[3]];
-            scores[s] = score;
-            if (!(score <= top)) top = score;
+            for (int j = 0; j < kAtOnce && s + j < here; ++j) {
+                float score = sum(sums[j]) * x.scale;
+                if (mask) score += mask[t * x.mask_stride[2] + (s + j) * x.mask_stride[3]];
+                scores[s + j] = score;
+                if (!(score <= top)) top = score;
+            }
         }
         if (top == ZOO_MINUS_INF) top = 0;
         V sums{};
@@ -146,19 +182,7 @@ static void attend_few(const Attention& x, const float* q, const float* k, const
             }
         }
         float whole = sum(sums), share = mask && whole == 0 ? 0 : 1 / whole;
-        for (int64_t e = 0; e < E; e += W) {
-            int64_t n = E - e;
-            V total{};
-            for (int64_t s = 0; s < here; ++s) {
-                const float* value = v + s * x.v_stride[2] + e;
-                total += scores[s] * (n >= W ? load(value) : load_some(value, n));
-            }
-            total = here ? total * share : V{};
-            if (n >= W)
-                store(o + e, total);
-            else
-                store_some(o + e, total, n);
-        }
+        for (int64_t e = 0; e < E;) e += weighted_sum(v + e, x.v_stride[2], scores, here, E - e, share, o + e);
     }
 }
 

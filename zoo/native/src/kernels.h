@@ -39,7 +39,7 @@ void* allocate(size_t bytes);
 void release(void* memory);
 
 // This thread's scratch memory, kept between calls; one per slot. NULL if there is none.
-enum Slot { kPackedLeft, kPackedRight, kAttention, kConv, kSlots };
+enum Slot { kPackedLeft, kPackedRight, kAttention, kConv, kMask, kSlots };
 float* scratch(Slot slot, size_t floats);
 
 // body(i) for every i below count, on the pool or the caller's parallel-for.

@@ -35,45 +35,75 @@ static void by_rows(const void* args, int64_t rows, int64_t cols, void (*row)(co
     parallel(ceil_div(rows, job.at_once), some_rows, &job);
 }
 
+struct Yes {
+    constexpr operator bool() const { return true; }
+};
+struct No {
+    constexpr operator bool() const { return false; }
+};
+
+// A row's vectors, the last of which may be cut: f(position, how many numbers of it, which of four sums).
+template <class F>
+ZOO_INLINE void each(int64_t n, F f) {
+    int64_t i = 0;
+    for (; i + 4 * W <= n; i += 4 * W)
+        for (int j = 0; j < 4; ++j) f(i + j * W, (int64_t)W, j);
+    for (; i + W <= n; i += W) f(i, (int64_t)W, 0);
+    if (i < n) f(i, n - i, 1);
+}
+
+ZOO_INLINE float total(const V sums[4]) { return sum((sums[0] + sums[1]) + (sums[2] + sums[3])); }
+
 static void norm_row(const void* args, int64_t r) {
     const zoo_norm_args& a = *(const zoo_norm_args*)args;
     const int64_t n = a.cols;
+    const bool rms = a.rms;
     const float* x = a.x + r * a.stride_x;
     float* out = a.out + r * n;
+    V sums[4] = {};
     if (a.residual) {
         const float* residual = a.residual + r * a.stride_residual;
-        float* sum = a.sum ? a.sum + r * n : out;
-        for (int64_t i = 0; i < n; i += W) write(sum + i, read(x + i, n - i) + read(residual + i, n - i), n - i);
-        x = sum;
+        float* both = a.sum ? a.sum + r * n : out;
+        each(n, [&](int64_t i, int64_t here, int j) {
+            V v = read(x + i, here) + read(residual + i, here);
+            write(both + i, v, here);
+            sums[j] += rms ? v * v : v;
+        });
+        x = both;
+    } else {
+        each(n, [&](int64_t i, int64_t here, int j) {
+            V v = read(x + i, here);
+            sums[j] += rms ? v * v : v;
+        });
     }
-    V sums[4] = {};
-    float mean = 0;
-    int64_t i = 0;
-    if (!a.rms) {
-        for (; i + 4 * W <= n; i += 4 * W)
-            for (int j = 0; j < 4; ++j) sums[j] += load(x + i + j * W);
-        for (; i < n; i += W) sums[0] += read(x + i, n - i);
-        mean = sum((sums[0] + sums[1]) + (sums[2] + sums[3])) / (float)n;
+    float mean = 0, variance = total(sums) / (float)n;
+    if (!rms) {
+        mean = variance;
         for (int j = 0; j < 4; ++j) sums[j] = V{};
-        i = 0;
-    }
-    for (; i + 4 * W <= n; i += 4 * W)
-        for (int j = 0; j < 4; ++j) {
-            V d = load(x + i + j * W) - mean;
+        each(n, [&](int64_t i, int64_t here, int j) {
+            V d = only(read(x + i, here) - mean, here);
             sums[j] += d * d;
-        }
-    for (; i < n; i += W) {
-        V d = only(read(x + i, n - i) - mean, n - i);
-        sums[0] += d * d;
+        });
+        variance = total(sums) / (float)n;
     }
-    float variance = sum((sums[0] + sums[1]) + (sums[2] + sums[3])) / (float)n;
-    float scale = 1.0f / __builtin_sqrtf(variance + a.eps);
-    for (i = 0; i < n; i += W) {
-        V y = (read(x + i, n - i) - mean) * scale;
-        if (a.weight) y *= read(a.weight + i, n - i);
-        if (a.bias) y += read(a.bias + i, n - i);
-        write(out + i, y, n - i);
-    }
+    const float scale = 1.0f / __builtin_sqrtf(variance + a.eps);
+    auto finish = [&](auto has_weight, auto has_bias) {
+        each(n, [&](int64_t i, int64_t here, int) {
+            V v = read(x + i, here);
+            V y = (v - mean) * scale;
+            if constexpr (has_weight) y *= read(a.weight + i, here);
+            if constexpr (has_bias) y += read(a.bias + i, here);
+            write(out + i, y, here);
+        });
+    };
+    if (a.weight && a.bias)
+        finish(Yes{}, Yes{});
+    else if (a.weight)
+        finish(Yes{}, No{});
+    else if (a.bias)
+        finish(No{}, Yes{});
+    else
+        finish(No{}, No{});
 }
 
 static int norm(const zoo_norm_args* args) {

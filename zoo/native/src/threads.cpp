@@ -140,9 +140,13 @@ State& current() {
 // Set while this thread runs a body: a loop within a loop runs where it is.
 thread_local bool inside = false;
 
+// The pool that an adapter has lent to this thread.
+thread_local const zoo_pool_of* lent = nullptr;
+
 }  // namespace
 
 int64_t threads() {
+    if (lent) return lent->threads;
     int64_t wanted = current().wanted.load(std::memory_order_relaxed);
     if (wanted > 0) return wanted;
     wanted = available();
@@ -152,6 +156,11 @@ int64_t threads() {
 
 void parallel(int64_t count, zoo_body body, void* context) {
     if (count <= 0) return;
+    if (const zoo_pool_of* pool = lent) {
+        if (count > 1 && pool->threads > 1) return pool->parallel_for(pool->user, count, body, context);
+        for (int64_t i = 0; i < count; ++i) body(context, i);
+        return;
+    }
     State& state = current();
     if (zoo_parallel_for callers = state.callers.load(std::memory_order_acquire)) {
         callers(state.user.load(std::memory_order_acquire), count, body, context);
@@ -193,6 +202,12 @@ int zoo_set_threads(int64_t threads) {
 }
 
 int64_t zoo_get_threads(void) { return zoo::threads(); }
+
+const zoo_pool_of* zoo_lend_pool(const zoo_pool_of* pool) {
+    const zoo_pool_of* before = zoo::lent;
+    zoo::lent = pool;
+    return before;
+}
 
 void zoo_set_parallel_for(zoo_parallel_for parallel_for, void* user) {
     zoo::current().user.store(user, std::memory_order_release);

@@ -95,11 +95,9 @@ ZOO_INLINE float maximum(V v) {
 
 ZOO_INLINE V exp2i(I n) { return (V)((n + 127) << 23); }
 
-// Relative error below 1.2e-7. r is x less the nearest multiple of ln 2 (in two parts, so that it is exact); the
-// polynomial is (exp(r) - 1 - r) / r², fitted at Chebyshev's points. Two factors, so that results may be subnormal.
-ZOO_INLINE V exp(V x) {
-    x = min(splat(89.0f), max(splat(-104.0f), x));
-    V n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;
+// exp(x) / 2^n for n the whole number nearest to x / ln 2. r is x less n ln 2 (in two parts, so that it is exact); the
+// polynomial is (exp(r) - 1 - r) / r², fitted at Chebyshev's points. Relative error below 1.2e-7.
+ZOO_INLINE V exp_near(V x, V n) {
     V r = x - n * 0.693359375f;
     r = r + n * 2.12194440e-4f;
     V p = r * 1.99077052e-4f + 1.39337329e-3f;
@@ -107,10 +105,16 @@ ZOO_INLINE V exp(V x) {
     p = p * r + 4.16664642e-2f;
     p = p * r + 1.66666668e-1f;
     p = p * r + 5.00000001e-1f;
-    p = p * (r * r) + r + 1.0f;
+    return p * (r * r) + r + 1.0f;
+}
+
+// Two factors, so that results may be subnormal.
+ZOO_INLINE V exp(V x) {
+    x = min(splat(89.0f), max(splat(-104.0f), x));
+    V n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;
     I whole = __builtin_convertvector(n, I);
     I half = whole >> 1;
-    return p * exp2i(half) * exp2i(whole - half);
+    return exp_near(x, n) * exp2i(half) * exp2i(whole - half);
 }
 
 ZOO_INLINE V absolute(V x) { return (V)((I)x & 0x7fffffff); }
@@ -139,6 +143,25 @@ ZOO_INLINE V erf(V x) {
     return with_sign_of(t < 0.94f ? p : q, x);
 }
 
+// x Phi(x), as max(x, 0) - |x| Phi(-|x|): Phi(-sqrt(2) t) is exp of a polynomial in t, fitted at Chebyshev's points on
+// [0, 4]; beyond, it is less than a float32 of the result can show. Its argument is between -19 and 0: no care for others.
+ZOO_INLINE V gelu(V x) {
+    V t = min(splat(4.0f), absolute(x) * 0.70710678f);
+    V p = t * -7.67175538e-7f + 1.53305725e-5f;
+    p = p * t - 1.32381954e-4f;
+    p = p * t + 6.30562454e-4f;
+    p = p * t - 1.59573399e-3f;
+    p = p * t + 2.52094727e-5f;
+    p = p * t + 1.92699257e-2f;
+    p = p * t - 1.02828770e-1f;
+    p = p * t - 6.36608939e-1f;
+    p = p * t - 1.12837996f;
+    V y = p * t;
+    V n = (y * 1.44269504f + 12582912.0f) - 12582912.0f;
+    V tail = absolute(x) * exp_near(y, n) * (V)((__builtin_convertvector(n, I) + 126) << 23);
+    return (x < 0.0f ? splat(0.0f) : x) - (t < 4.0f ? tail : splat(0.0f));
+}
+
 ZOO_INLINE V tanh(V x) {
     V t = absolute(x);
     V s = t * t;
@@ -156,7 +179,7 @@ ZOO_INLINE V sigmoid(V x) { return 1.0f / (1.0f + exp(-x)); }
 ZOO_INLINE V activate(V x, int op) {
     switch (op) {
         case ZOO_RELU: return x < 0.0f ? splat(0.0f) : x;
-        case ZOO_GELU: return x * (0.5f + 0.5f * erf(x * 0.70710678f));
+        case ZOO_GELU: return gelu(x);
         case ZOO_GELU_TANH: return x * sigmoid(x * (1.59576912f + 0.0713548163f * x * x));
         case ZOO_SILU: return x * sigmoid(x);
         case ZOO_TANH: return tanh(x);

@@ -87,6 +87,67 @@ void rows(int64_t n, int64_t cols) {
     check("binary", out, want);
 }
 
+// The kernels over a framework's arrays: strides, masks that broadcast, a lent pool, and what does not fit.
+void views(int64_t queries, int64_t keys) {
+    const int64_t B = 2, H = 4, G = 2, D = 9;
+    auto q = numbers(B * queries * H * D), k = numbers(B * keys * G * D), v = numbers(B * keys * G * D), out = numbers(q.size());
+    auto heads = [&](std::vector<float>& x, int64_t n, int64_t h) {
+        return zoo_view{x.data(), ZOO_FLOAT32, 4, {B, h, n, D}, {n * h * D, D, h * D, 1}};
+    };
+    zoo_view qs = heads(q, queries, H), ks = heads(k, keys, G), vs = heads(v, keys, G), to = heads(out, queries, H);
+    std::vector<unsigned char> seen(B * queries * keys);
+    for (auto& x : seen) x = number() < 0.2f;
+    for (int64_t i = 0; i < B * queries; ++i) seen[i * keys] = 1;
+    zoo_view mask{seen.data(), ZOO_BOOL, 4, {B, 1, queries, keys}, {queries * keys, queries * keys, keys, 1}};
+    int64_t calls = 0;
+    auto one_by_one = [](void* user, int64_t count, zoo_body body, void* context) {
+        ++*(int64_t*)user;
+        for (int64_t i = 0; i < count; ++i) body(context, i);
+    };
+    zoo_pool_of pool{one_by_one, &calls, 2};
+    const zoo_pool_of* before = zoo_lend_pool(&pool);
+    if (zoo_attention_views(&qs, &ks, &vs, &mask, 0, 0.5, &to)) ++failures;
+    if (zoo_lend_pool(before) != &pool || !calls) ++failures;
+    std::vector<double> want(out.size());
+    for (int64_t b = 0; b < B; ++b)
+        for (int64_t h = 0; h < H; ++h)
+            for (int64_t t = 0; t < queries; ++t) {
+                double total = 0, row[D] = {};
+                for (int64_t s = 0; s < keys; ++s) {
+                    if (!seen[(b * queries + t) * keys + s]) continue;
+                    double score = 0;
+                    const int64_t at = ((b * keys + s) * G + h / 2) * D;
+                    for (int64_t d = 0; d < D; ++d) score += q[((b * queries + t) * H + h) * D + d] * k[at + d];
+                    total += exp(score * 0.5);
+                    for (int64_t d = 0; d < D; ++d) row[d] += exp(score * 0.5) * v[at + d];
+                }
+                for (int64_t d = 0; d < D; ++d) want[((b * queries + t) * H + h) * D + d] = row[d] / total;
+            }
+    check("attention of views", out, want);
+    zoo_view other = mask;
+    other.size[3] = keys + 1;
+    if (!zoo_attention_views(&qs, &ks, &vs, &other, 0, 0.5, &to)) ++failures;
+    other = ks;
+    other.size[2] = -1;
+    if (!zoo_attention_views(&qs, &other, &vs, nullptr, 0, 0.5, &to)) ++failures;
+    other = qs;
+    other.size[0] = other.size[1] = other.size[2] = (int64_t)1 << 30;
+    if (!zoo_attention_views(&other, &ks, &vs, nullptr, 0, 0.5, &to)) ++failures;
+    // columns of q as rows: gaps everywhere
+    zoo_view x{q.data(), ZOO_FLOAT32, 3, {D, queries, H}, {1, H * D, D}};
+    auto normal = numbers(D * queries * H), sum = numbers(normal.size());
+    if (zoo_norm_views(&x, &x, nullptr, nullptr, 1e-5, 0, normal.data(), sum.data())) ++failures;
+    std::vector<double> twice(sum.size());
+    for (int64_t d = 0; d < D; ++d)
+        for (int64_t i = 0; i < queries * H; ++i) twice[d * queries * H + i] = 2.0 * q[i * D + d];
+    check("sum of views", sum, twice);
+    if (zoo_gated_views(&x, &x, ZOO_RELU, normal.data())) ++failures;
+    for (double& w : twice) w = w > 0 ? w * w / 4 : 0;
+    check("gated views", normal, twice);
+    if (!zoo_gated_views(&x, &qs, ZOO_RELU, normal.data()) || !zoo_norm_views(&mask, nullptr, nullptr, nullptr, 1e-5, 0, normal.data(), nullptr))
+        ++failures;
+}
+
 void conv(int64_t channels, int64_t size, int64_t out_channels, int64_t kernel, int64_t stride, int64_t pad) {
     int64_t out_size = (size + 2 * pad - kernel) / stride + 1, taps = channels * kernel * kernel;
     auto x = numbers(channels * size * size), w = numbers(out_channels * taps), out = numbers(out_channels * out_size * out_size);
@@ -121,6 +182,9 @@ void all() {
     linear(3, 600, 5);
     attention(2, 3, 9, 5);
     attention(3, 40, 300, 19);
+    attention(2, 2, 150, 150);
+    views(3, 20);
+    views(37, 140);
     for (int64_t cols : {1, 15, 16, 17, 100}) rows(7, cols);
     rows(300, 200);
     conv(3, 11, 5, 3, 2, 1);
