@@ -635,6 +635,7 @@ GRADIENTS: list[tuple[str, Case]] = [
         (_SDPA, (*_QKV, None, 0.0, True), {"scale": 0.3}),
         ("_safe_softmax", (_leaf(3, 4) + _BLIND_FLOAT, -1), {}),
         ("embedding", (_leaf(5, 3), torch.tensor([[0, 3], [3, 1]])), {}),
+        ("embedding", (_leaf(5, 3), torch.tensor([[0, 3], [3, 1]]), 3), {}),
         ("where.self", (torch.tensor([True, False]), _leaf(3, 2), _leaf(2)), {}),
         ("masked_fill.Scalar", (_leaf(3, 2), torch.tensor([True, False]), -math.inf), {}),
         ("index.Tensor", (_leaf(4, 3), (torch.tensor([0, -1, 0]), torch.tensor([2, 1, 2]))), {}),

@@ -164,6 +164,9 @@ class JaxNamespace(Namespace):
     def rsqrt(self, x: Any) -> Any:
         return lax.rsqrt(x)
 
+    def stop_gradient(self, x: Any) -> Any:
+        return lax.stop_gradient(x)
+
     def complex(self, real: Any, imag: Any) -> Any:
         return lax.complex(real, imag)
 

@@ -127,6 +127,10 @@ class Namespace:
     def rsqrt(self, x: Any) -> Any:
         return self.divide(self.asarray(1, self.dtype(x)), self.sqrt(x))  # type: ignore[attr-defined]
 
+    def stop_gradient(self, x: Any) -> Any:
+        """`x`, as a constant to whoever asks for gradients."""
+        return x
+
     def complex(self, real: Any, imag: Any) -> Any:
         raise NotImplementedError
 

@@ -288,6 +288,9 @@ class TensorflowNamespace(Namespace):
     def rsqrt(self, x: Any) -> Any:
         return tf.math.rsqrt(x)
 
+    def stop_gradient(self, x: Any) -> Any:
+        return tf.stop_gradient(x)
+
     def complex(self, real: Any, imag: Any) -> Any:
         return tf.complex(real, imag)
 

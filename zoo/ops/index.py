@@ -26,7 +26,12 @@ _REDUCTIONS = {
 def embedding(
     xp: Any, weight: Any, indices: Any, padding_idx: int = -1, scale_grad: bool = False, sparse: bool = False
 ) -> Any:
-    return xp.take(weight, indices, 0)
+    """The row `padding_idx`, unless that is negative, gets no gradient."""
+    rows = xp.take(weight, indices, 0)
+    if padding_idx < 0:
+        return rows
+    padded = xp.expand_dims(xp.equal(indices, xp.asarray(padding_idx, xp.dtype(indices))), xp.ndim(indices))
+    return xp.where(padded, xp.stop_gradient(rows), rows)
 
 
 @op("index_select")
