@@ -53,7 +53,7 @@ def _mrope(*sections: int, **more: Any) -> dict[str, Any]:
 
 
 _MROPE = _mrope(2, 3, 3)
-_EFFICIENTNET: dict[str, Any] = {"width_coefficient": 0.1, "depth_coefficient": 0.4, "hidden_dim": 128}
+_EFFICIENTNET: dict[str, Any] = {"width_coefficient": 0.1, "depth_coefficient": 0.1, "hidden_dim": 128}
 _COMPASS: dict[str, Any] = {
     "layer_types": ["sliding_attention", "full_attention"],
     "rope_parameters": {
@@ -98,6 +98,7 @@ OF_TASK: dict[tuple[str, str], dict[str, Any]] = {
     ("blip-2", "zero-shot-image-classification"): {"qformer_config": {"use_qformer_text_input": True}},
     ("deit", "image-classification"): {"architectures": ["DeiTForImageClassification"]},
     ("levit", "image-classification"): {"architectures": ["LevitForImageClassification"]},
+    ("reformer", "text-generation"): {"is_decoder": True},
     ("perceiver", "image-classification"): {"architectures": ["PerceiverForImageClassificationLearned"]},
 }
 """What a class with a head needs besides: which of several classes it is, where transformers asks."""
@@ -153,6 +154,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "deepseek_v2": {"num_experts_per_tok": 2},
     "deformable_detr": _DETR | {"backbone_config": _THREE_LEVELS, "num_feature_levels": 3},
     "deimv2": _OF_HGNET,
+    "depth_anything": {"reassemble_hidden_size": 64},
     "depth_pro": {
         "patch_size": 28,
         "intermediate_hook_ids": [1, 0],
@@ -179,9 +181,13 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "rope_parameters": {"partial_rotary_factor": 2.0},
     },
     "efficientnet": _EFFICIENTNET,
+    "embedding_gemma2": {
+        "vision_config": {"model_type": "gemma4_vision"},
+        "audio_config": {"model_type": "gemma4_audio"},
+    },
     "emu3": {
         "image_token_id": 198,
-        "vq_config": {"base_channels": 32, "hidden_size": 128},
+        "vq_config": {"base_channels": 32, "hidden_size": 128, "embed_dim": 4, "latent_channels": 4},
         "vocabulary_map": {"<image>": 198, "<|extra_200|>": 197}
         | {f"<|visual token {i:06}|>": 100 + i for i in range(64)},
     },
@@ -201,6 +207,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "activation_sparsity_pattern": [0.95, 0.0, 0.95, 0.0],
     },
     "gemma4": {"vision_config": {"model_type": "gemma4_vision"}, "audio_config": {"model_type": "gemma4_audio"}},
+    "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0}},
     "gemma4_unified": {
         "vision_config": {"model_type": "gemma4_unified_vision", "mm_embed_dim": 64},
         "audio_config": {"model_type": "gemma4_unified_audio", "audio_embed_dim": 64},
@@ -260,6 +267,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "mimi": {"upsample_groups": 16},
     "mimi_decoder": {"upsample_groups": 16},
     "mimi_encoder": {"upsample_groups": 16},
+    "minicpm_ocr": {"image_token_id": 198},
+    "minicpmv4_6": {"image_token_id": 198},
     "minicpmv4_7": {"image_token_id": 198},
     "ministral": _HEADS,
     "mistral4": {"qk_nope_head_dim": 8},
@@ -279,6 +288,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "muse_spark": {"out_hidden_size": 256, "audio_config": _MUSE_AUDIO},
     "muse_spark_audio": _MUSE_AUDIO,
     "nemotron": _HEADS | {"num_key_value_heads": 2},
+    "nemotron_h_omni": {"vision_config": {"video_temporal_patch_size": 2}, "vision_hidden_size": 64},
     "neucodec": {"encoder_hidden_size": 8, "num_key_value_heads": 4},
     "oneformer": {"backbone_config": _SWIN, "conv_dim": 64},
     "paddleocr_vl": {"text_config": _MROPE},
@@ -286,9 +296,12 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "pe_audio_encoder": {"dac_config": {"encoder_hidden_size": 4, "decoder_hidden_size": 32}},
     "pocket_tts_audio_tokenizer": {"upsample_groups": 16},
     "pocket_tts_audio_tokenizer_decoder": {"upsample_groups": 16},
-    "pp_doclayout_v2": _OF_HGNET,
+    "pp_doclayout_v2": _OF_HGNET | {"class_thresholds": [0.5] * 5},
     "pp_doclayout_v3": _OF_HGNET | {"x4_feat_dim": 16},
     "pp_doclayout_v4": _OF_HGNET,
+    "pp_formulanet": {
+        "vision_config": {"post_conv_in_channels": 64, "post_conv_mid_channels": 32, "post_conv_out_channels": 64}
+    },
     "pp_ocrv5_mobile_rec": {"head_out_channels": 99},
     "pp_ocrv5_server_det": _DET | {"backbone_config": _HGNET | {"out_indices": [1, 2, 3, 4]}},
     "pp_ocrv5_server_rec": {
@@ -303,6 +316,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     },
     "pp_ocrv6_small_rec": {"backbone_config": _LCNET, "head_out_channels": 99},
     "pp_ocrv6_tiny_rec": {"backbone_config": _LCNET, "head_out_channels": 99},
+    "prompt_depth_anything": {"reassemble_hidden_size": 64},
     "qwen2_5_omni_thinker": _OMNI | {"text_config": _MROPE, "audio_config": {"n_window": 8}},
     "qwen2_5_vl": {"text_config": _MROPE},
     "qwen2_5_vl_text": _MROPE,
@@ -359,7 +373,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         },
     },
     "seggpt": {"image_size": [64, 32], "pretrain_image_size": 32, "merge_index": 0, "patch_size": 8},
-    "shieldgemma2": {"mm_tokens_per_image": 4},
+    "shieldgemma2": {"mm_tokens_per_image": 4, "yes_token_index": 20, "no_token_index": 21},
     "step3p7": {"text_config": {"sliding_window": 8}},
     "swin": _SWIN,
     "swin2sr": {"image_size": 16, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 2], "window_size": 4},
@@ -393,4 +407,5 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "xcodec2": {"encoder_hidden_size": 8, "num_key_value_heads": 4},
     "xmod": {"default_language": "en_XX"},
     "yolos": {"image_size": [64, 96]},
+    "zoedepth": {"bottleneck_features": 64},
 }

@@ -200,7 +200,7 @@ def _shrunk(config: transformers.PretrainedConfig) -> dict[str, Any]:
             small[name] = len(kept)
         elif name in _EXPERTS_PER_TOKEN:
             small[name] = min(value, 2)
-        elif name == "image_size":
+        elif name in ("image_size", "crop_size"):
             small[name] = _image(fields, value)
         else:
             small[name] = _TO.get(name, value) if value else 0

@@ -140,7 +140,7 @@ def _inner(config: Any, names: tuple[str, ...]) -> Any:
 def _method(module: Any, name: str) -> Any:
     """A method of the model that the module puts a head on, of its own, or of that model's encoder."""
     model = getattr(module, "base_model", module)
-    owners = (model, module, getattr(model, "encoder", None))
+    owners = (model, module, *(getattr(model, part, None) for part in ("encoder", "vlm")))
     return next((getattr(owner, name) for owner in owners if hasattr(owner, name)), None)
 
 
@@ -173,6 +173,8 @@ def _input_ids(made: _Example) -> torch.Tensor | None:
         )
         if count and token is not None
     ]
+    if _is_shifted(made):  # the class reads where the text ends
+        ids[:, -1] = made.config.eos_token_id
     return torch.cat([ids[:, :2], *runs, ids[:, 2:]], 1)
 
 
@@ -224,6 +226,8 @@ def _rows(made: _Example, name: str) -> int:
         return 0
     accepted = inspect.signature(method).parameters
     given = {key: value for key, value in made.inputs.items() if key in accepted or "args" in accepted}
+    if made.config.model_type == "pi0":  # whose forward joins the cameras
+        given["pixel_values"] = given["pixel_values"].flatten(0, 1)
     if "input_ids" in accepted:  # Music Flamingo counts the tokens itself, each of four frames
         given["input_ids"] = torch.full((made.batch, _frames(made) // 4), _token(made, _AUDIO_TOKENS))
     with torch.no_grad():
@@ -278,8 +282,15 @@ def _bbox(made: _Example) -> torch.Tensor:
     return corners.sort(2).values.flatten(2)
 
 
+def _is_shifted(made: _Example) -> bool:
+    """Whether the decoder takes the encoder's text, which the class moves by one."""
+    return made.config.is_encoder_decoder and type(made.module).__name__.endswith("ForSequenceClassification")
+
+
 def _decoder_ids(made: _Example) -> torch.Tensor | None:
-    if not (made.config.is_encoder_decoder or made.needs("decoder_input_ids") or _is_seq2seq(made)):
+    if _is_shifted(made) or not (
+        made.config.is_encoder_decoder or made.needs("decoder_input_ids") or _is_seq2seq(made)
+    ):
         return None
     channels = getattr(getattr(made.config, "decoder_config", None), "num_channels", None)
     if channels:  # a token of each channel at each moment
@@ -381,6 +392,13 @@ def _pixel_values_videos(made: _Example) -> torch.Tensor | None:
         return None
     frames = getattr(made.vision, "num_frames", None) or getattr(made.vision, "frames_per_clip", None) or 4
     return made.noise(made.batch, frames, _channels(made.vision), *_image_size(made))
+
+
+def _flattened_patches(made: _Example) -> torch.Tensor:
+    """Pix2Struct's: each patch's row and column, from 1, and its values, [B, P, 2 + D]."""
+    patches = made.noise(made.batch, 6, made.vision.patch_embed_hidden_size)
+    places = torch.cartesian_prod(torch.arange(1, 3), torch.arange(1, 4)).to(made.floats)
+    return torch.cat([places.expand(made.batch, -1, -1), patches], 2)
 
 
 def _tiles(made: _Example) -> int:
@@ -605,6 +623,13 @@ def _input_features(made: _Example) -> torch.Tensor | None:
     return made.noise(made.batch, *shape)
 
 
+def _audio_ids(made: _Example) -> torch.Tensor:
+    """Sounds as whole numbers: one of each codebook, or one of each mel, at each moment."""
+    if hasattr(made.config, "num_codebooks"):
+        return made.ids(made.batch, 4, made.config.num_codebooks, vocab=made.config.codebook_size)
+    return made.ids(made.batch, 4, made.audio.n_mel_bins, vocab=made.audio.mel_vocab_size)
+
+
 def _features_mask(made: _Example, name: str = "input_features_mask") -> torch.Tensor | None:
     features = made.inputs.get("input_features")
     if features is None or made.config.model_type in _UNMASKED:
@@ -709,6 +734,7 @@ _MAKERS: dict[str, Callable[[_Example], torch.Tensor | None]] = {
     "prompt_pixel_values": _pixel_values,
     "prompt_masks": _pixel_values,
     "pixel_values_videos": _pixel_values_videos,
+    "flattened_patches": _flattened_patches,
     "high_res_pixel_values": _other_image("high_res_vision_config"),
     "image_grid_thw": lambda made: _grid(made) if _has_images(made) else None,
     "grid_thw": _grid,
@@ -727,11 +753,14 @@ _MAKERS: dict[str, Callable[[_Example], torch.Tensor | None]] = {
     "spatial_shapes": _spatial_shapes,
     "input_features": _input_features,
     "audio_mel": _input_features,
+    "audio_input_ids": _audio_ids,
+    "chunk_sample_lengths": lambda made: torch.full((made.batch,), 160 * _frames(made)),
     "input_features_mask": _features_mask,
     "feature_attention_mask": lambda made: _features_mask(made, "feature_attention_mask"),
     "audio_mel_mask": lambda made: torch.zeros(made.batch, _frames(made), dtype=torch.bool),  # True is padding
     "input_values": _input_values,
     "padding_mask": _padding_mask,
+    "qformer_input_ids": lambda made: made.ids(made.batch, made.length),
     "input_ids": _input_ids,
     "image_embeds_position_mask": _image_embeds_position_mask,
     "token_type_ids": _token_type_ids,
@@ -743,6 +772,14 @@ _MAKERS: dict[str, Callable[[_Example], torch.Tensor | None]] = {
         torch.ones(*made.inputs["input_ids"].shape, 1, dtype=torch.long) if made.config.model_type in _TILED else None
     ),
     "cross_attention_mask": _of_images(lambda made: (*made.inputs["input_ids"].shape, 1, _tiles(made))),
+    "entity_ids": lambda made: made.ids(made.batch, 2, vocab=made.config.entity_vocab_size),
+    "entity_position_ids": lambda made: torch.arange(4).view(2, 2).repeat(made.batch, 1, 1),
+    "input_shape_ids": lambda made: made.ids(made.batch, made.length, vocab=made.config.shape_vocab_size),
+    "input_pronunciation_ids": lambda made: made.ids(
+        made.batch, made.length, vocab=made.config.pronunciation_vocab_size
+    ),
+    "xpath_tags_seq": lambda made: made.ids(made.batch, made.length, made.config.max_depth, vocab=99),
+    "xpath_subs_seq": lambda made: made.ids(made.batch, made.length, made.config.max_depth, vocab=99),
     "visual_feats": _visual("visual_feat_dim"),
     "visual_pos": _visual("visual_pos_dim"),
     "visual_embeds": _visual("visual_embedding_dim"),
@@ -750,7 +787,6 @@ _MAKERS: dict[str, Callable[[_Example], torch.Tensor | None]] = {
     "encoder_hidden_states": lambda made: (
         made.noise(made.batch, 7, made.config.encoder_hidden_size) if made.has("query_embeds") else None
     ),
-    "qformer_input_ids": lambda made: made.ids(made.batch, made.length),
     "decoder_input_ids": _decoder_ids,
     "decoder_attention_mask": _decoder_mask,
     "past_values": _series(),
