@@ -207,7 +207,6 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "activation_sparsity_pattern": [0.95, 0.0, 0.95, 0.0],
     },
     "gemma4": {"vision_config": {"model_type": "gemma4_vision"}, "audio_config": {"model_type": "gemma4_audio"}},
-    "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0}},
     "gemma4_unified": {
         "vision_config": {"model_type": "gemma4_unified_vision", "mm_embed_dim": 64},
         "audio_config": {"model_type": "gemma4_unified_audio", "audio_embed_dim": 64},
@@ -246,6 +245,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "instructblip": {"image_token_index": 198},
     "instructblipvideo": {"video_token_index": 198, "image_token_index": 198},
     "janus": {"vq_config": {"base_channels": 32}},
+    "kosmos-2": {"latent_query_num": 8},
+    "kosmos-2.5": {"latent_query_num": 8},
     "kyutai_speech_to_text": {"codec_config": {"upsample_groups": 16}},
     "layoutlmv3": {"coordinate_size": 12, "shape_size": 8, "input_size": 64},
     "led": {"attention_window": 4},
@@ -296,7 +297,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "pe_audio_encoder": {"dac_config": {"encoder_hidden_size": 4, "decoder_hidden_size": 32}},
     "pocket_tts_audio_tokenizer": {"upsample_groups": 16},
     "pocket_tts_audio_tokenizer_decoder": {"upsample_groups": 16},
-    "pp_doclayout_v2": _OF_HGNET | {"class_thresholds": [0.5] * 5},
+    "pp_doclayout_v2": _OF_HGNET | {"class_thresholds": [0.5] * 5, "class_order": [0, 1, 2, 3, 4]},
     "pp_doclayout_v3": _OF_HGNET | {"x4_feat_dim": 16},
     "pp_doclayout_v4": _OF_HGNET,
     "pp_formulanet": {
@@ -378,6 +379,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "swin": _SWIN,
     "swin2sr": {"image_size": 16, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 2], "window_size": 4},
     "swinv2": _SWIN,
+    "t5": {"decoder_start_token_id": 0},
     "t5gemma2": {"encoder": {"mm_tokens_per_image": 4}},
     "t5gemma2_encoder": {"text_config": {"dropout_rate": 0.0}, "mm_tokens_per_image": 4},
     "table-transformer": _DETR,

@@ -214,6 +214,8 @@ def _audio_tokens(made: _Example) -> int:
     sounds = {"input_features", "input_values", "audio_input_ids"} & set(made.inputs)
     if not sounds or _token(made, _AUDIO_TOKENS) is None:
         return 0
+    if _method(made.module, "get_audio_features") is None and "audio_input_ids" in sounds:
+        return made.inputs["audio_input_ids"].shape[1]
     if _method(made.module, "get_audio_features") is None:  # Qwen2-Audio joins each two positions
         return int(getattr(made.audio, "max_source_positions", 0)) // 2
     return _rows(made, "get_audio_features")
@@ -368,7 +370,7 @@ def _pixel_values(made: _Example) -> torch.Tensor | None:
     if vision.model_type in _PATCHES:
         count = _rows_columns(made)[0] * _rows_columns(made)[1]
         return made.noise(*_PATCHES[vision.model_type](made, count, vision.patch_size, channels))
-    if made.has("image_grid_thw") or made.has("grid_thw"):
+    if made.has("image_grid_thw") or made.has("grid_thw") or _has_grid_hw(made):
         return _packed(made)
     height, width = _image_size(made)
     if kind in _PAIRS:
@@ -417,6 +419,11 @@ def _packed(made: _Example) -> torch.Tensor:
     return made.noise(int(_grid(made).prod(1).sum()), _channels(vision) * depth * vision.patch_size**2)
 
 
+def _has_grid_hw(made: _Example) -> bool:
+    """Whether images are packed: what sees could take them so, and what it is part of does."""
+    return made.has("image_grid_hw") and made.vision is not made.config
+
+
 def _rows_columns(made: _Example) -> tuple[int, int]:
     """Rows and columns of an image's patches: twice what is merged into one token, where it is."""
     vision = made.vision
@@ -449,7 +456,7 @@ def _image_size(made: _Example) -> tuple[int, int]:
         return vision.image_size[0] // 2, vision.image_size[1]
     if hasattr(vision, "scaled_images_ratios"):  # a patch at the smallest of the scales
         return (int(vision.patch_size / min(vision.scaled_images_ratios)),) * 2
-    parts = (vision, getattr(vision, "backbone_config", None))
+    parts = (vision, getattr(vision, "backbone_config", None), getattr(vision, "encoder", None))
     sizes = [
         getattr(part, name, None)
         for part in parts
@@ -612,7 +619,8 @@ def _frames(made: _Example) -> int:
 def _input_features(made: _Example) -> torch.Tensor | None:
     audio = made.audio
     kind = made.config.model_type
-    if audio is None or (kind in _TEXT_OR_SOUND and made.has("input_ids")):
+    either = (kind in _TEXT_OR_SOUND and made.has("input_ids")) or made.has("input_values")
+    if audio is None or (either and not made.needs("input_features")):
         return None
     bins = _inner(audio, ("d_model",) if kind in _SOUND_FOR_TEXT else _FEATURES)
     bins = bins if isinstance(bins, int) else 128
@@ -738,6 +746,7 @@ _MAKERS: dict[str, Callable[[_Example], torch.Tensor | None]] = {
     "high_res_pixel_values": _other_image("high_res_vision_config"),
     "image_grid_thw": lambda made: _grid(made) if _has_images(made) else None,
     "grid_thw": _grid,
+    "image_grid_hw": lambda made: _grid(made)[:, 1:] if _has_grid_hw(made) else None,
     "hidden_states": _hidden_states,
     "image_sizes": _image_sizes,
     "image_position_ids": lambda made: _image_positions(made) if _has_images(made) else None,
@@ -783,6 +792,7 @@ _MAKERS: dict[str, Callable[[_Example], torch.Tensor | None]] = {
     "visual_feats": _visual("visual_feat_dim"),
     "visual_pos": _visual("visual_pos_dim"),
     "visual_embeds": _visual("visual_embedding_dim"),
+    "state": lambda made: made.noise(made.batch, made.config.max_state_dim) if made.needs("state") else None,
     "query_embeds": lambda made: made.noise(made.batch, 5, made.config.hidden_size),
     "encoder_hidden_states": lambda made: (
         made.noise(made.batch, 7, made.config.encoder_hidden_size) if made.has("query_embeds") else None
