@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from tiny import draw, tiny_config
+from shrink import draw, tiny_config
 
 from zoo.arrays import to_numpy
 from zoo.capture.huggingface import capture_config, model_class

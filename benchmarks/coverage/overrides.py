@@ -1,4 +1,4 @@
-"""Where the rules of `tiny` are not enough: what else a model type's config needs."""
+"""Where the rules of `shrink` are not enough: what else a model type's config needs."""
 
 from __future__ import annotations
 

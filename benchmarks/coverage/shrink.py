@@ -368,11 +368,11 @@ def _value(owner: nn.Module, name: str, old: torch.Tensor, noise: torch.Tensor) 
         return noise
     if name.endswith("bias"):
         return old + 0.2 * noise
+    if isinstance(owner, (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)):  # some are born near zero
+        return 1 + 0.2 * noise
     if old.ndim < 2 or name.endswith("A_log"):  # norms around what a fresh one has; decays, time steps, scales
         return old + 0.2 * noise
-    if isinstance(owner, nn.modules.conv._ConvNd):
-        fan = old[0].numel() / 2  # as what follows halves it
-    elif isinstance(owner, nn.Linear):
+    if isinstance(owner, (nn.modules.conv._ConvNd, nn.Linear)):
         fan = old[0].numel()
     else:
         fan = max(old.shape[-2:])
