@@ -31,6 +31,7 @@ import transformers  # noqa: E402
 from zoo.arrays import to_numpy  # noqa: E402
 from zoo.capture.huggingface import _dynamic, _quiet  # noqa: E402
 from zoo.capture.torch_export import capture_module  # noqa: E402
+from zoo.errors import CaptureError  # noqa: E402
 from zoo.model import Package  # noqa: E402
 from zoo.tolerances import FLOORS  # noqa: E402
 
@@ -72,8 +73,12 @@ def measured(model_type: str, dtype: str, backends: list[str]) -> list[dict]:
     with torch.no_grad():
         truth = flat(exact(**{n: x.double() if x.is_floating_point() else x for n, x in given.items()}))
         base = worst(flat(own(**given)), truth, masks)
-    with _quiet():
-        graph = capture_module(own, given, _dynamic(given, config))
+    try:
+        with _quiet():
+            graph = capture_module(own, given, _dynamic(given, config))
+    except CaptureError as failure:
+        said = " ".join(str(failure).split())[:300]
+        return [{"model": model_type, "dtype": dtype, "backend": backend, "failure": said} for backend in backends]
     state = own.state_dict()
     package = Package(graph, {name: to_numpy(state[name]) for name in graph.params})
     cells = []

@@ -32,7 +32,7 @@ def compile_graph(graph: Graph, operations: Mapping[str, Callable[..., Any]] | N
     def apply(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
         device = next(iter(params.values())).device if params else torch.device("cpu")
         placed = constants if device.type == "cpu" else {name: c.to(device) for name, c in constants.items()}
-        inputs = {name: torch.as_tensor(value, device=device) for name, value in inputs.items()}
+        inputs = {name: _placed(value, device) for name, value in inputs.items()}
         with torch.device(device):
             return program(params, inputs, placed)
 
@@ -85,6 +85,11 @@ class GraphModule(torch.nn.Module):
         if self._apply_keyed is None or not self.training:
             return self._apply_graph(params, inputs)
         return self._apply_keyed(params, {**inputs, RNG: key_from(torch.default_generator if rng is None else rng)})
+
+
+def _placed(value: Any, device: torch.device) -> torch.Tensor:
+    tensor = tensor_from(value) if isinstance(value, np.ndarray) else torch.as_tensor(value)
+    return tensor.to(device)
 
 
 def tensor_from(array: np.ndarray) -> torch.Tensor:
