@@ -772,10 +772,10 @@ _MAKERS: dict[str, Callable[[_Example], torch.Tensor | None]] = {
     "qformer_input_ids": lambda made: made.ids(made.batch, made.length),
     "input_ids": _input_ids,
     "image_embeds_position_mask": _image_embeds_position_mask,
+    "attention_mask": _attention_mask,
     "token_type_ids": _token_type_ids,
     "mm_token_type_ids": _mm_token_type_ids,
     "bbox": _bbox,
-    "attention_mask": _attention_mask,
     "global_attention_mask": _global_attention_mask,
     "image_attention_mask": lambda made: (  # which images each token sees
         torch.ones(*made.inputs["input_ids"].shape, 1, dtype=torch.long) if made.config.model_type in _TILED else None
