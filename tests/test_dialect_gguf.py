@@ -19,7 +19,7 @@ from converters.checkpoint import MemoryCheckpoint  # noqa: E402
 from converters.dialects import gguf as dialect  # noqa: E402
 from converters.gguf_tokenizer import tokenizer_json, tokenizer_metadata  # noqa: E402
 from converters.view import View  # noqa: E402
-from zoo.errors import ConfigError, FormatError, WeightsError  # noqa: E402
+from zoo.errors import CaptureError, ConfigError, FormatError, WeightsError  # noqa: E402
 
 HEADS, KEY_HEADS = 8, 4
 LLAMA: dict[str, Any] = {
@@ -244,7 +244,11 @@ def test_configs_that_cannot_be_derived() -> None:
 
 # Name -> llama.cpp's architecture, class, fields.
 PUBLISHED: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "mixtral": ("llama", "MixtralForCausalLM", LLAMA | {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "mixtral": (
+        "llama",
+        "MixtralForCausalLM",
+        LLAMA | {"intermediate_size": 36, "num_local_experts": 4, "num_experts_per_tok": 2},
+    ),
     "qwen2_moe": (
         "qwen2moe",
         "Qwen2MoeForCausalLM",
@@ -262,7 +266,7 @@ PUBLISHED: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_models_whose_modules_are_not_as_published(name: str, tmp_path: Path) -> None:
+def test_models_whose_modules_are_not_as_published(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What transformers saves, with an expert a tensor or projections joined, comes back so from a file that llama.cpp
     would know; alone, that file gives the same network.
     """
@@ -278,6 +282,13 @@ def test_models_whose_modules_are_not_as_published(name: str, tmp_path: Path) ->
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    if name != "nomic_bert":
+        made.set_experts_implementation("eager")  # the grouped product takes rows of whole 16 bytes only
+
+        def no_graph(*_: Any) -> None:
+            raise CaptureError("to capture experts takes long, and outputs are compared below")
+
+        monkeypatch.setattr("zoo.loading.graph_for", no_graph)
     made.save_pretrained(tmp_path / "in")
     zoo.convert(tmp_path / "in", tmp_path / "gguf", "gguf", verify=True)
     path = tmp_path / "gguf" / "model.gguf"
@@ -292,14 +303,15 @@ def test_models_whose_modules_are_not_as_published(name: str, tmp_path: Path) ->
 
     alone = tmp_path / "alone.gguf"
     alone.write_bytes(path.read_bytes())
-    ids = np.arange(3, 20)[None]
-    with torch.no_grad():
-        wanted = made(torch.from_numpy(ids))[0].numpy()  # torch multiplies by chosen experts in no double
-    found = next(iter(zoo.load(alone, "numpy")(input_ids=ids).values()))
-    assert np.abs(found - wanted).max() <= TOLERANCES["torch", "float32"] * np.abs(wanted).max()
-    assert wanted.std() > SMALLEST_STD
-
     zoo.convert(alone, tmp_path / "out", verify=True)
+    again = getattr(transformers, cls).from_pretrained(tmp_path / "out").eval()
+    if name != "nomic_bert":
+        again.set_experts_implementation("eager")
+    ids = torch.arange(3, 20)[None]
+    with torch.no_grad():
+        wanted, found = made(ids)[0], again(ids)[0]
+    assert float((wanted - found).abs().max()) <= TOLERANCES["torch", "float32"] * float(wanted.abs().max())
+    assert float(wanted.std()) > SMALLEST_STD
     with open_checkpoint(tmp_path / "in") as first, open_checkpoint(tmp_path / "out") as last:
         assert set(first.infos) == set(last.infos)
         for own, array in first.items():
