@@ -225,6 +225,8 @@ def test_gradients(framework: str, index: int) -> None:
 
 @pytest.mark.parametrize("index", [0, 3, 5, 7, 10, 13])
 def test_torch_opcheck(index: int) -> None:
+    import zoo.native.adapters.torch  # noqa: F401  (which registers the operations)
+
     name, given, options = GRADIENTS[index]
     arrays = [None if x is None else torch.from_numpy(x) for x in given]
     for x in arrays:

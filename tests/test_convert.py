@@ -240,7 +240,7 @@ def test_an_archive_whose_graph_is_damaged(made: Callable[[str, str], Path], tmp
     with zipfile.ZipFile(path) as good, zipfile.ZipFile(tmp_path / "bad.keras", "w") as bad:
         for name in good.namelist():
             text = good.read(name)
-            bad.writestr(name, text.replace(b"aten.", b"evil.") if name == "config.json" else text)
+            bad.writestr(name, text.replace(b"layer_norm", b"evil_norm") if name == "config.json" else text)
     with pytest.raises(ZooError, match=r"evil|op"):
         zoo.load(tmp_path / "bad.keras", "numpy")
 
@@ -407,9 +407,6 @@ def test_modules_that_transformers_5_renamed_keep_their_published_names(
     with open_checkpoint(tmp_path / "in") as saved:
         found = fit(graph, {name: info.shape for name, info in saved.infos.items()}, tmp_path)
     assert not [name for name in found.missing if not is_computed(name)]
-    if cls == "ViTMAEForPreTraining":  # which draws random numbers, so there is no graph of it
-        with pytest.raises(ConfigError, match="could not be captured"):
-            convert(tmp_path / "in", tmp_path / "out", "keras-model")
 
 
 # --- nothing by halves ---

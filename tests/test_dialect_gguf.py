@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tolerances import SMALLEST_STD
+from tolerances import SMALLEST_STD, TOLERANCES
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -19,7 +19,7 @@ from converters.checkpoint import MemoryCheckpoint  # noqa: E402
 from converters.dialects import gguf as dialect  # noqa: E402
 from converters.gguf_tokenizer import tokenizer_json, tokenizer_metadata  # noqa: E402
 from converters.view import View  # noqa: E402
-from zoo.errors import ConfigError, FormatError, WeightsError  # noqa: E402
+from zoo.errors import CaptureError, ConfigError, FormatError, WeightsError  # noqa: E402
 
 HEADS, KEY_HEADS = 8, 4
 LLAMA: dict[str, Any] = {
@@ -266,7 +266,7 @@ PUBLISHED: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_models_whose_modules_are_not_as_published(name: str, tmp_path: Path) -> None:
+def test_models_whose_modules_are_not_as_published(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What transformers saves, with an expert a tensor or projections joined, comes back so from a file that llama.cpp
     would know; alone, that file gives the same network.
     """
@@ -284,6 +284,11 @@ def test_models_whose_modules_are_not_as_published(name: str, tmp_path: Path) ->
             parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
     if name != "nomic_bert":
         made.set_experts_implementation("eager")  # the grouped product takes rows of whole 16 bytes only
+
+        def no_graph(*_: Any) -> None:
+            raise CaptureError("to capture experts takes long, and outputs are compared below")
+
+        monkeypatch.setattr("zoo.loading.graph_for", no_graph)
     made.save_pretrained(tmp_path / "in")
     zoo.convert(tmp_path / "in", tmp_path / "gguf", "gguf", verify=True)
     path = tmp_path / "gguf" / "model.gguf"
@@ -304,8 +309,9 @@ def test_models_whose_modules_are_not_as_published(name: str, tmp_path: Path) ->
         again.set_experts_implementation("eager")
     ids = torch.arange(3, 20)[None]
     with torch.no_grad():
-        assert torch.equal(made(ids)[0], again(ids)[0])
-        assert float(made(ids)[0].std()) > SMALLEST_STD
+        wanted, found = made(ids)[0], again(ids)[0]
+    assert float((wanted - found).abs().max()) <= TOLERANCES["torch", "float32"] * float(wanted.abs().max())
+    assert float(wanted.std()) > SMALLEST_STD
     with open_checkpoint(tmp_path / "in") as first, open_checkpoint(tmp_path / "out") as last:
         assert set(first.infos) == set(last.infos)
         for own, array in first.items():

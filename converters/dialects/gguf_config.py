@@ -344,6 +344,9 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
         fields["partial_rotary_factor"] = rope["partial_rotary_factor"]
     if fields.get("use_sliding_window") is False:
         fields["sliding_window"] = None
+    for name, other in (("num_experts", "num_local_experts"), ("num_local_experts", "num_experts")):
+        if other in fields:
+            fields.setdefault(name, fields[other])  # transformers 4 and 5 name them differently for one model
     return fields
 
 
