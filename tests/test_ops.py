@@ -324,7 +324,7 @@ def planted(x: torch.Tensor) -> torch.Tensor:
 
 @functools.cache
 def forms(name: str, few: bool = False) -> list[tuple[str, Case]]:
-    """Three of the operation's calls, or one if `few`, on other dtypes, layouts, values and sizes: all that torch itself computes."""
+    """Three of its calls, or one if `few`, on other dtypes, layouts, values and sizes: all that torch computes."""
     cases, found = CASES[name], []
     for case in {id(case): case for case in (cases[0], *(() if few else (cases[len(cases) // 2], cases[-1])))}.values():
         sizes: set[int] = set()
