@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tolerances import SMALLEST_STD, TOLERANCES
+from tolerances import SMALLEST_STD
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -244,7 +244,11 @@ def test_configs_that_cannot_be_derived() -> None:
 
 # Name -> llama.cpp's architecture, class, fields.
 PUBLISHED: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "mixtral": ("llama", "MixtralForCausalLM", LLAMA | {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "mixtral": (
+        "llama",
+        "MixtralForCausalLM",
+        LLAMA | {"intermediate_size": 36, "num_local_experts": 4, "num_experts_per_tok": 2},
+    ),
     "qwen2_moe": (
         "qwen2moe",
         "Qwen2MoeForCausalLM",
@@ -278,6 +282,8 @@ def test_models_whose_modules_are_not_as_published(name: str, tmp_path: Path) ->
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    if name != "nomic_bert":
+        made.set_experts_implementation("eager")  # the grouped product takes rows of whole 16 bytes only
     made.save_pretrained(tmp_path / "in")
     zoo.convert(tmp_path / "in", tmp_path / "gguf", "gguf", verify=True)
     path = tmp_path / "gguf" / "model.gguf"
@@ -292,14 +298,14 @@ def test_models_whose_modules_are_not_as_published(name: str, tmp_path: Path) ->
 
     alone = tmp_path / "alone.gguf"
     alone.write_bytes(path.read_bytes())
-    ids = np.arange(3, 20)[None]
-    with torch.no_grad():
-        wanted = made(torch.from_numpy(ids))[0].numpy()  # torch multiplies by chosen experts in no double
-    found = next(iter(zoo.load(alone, "numpy")(input_ids=ids).values()))
-    assert np.abs(found - wanted).max() <= TOLERANCES["torch", "float32"] * np.abs(wanted).max()
-    assert wanted.std() > SMALLEST_STD
-
     zoo.convert(alone, tmp_path / "out", verify=True)
+    again = getattr(transformers, cls).from_pretrained(tmp_path / "out").eval()
+    if name != "nomic_bert":
+        again.set_experts_implementation("eager")
+    ids = torch.arange(3, 20)[None]
+    with torch.no_grad():
+        assert torch.equal(made(ids)[0], again(ids)[0])
+        assert float(made(ids)[0].std()) > SMALLEST_STD
     with open_checkpoint(tmp_path / "in") as first, open_checkpoint(tmp_path / "out") as last:
         assert set(first.infos) == set(last.infos)
         for own, array in first.items():

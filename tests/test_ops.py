@@ -300,14 +300,7 @@ LACKS: dict[str, dict[str, dict[str, str]]] = {
             **dict.fromkeys((n for n in OPS if "max_pool" in n), "its pooling passes over NaN"),
             **dict.fromkeys(("scatter_reduce.two", "index_reduce"), "its scatter passes over NaN"),
         },
-        "int64": dict.fromkeys(("max_pool3d", "max_pool3d_with_indices"), "no pools of whole numbers"),
         "to 0": {"slice_scatter": "writing nothing into nothing is an error there"},
-    },
-    "jax": {
-        "bool": dict.fromkeys(_SUMS_OF_BOOLS, "no arithmetic of bools"),
-        "special": dict.fromkeys(
-            ("transformers::grouped_mm_fallback", "_grouped_mm"), "its ragged product takes other groups' rows times 0"
-        ),
     },
 }
 """Backend -> form -> operation -> why it has no such calls, or has them otherwise."""
@@ -324,7 +317,7 @@ def planted(x: torch.Tensor) -> torch.Tensor:
 
 @functools.cache
 def forms(name: str, few: bool = False) -> list[tuple[str, Case]]:
-    """Three of its calls, or one if `few`, on other dtypes, layouts, values and sizes: all that torch computes."""
+    """Three of the operation's calls (one if `few`) on other dtypes, layouts, values, sizes: what torch computes."""
     cases, found = CASES[name], []
     for case in {id(case): case for case in (cases[0], *(() if few else (cases[len(cases) // 2], cases[-1])))}.values():
         sizes: set[int] = set()

@@ -40,11 +40,7 @@ SEED = 20240229
 
 @functools.cache
 def package(model_type: str, train: bool = True) -> Package:
-    module = tiny.build(model_type)
-    for part in module.modules():
-        if type(part).__name__.endswith("DropPath"):
-            part.drop_prob = 0.5
-    return zoo.capture(module, train=train, **inputs(model_type, 2, 7))
+    return zoo.capture(tiny.build(model_type), train=train, **inputs(model_type, 2, 7))
 
 
 def inputs(model_type: str, batch: int = 3, length: int = 11) -> Arrays:
@@ -63,7 +59,7 @@ by_framework = pytest.mark.parametrize("backend", FRAMEWORKS)
 @pytest.mark.parametrize("backend", ("numpy", *FRAMEWORKS, "keras", "native"))
 @pytest.mark.parametrize(
     "model_type",
-    [pytest.param(name, marks=pytest.mark.xdist_group(f"train-{name}")) for name in (*TYPES, "convnext", "wav2vec2")],
+    [pytest.param(name, marks=pytest.mark.xdist_group(f"train-{name}")) for name in (*TYPES, "wav2vec2")],
 )
 def test_without_a_key_it_is_the_graph_of_evaluation(model_type: str, backend: str) -> None:
     given = inputs(model_type)
@@ -535,15 +531,29 @@ def test_what_python_decides_is_off_and_said(tmp_path: Path) -> None:
     assert any("layerdrop" in note for note in zoo.load(tmp_path, "numpy", train=True).notes)
 
 
-def test_paths_are_dropped_by_row() -> None:
-    """ConvNeXt's stochastic depth: equal rows differ by which of their paths are on, and by nothing else."""
-    model = package("convnext").load("torch")
-    paths = sum(map(drops, model.graph.nodes))
-    same = {name: torch.from_numpy(np.repeat(x[:1], 32, 0)) for name, x in inputs("convnext", 2, 7).items()}
-    with torch.no_grad():
-        found, still = (model(**same, rng=rng)["pooler_output"].round(decimals=3) for rng in (1, None))
-    assert len(still.unique(dim=0)) == 1
-    assert paths >= 2 and 2 ** (paths - 1) < len(found.unique(dim=0)) <= min(2**paths, 32)
+@pytest.mark.parametrize("backend", ("numpy", *FRAMEWORKS, "native"))
+def test_paths_are_dropped_by_row(backend: str) -> None:
+    """transformers' own modules of stochastic depth: each row keeps each path, doubled, or loses all of it."""
+    from transformers.models.swin.modeling_swin import SwinDropPath
+
+    class Paths(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.paths = nn.ModuleList(SwinDropPath(p) for p in (0.5, 0.5, 0.0))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return sum(path(x * 4**number) for number, path in enumerate(self.paths))
+
+    module, x = Paths(), np.ones((64, 3, 2), np.float32)
+    graph = zoo.capture(module, train=True, x=x[:2])
+    assert not any("forward" in vars(part) for part in module.modules())
+    assert sum(map(drops, graph.graph.nodes)) == 2
+    model = graph.load(backend)
+    assert (to_numpy(model(x=x)["output"]) == 1 + 4 + 16).all()
+    if backend != "native":
+        found = to_numpy(model(x=x, rng=SEED)["output"])
+        assert (found == found[:, :1, :1]).all()
+        assert set(np.unique(found)) == {16 + 2 * first + 8 * second for first in (0, 1) for second in (0, 1)}
 
 
 # Files and errors

@@ -53,7 +53,7 @@ def _mrope(*sections: int, **more: Any) -> dict[str, Any]:
 
 
 _MROPE = _mrope(2, 3, 3)
-_EFFICIENTNET: dict[str, Any] = {"width_coefficient": 0.1, "depth_coefficient": 0.4, "hidden_dim": 128}
+_EFFICIENTNET: dict[str, Any] = {"width_coefficient": 0.1, "depth_coefficient": 0.1, "hidden_dim": 128}
 _COMPASS: dict[str, Any] = {
     "layer_types": ["sliding_attention", "full_attention"],
     "rope_parameters": {
@@ -94,10 +94,39 @@ _LCNET: dict[str, Any] = {
     "out_indices": [1, 2, 3, 4],
 }
 
+OF_TASK: dict[tuple[str, str], dict[str, Any]] = {
+    ("blip-2", "zero-shot-image-classification"): {"qformer_config": {"use_qformer_text_input": True}},
+    ("deit", "image-classification"): {"architectures": ["DeiTForImageClassification"]},
+    ("levit", "image-classification"): {"architectures": ["LevitForImageClassification"]},
+    ("reformer", "text-generation"): {"is_decoder": True},
+    ("perceiver", "image-classification"): {"architectures": ["PerceiverForImageClassificationLearned"]},
+}
+"""What a class with a head needs besides: which of several classes it is, where transformers asks."""
+
+_DET: dict[str, Any] = {  # without defaults
+    "neck_out_channels": 64,
+    "kernel_list": [3, 2, 2],
+    "scale_factor_list": [1, 2, 4, 8],
+    "intraclass_block_config": {
+        "reduce_channel": [1, 1, 0],
+        "return_channel": [1, 1, 0],
+        **{
+            f"{kind}_conv{where}_{ratio}": [size(2 * half + 1, 1), [1, 1], size(half, 0)]
+            for half, ratio in ((3, "longratio"), (2, "midratio"), (1, "shortratio"))
+            for kind, where, size in (
+                ("vertical_long_to_small", "", lambda long, small: [long, small]),
+                ("horizontal_small_to_long", "", lambda long, small: [small, long]),
+                ("symmetric", "_long", lambda long, _: [long, long]),
+            )
+        },
+    },
+}
+
 OVERRIDES: dict[str, dict[str, Any]] = {
     "align": {"vision_config": _EFFICIENTNET, "projection_dim": 32},
     "aria": {"projector_patch_to_query_dict": {16: 8}},
     "autoformer": _SERIES | {"moving_average": 5},
+    "beit": {"num_hidden_layers": 4, "out_indices": [1, 2, 3, 4]},
     "bit": {"num_groups": 8},
     "blip-2": {"image_token_index": 198},
     "blt": {"encoder_hash_byte_group_vocab": 199},
@@ -116,6 +145,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "d_fine": _OF_HGNET,
     "dab-detr": _DETR,
     "dac": {"encoder_hidden_size": 4, "decoder_hidden_size": 32},
+    "data2vec-vision": {"num_hidden_layers": 4, "out_indices": [0, 1, 2, 3]},
     "dbrx": {"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0}},
     "deepseek_ocr2": {
         "vision_config": {"sam_config": {"downsample_channels": [64, 64]}},
@@ -124,6 +154,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "deepseek_v2": {"num_experts_per_tok": 2},
     "deformable_detr": _DETR | {"backbone_config": _THREE_LEVELS, "num_feature_levels": 3},
     "deimv2": _OF_HGNET,
+    "depth_anything": {"reassemble_hidden_size": 64},
     "depth_pro": {
         "patch_size": 28,
         "intermediate_hook_ids": [1, 0],
@@ -141,6 +172,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "audio_config": {"adapter_input_size": 64, "adapter_out_dim": 64},
     },
     "dots3_note_text": {"head_dim": 26},
+    "dpt": {"num_hidden_layers": 4, "backbone_out_indices": [0, 1, 2, 3]},
     "efficientloftr": {
         "out_features": [16, 16, 32, 64],
         "stage_num_blocks": [1, 1, 2, 1],
@@ -149,9 +181,13 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "rope_parameters": {"partial_rotary_factor": 2.0},
     },
     "efficientnet": _EFFICIENTNET,
+    "embedding_gemma2": {
+        "vision_config": {"model_type": "gemma4_vision"},
+        "audio_config": {"model_type": "gemma4_audio"},
+    },
     "emu3": {
         "image_token_id": 198,
-        "vq_config": {"base_channels": 32, "hidden_size": 128},
+        "vq_config": {"base_channels": 32, "hidden_size": 128, "embed_dim": 4, "latent_channels": 4},
         "vocabulary_map": {"<image>": 198, "<|extra_200|>": 197}
         | {f"<|visual token {i:06}|>": 100 + i for i in range(64)},
     },
@@ -209,6 +245,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "instructblip": {"image_token_index": 198},
     "instructblipvideo": {"video_token_index": 198, "image_token_index": 198},
     "janus": {"vq_config": {"base_channels": 32}},
+    "kosmos-2": {"latent_query_num": 8},
+    "kosmos-2.5": {"latent_query_num": 8},
     "kyutai_speech_to_text": {"codec_config": {"upsample_groups": 16}},
     "layoutlmv3": {"coordinate_size": 12, "shape_size": 8, "input_size": 64},
     "led": {"attention_window": 4},
@@ -230,11 +268,14 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "mimi": {"upsample_groups": 16},
     "mimi_decoder": {"upsample_groups": 16},
     "mimi_encoder": {"upsample_groups": 16},
+    "minicpm_ocr": {"image_token_id": 198},
+    "minicpmv4_6": {"image_token_id": 198},
     "minicpmv4_7": {"image_token_id": 198},
     "ministral": _HEADS,
     "mistral4": {"qk_nope_head_dim": 8},
     "mllama": {"vision_config": {"vision_output_dim": 128}},
     "mm-grounding-dino": {"backbone_config": _SWIN | {"out_indices": [2, 3, 4]}, "num_queries": 10},
+    "mobilebert": {"embedding_size": 32},
     "mobilenet_v1": {"depth_multiplier": 0.25},
     "mobilenet_v2": {"depth_multiplier": 0.25},
     "molmo2": {
@@ -248,6 +289,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "muse_spark": {"out_hidden_size": 256, "audio_config": _MUSE_AUDIO},
     "muse_spark_audio": _MUSE_AUDIO,
     "nemotron": _HEADS | {"num_key_value_heads": 2},
+    "nemotron_h_omni": {"vision_config": {"video_temporal_patch_size": 2}, "vision_hidden_size": 64},
     "neucodec": {"encoder_hidden_size": 8, "num_key_value_heads": 4},
     "oneformer": {"backbone_config": _SWIN, "conv_dim": 64},
     "paddleocr_vl": {"text_config": _MROPE},
@@ -255,13 +297,19 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "pe_audio_encoder": {"dac_config": {"encoder_hidden_size": 4, "decoder_hidden_size": 32}},
     "pocket_tts_audio_tokenizer": {"upsample_groups": 16},
     "pocket_tts_audio_tokenizer_decoder": {"upsample_groups": 16},
+    "pp_doclayout_v2": _OF_HGNET | {"class_thresholds": [0.5] * 5, "class_order": [0, 1, 2, 3, 4]},
     "pp_doclayout_v3": _OF_HGNET | {"x4_feat_dim": 16},
     "pp_doclayout_v4": _OF_HGNET,
+    "pp_formulanet": {
+        "vision_config": {"post_conv_in_channels": 64, "post_conv_mid_channels": 32, "post_conv_out_channels": 64}
+    },
     "pp_ocrv5_mobile_rec": {"head_out_channels": 99},
+    "pp_ocrv5_server_det": _DET | {"backbone_config": _HGNET | {"out_indices": [1, 2, 3, 4]}},
     "pp_ocrv5_server_rec": {
         "head_out_channels": 99,
         "backbone_config": _HGNET | {"stem_strides": [2, 1, 1, 1, 1], "out_indices": [1, 2, 3, 4]},
     },
+    "pp_ocrv6_medium_det": _DET | {"backbone_config": _LCNET},
     "pp_ocrv6_small_det": {
         "backbone_config": _LCNET,
         "layer_list_out_channels": [16, 16, 24, 32],
@@ -269,6 +317,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     },
     "pp_ocrv6_small_rec": {"backbone_config": _LCNET, "head_out_channels": 99},
     "pp_ocrv6_tiny_rec": {"backbone_config": _LCNET, "head_out_channels": 99},
+    "prompt_depth_anything": {"reassemble_hidden_size": 64},
     "qwen2_5_omni_thinker": _OMNI | {"text_config": _MROPE, "audio_config": {"n_window": 8}},
     "qwen2_5_vl": {"text_config": _MROPE},
     "qwen2_5_vl_text": _MROPE,
@@ -317,12 +366,20 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "num_key_value_heads_per_layer": [4, 2],
         "num_first_full_attention_layers": 1,
         "num_last_full_attention_layers": 1,
+        "head_config": {
+            "upsample_out_channels": [16],
+            "upsample_kernel_sizes": [4],
+            "conv_out_channels": [16],
+            "conv_kernel_sizes": [1],
+        },
     },
     "seggpt": {"image_size": [64, 32], "pretrain_image_size": 32, "merge_index": 0, "patch_size": 8},
+    "shieldgemma2": {"mm_tokens_per_image": 4, "yes_token_index": 20, "no_token_index": 21},
     "step3p7": {"text_config": {"sliding_window": 8}},
     "swin": _SWIN,
     "swin2sr": {"image_size": 16, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 2], "window_size": 4},
     "swinv2": _SWIN,
+    "t5": {"decoder_start_token_id": 0},
     "t5gemma2": {"encoder": {"mm_tokens_per_image": 4}},
     "t5gemma2_encoder": {"text_config": {"dropout_rate": 0.0}, "mm_tokens_per_image": 4},
     "table-transformer": _DETR,
@@ -330,6 +387,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "time_series_transformer": _SERIES,
     "timesfm": {"context_length": 64},
     "timesfm2_5": {"context_length": 64},
+    "tipsv2_dpt": {"num_hidden_layers": 4},
     "tvp": {"max_img_size": 128, "visual_prompt_size": 8},
     "unlimited_ocr": {"vision_config": {"sam_config": {"downsample_channels": [64, 64]}}},
     "uvdoc": {"backbone_config": {"out_indices": [1, 2, 3, 4, 5, 6]}},
@@ -345,8 +403,11 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "resblock_dilation_sizes": [[1, 3]],
     },
     "voxtral": {"audio_token_id": 198, "audio_config": {"intermediate_size": 256}},
+    "wav2vec2-bert": {"vocab_size": 199},
+    "wav2vec2-conformer": {"vocab_size": 199},
     "xcodec": {"acoustic_model_config": {"encoder_hidden_size": 4, "decoder_hidden_size": 32}},
     "xcodec2": {"encoder_hidden_size": 8, "num_key_value_heads": 4},
     "xmod": {"default_language": "en_XX"},
     "yolos": {"image_size": [64, 96]},
+    "zoedepth": {"bottleneck_features": 64},
 }

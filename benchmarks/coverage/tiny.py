@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import transformers
-from overrides import OVERRIDES
+from overrides import OF_TASK, OVERRIDES
 from torch import nn
 
 __all__ = ["draw", "tiny_config"]
@@ -160,13 +160,19 @@ _COUNTS = re.compile(r"^(depths?|num_layers|blocks_per_stage|encoder_layers_per_
 _STAGE_HEADS = re.compile(r"^(num_attention_heads|num_heads|encoder_heads|num_attention_heads_per_stage)$")
 
 
-def tiny_config(model_type: str) -> transformers.PretrainedConfig:
-    """The type's default config with small sizes."""
+def tiny_config(model_type: str, task: str | None = None) -> transformers.PretrainedConfig:
+    """The type's default config with small sizes.
+
+    Args:
+        task: what else it serves: five labels, but for a start and an end of an answer.
+    """
     default = transformers.CONFIG_MAPPING[model_type]()
     small = _shrunk(default)
     _merge(small, OVERRIDES.get(model_type, {}))
+    _merge(small, OF_TASK.get((model_type, task or ""), {}))
     config = type(default).from_dict(small)
-    config.num_labels = LABELS
+    if task not in (None, "question-answering"):
+        config.num_labels = LABELS
     for part in _parts(config):
         if hasattr(part, "use_cache"):
             part.use_cache = False
@@ -194,7 +200,7 @@ def _shrunk(config: transformers.PretrainedConfig) -> dict[str, Any]:
             small[name] = len(kept)
         elif name in _EXPERTS_PER_TOKEN:
             small[name] = min(value, 2)
-        elif name == "image_size":
+        elif name in ("image_size", "crop_size"):
             small[name] = _image(fields, value)
         else:
             small[name] = _TO.get(name, value) if value else 0
@@ -219,17 +225,18 @@ def _kept_layers(fields: Mapping[str, Any]) -> list[int]:
     kinds = [row for row in kinds if len(row) == count]
     kinds.append([str(sorted(_overridden(fields, layer).items())) for layer in range(count)])
     kept = {row.index(kind) for row in kinds for kind in row}
+    least = max(LAYERS, len(fields.get("out_indices") or ()))
     for layer in range(count):
-        if len(kept) < LAYERS:
+        if len(kept) < least:
             kept.add(layer)
-    return sorted(_without_needless(kept, kinds)) or list(range(LAYERS))
+    return sorted(_without_needless(kept, kinds, least)) or list(range(LAYERS))
 
 
-def _without_needless(kept: set[int], kinds: list[list[str]]) -> set[int]:
-    """Layers whose kinds all occur in the others left out, while two remain."""
+def _without_needless(kept: set[int], kinds: list[list[str]], least: int) -> set[int]:
+    """Layers whose kinds all occur in the others left out, while enough remain."""
     for layer in sorted(kept):
         others = kept - {layer}
-        if len(others) >= LAYERS and all(row[layer] in {row[i] for i in others} for row in kinds if len(row) > layer):
+        if len(others) >= least and all(row[layer] in {row[i] for i in others} for row in kinds if len(row) > layer):
             kept = others
     return kept
 
@@ -253,7 +260,9 @@ def _per_layer(fields: Mapping[str, Any], small: Mapping[str, Any], kept: list[i
 def _is_derived(config: transformers.PretrainedConfig, name: str, value: Any) -> bool:
     """Whether the field is a size that the class makes of others."""
     if name in _DERIVED:  # where stages are layers, there are fewer of them now
-        return name != "out_indices" or not isinstance(getattr(config, "depths", None), (list, tuple))
+        return name != "out_indices" or (
+            len(value) < 2 and not isinstance(getattr(config, "depths", None), (list, tuple))
+        )
     if type(value) not in (int, list) or name in _KEPT:
         return False
     declared = {field.name: field.default for field in dataclasses.fields(config)}
@@ -271,8 +280,8 @@ def _shrunk_mapping(value: Mapping[str, Any]) -> dict[str, Any]:
 
 def _shrunk_list(name: str, value: Any, fields: Mapping[str, Any], kept: list[int]) -> list[Any]:
     layers = len(kept)
-    if name == "out_indices":
-        return list(value)
+    if name == "out_indices":  # of stages, or of as many layers
+        return list(value) if isinstance(fields.get("depths"), (list, tuple)) else list(range(1, len(value) + 1))
     if name in _LAYER_KINDS and len(value) >= _layer_count(fields):
         return [value[layer] for layer in kept]
     if all(type(item) is int for item in value):
@@ -339,7 +348,7 @@ def draw(module: nn.Module, seed: int = 0) -> nn.Module:
     with torch.no_grad():
         for owner in module.modules():
             for name, tensor in owner.named_parameters(recurse=False):
-                if id(tensor) in seen or not tensor.is_floating_point() or not tensor.requires_grad:
+                if id(tensor) in seen or not tensor.numel() or not tensor.requires_grad:
                     continue
                 seen.add(id(tensor))
                 noise = torch.randn(tensor.shape, generator=generator)
@@ -361,7 +370,9 @@ def _value(owner: nn.Module, name: str, old: torch.Tensor, noise: torch.Tensor) 
         return old + 0.2 * noise
     if old.ndim < 2 or name.endswith("A_log"):  # norms around what a fresh one has; decays, time steps, scales
         return old + 0.2 * noise
-    if isinstance(owner, (nn.modules.conv._ConvNd, nn.Linear)):
+    if isinstance(owner, nn.modules.conv._ConvNd):
+        fan = old[0].numel() / 2  # as what follows halves it
+    elif isinstance(owner, nn.Linear):
         fan = old[0].numel()
     else:
         fan = max(old.shape[-2:])

@@ -138,9 +138,9 @@ def _inner(config: Any, names: tuple[str, ...]) -> Any:
 
 
 def _method(module: Any, name: str) -> Any:
-    """A method of the module, of the model that it puts a head on, or of that one's encoder."""
+    """A method of the model that the module puts a head on, of its own, or of that model's encoder."""
     model = getattr(module, "base_model", module)
-    owners = (module, model, getattr(model, "encoder", None))
+    owners = (model, module, *(getattr(model, part, None) for part in ("encoder", "vlm")))
     return next((getattr(owner, name) for owner in owners if hasattr(owner, name)), None)
 
 
@@ -155,9 +155,11 @@ def _special(config: Any) -> list[int]:
 # --- text -----------------------------------------------------------------------------------------------------------
 
 
-def _input_ids(made: _Example) -> torch.Tensor:
+def _input_ids(made: _Example) -> torch.Tensor | None:
     """Text with a run of tokens in it for what the model sees and for what it hears."""
     kind = made.config.model_type
+    if kind in _SOUND_FOR_TEXT:
+        return None
     if kind in _CODEBOOKS:
         return made.ids(made.batch, made.length, made.config.num_codebooks + 1, vocab=_CODEBOOKS[kind](made.config))
     if kind in _ADDING:
@@ -171,6 +173,8 @@ def _input_ids(made: _Example) -> torch.Tensor:
         )
         if count and token is not None
     ]
+    if _is_shifted(made):  # the class reads where the text ends
+        ids[:, -1] = made.config.eos_token_id
     return torch.cat([ids[:, :2], *runs, ids[:, 2:]], 1)
 
 
@@ -210,6 +214,8 @@ def _audio_tokens(made: _Example) -> int:
     sounds = {"input_features", "input_values", "audio_input_ids"} & set(made.inputs)
     if not sounds or _token(made, _AUDIO_TOKENS) is None:
         return 0
+    if _method(made.module, "get_audio_features") is None and "audio_input_ids" in sounds:
+        return made.inputs["audio_input_ids"].shape[1]
     if _method(made.module, "get_audio_features") is None:  # Qwen2-Audio joins each two positions
         return int(getattr(made.audio, "max_source_positions", 0)) // 2
     return _rows(made, "get_audio_features")
@@ -222,6 +228,8 @@ def _rows(made: _Example, name: str) -> int:
         return 0
     accepted = inspect.signature(method).parameters
     given = {key: value for key, value in made.inputs.items() if key in accepted or "args" in accepted}
+    if made.config.model_type == "pi0":  # whose forward joins the cameras
+        given["pixel_values"] = given["pixel_values"].flatten(0, 1)
     if "input_ids" in accepted:  # Music Flamingo counts the tokens itself, each of four frames
         given["input_ids"] = torch.full((made.batch, _frames(made) // 4), _token(made, _AUDIO_TOKENS))
     with torch.no_grad():
@@ -276,8 +284,15 @@ def _bbox(made: _Example) -> torch.Tensor:
     return corners.sort(2).values.flatten(2)
 
 
+def _is_shifted(made: _Example) -> bool:
+    """Whether the decoder takes the encoder's text, which the class moves by one."""
+    return made.config.is_encoder_decoder and type(made.module).__name__.endswith("ForSequenceClassification")
+
+
 def _decoder_ids(made: _Example) -> torch.Tensor | None:
-    if not (made.config.is_encoder_decoder or made.needs("decoder_input_ids") or _is_seq2seq(made)):
+    if _is_shifted(made) or not (
+        made.config.is_encoder_decoder or made.needs("decoder_input_ids") or _is_seq2seq(made)
+    ):
         return None
     channels = getattr(getattr(made.config, "decoder_config", None), "num_channels", None)
     if channels:  # a token of each channel at each moment
@@ -297,6 +312,12 @@ def _attention_mask(made: _Example) -> torch.Tensor | None:
     if "input_features" in made.inputs and made.inputs["input_features"].ndim == 3 and not _mels_first(made):
         return torch.ones(made.inputs["input_features"].shape[:2], dtype=torch.long)
     return None
+
+
+def _global_attention_mask(made: _Example) -> torch.Tensor | None:
+    """The first token sees all and is seen by all."""
+    ids = made.inputs.get("input_ids")
+    return None if ids is None else (torch.arange(ids.shape[1]) == 0).long().repeat(made.batch, 1)
 
 
 def _decoder_mask(made: _Example) -> torch.Tensor | None:
@@ -349,7 +370,7 @@ def _pixel_values(made: _Example) -> torch.Tensor | None:
     if vision.model_type in _PATCHES:
         count = _rows_columns(made)[0] * _rows_columns(made)[1]
         return made.noise(*_PATCHES[vision.model_type](made, count, vision.patch_size, channels))
-    if made.has("image_grid_thw") or made.has("grid_thw"):
+    if made.has("image_grid_thw") or made.has("grid_thw") or _has_grid_hw(made):
         return _packed(made)
     height, width = _image_size(made)
     if kind in _PAIRS:
@@ -375,6 +396,13 @@ def _pixel_values_videos(made: _Example) -> torch.Tensor | None:
     return made.noise(made.batch, frames, _channels(made.vision), *_image_size(made))
 
 
+def _flattened_patches(made: _Example) -> torch.Tensor:
+    """Pix2Struct's: each patch's row and column, from 1, and its values, [B, P, 2 + D]."""
+    patches = made.noise(made.batch, 6, made.vision.patch_embed_hidden_size)
+    places = torch.cartesian_prod(torch.arange(1, 3), torch.arange(1, 4)).to(made.floats)
+    return torch.cat([places.expand(made.batch, -1, -1), patches], 2)
+
+
 def _tiles(made: _Example) -> int:
     """How many images a row's image is cut into: one of each part, and a small one of the whole."""
     sizes = getattr(made.config, "image_grid_pinpoints", None)
@@ -389,6 +417,11 @@ def _packed(made: _Example) -> torch.Tensor:
     vision = made.vision
     depth = getattr(vision, "temporal_patch_size", None) or 1
     return made.noise(int(_grid(made).prod(1).sum()), _channels(vision) * depth * vision.patch_size**2)
+
+
+def _has_grid_hw(made: _Example) -> bool:
+    """Whether images are packed: what sees could take them so, and what it is part of does."""
+    return made.has("image_grid_hw") and made.vision is not made.config
 
 
 def _rows_columns(made: _Example) -> tuple[int, int]:
@@ -423,7 +456,7 @@ def _image_size(made: _Example) -> tuple[int, int]:
         return vision.image_size[0] // 2, vision.image_size[1]
     if hasattr(vision, "scaled_images_ratios"):  # a patch at the smallest of the scales
         return (int(vision.patch_size / min(vision.scaled_images_ratios)),) * 2
-    parts = (vision, getattr(vision, "backbone_config", None))
+    parts = (vision, getattr(vision, "backbone_config", None), getattr(vision, "encoder", None))
     sizes = [
         getattr(part, name, None)
         for part in parts
@@ -527,6 +560,9 @@ _MELS_FIRST = ("glmasr_encoder", "qwen3_asr_encoder", "voxtral_realtime_encoder"
 _TEXT_OR_SOUND = ("csm", "seamless_m4t", "seamless_m4t_v2")
 """Models that take one or the other."""
 
+_SOUND_FOR_TEXT = ("pop2piano",)
+"""Models that take sounds, as wide as they are, in place of the text that their class could take."""
+
 _UNMASKED = ("granite_speech", "granite_speech_plus")
 """Models whose mask is not of the features that they take, but of those that they make."""
 
@@ -582,15 +618,24 @@ def _frames(made: _Example) -> int:
 
 def _input_features(made: _Example) -> torch.Tensor | None:
     audio = made.audio
-    if audio is None or (made.config.model_type in _TEXT_OR_SOUND and not made.needs("input_features")):
+    kind = made.config.model_type
+    either = (kind in _TEXT_OR_SOUND and made.has("input_ids")) or made.has("input_values")
+    if audio is None or (either and not made.needs("input_features")):
         return None
-    bins = _inner(audio, _FEATURES)
+    bins = _inner(audio, ("d_model",) if kind in _SOUND_FOR_TEXT else _FEATURES)
     bins = bins if isinstance(bins, int) else 128
     bins *= getattr(audio, "num_stacked_frames", None) or _STACKED.get(audio.model_type, 1)
     if hasattr(audio, "spec_size"):  # CLAP: a spectrum somewhat shorter than the image that it is stretched to
         return made.noise(made.batch, 1, audio.spec_size * (audio.spec_size // bins) - 23, bins)
     shape = (bins, _frames(made)) if _mels_first(made) else (_frames(made), bins)
     return made.noise(made.batch, *shape)
+
+
+def _audio_ids(made: _Example) -> torch.Tensor:
+    """Sounds as whole numbers: one of each codebook, or one of each mel, at each moment."""
+    if hasattr(made.config, "num_codebooks"):
+        return made.ids(made.batch, 4, made.config.num_codebooks, vocab=made.config.codebook_size)
+    return made.ids(made.batch, 4, made.audio.n_mel_bins, vocab=made.audio.mel_vocab_size)
 
 
 def _features_mask(made: _Example, name: str = "input_features_mask") -> torch.Tensor | None:
@@ -697,9 +742,11 @@ _MAKERS: dict[str, Callable[[_Example], torch.Tensor | None]] = {
     "prompt_pixel_values": _pixel_values,
     "prompt_masks": _pixel_values,
     "pixel_values_videos": _pixel_values_videos,
+    "flattened_patches": _flattened_patches,
     "high_res_pixel_values": _other_image("high_res_vision_config"),
     "image_grid_thw": lambda made: _grid(made) if _has_images(made) else None,
     "grid_thw": _grid,
+    "image_grid_hw": lambda made: _grid(made)[:, 1:] if _has_grid_hw(made) else None,
     "hidden_states": _hidden_states,
     "image_sizes": _image_sizes,
     "image_position_ids": lambda made: _image_positions(made) if _has_images(made) else None,
@@ -715,29 +762,41 @@ _MAKERS: dict[str, Callable[[_Example], torch.Tensor | None]] = {
     "spatial_shapes": _spatial_shapes,
     "input_features": _input_features,
     "audio_mel": _input_features,
+    "audio_input_ids": _audio_ids,
+    "chunk_sample_lengths": lambda made: torch.full((made.batch,), 160 * _frames(made)),
     "input_features_mask": _features_mask,
     "feature_attention_mask": lambda made: _features_mask(made, "feature_attention_mask"),
     "audio_mel_mask": lambda made: torch.zeros(made.batch, _frames(made), dtype=torch.bool),  # True is padding
     "input_values": _input_values,
     "padding_mask": _padding_mask,
+    "qformer_input_ids": lambda made: made.ids(made.batch, made.length),
     "input_ids": _input_ids,
     "image_embeds_position_mask": _image_embeds_position_mask,
     "token_type_ids": _token_type_ids,
     "mm_token_type_ids": _mm_token_type_ids,
     "bbox": _bbox,
     "attention_mask": _attention_mask,
+    "global_attention_mask": _global_attention_mask,
     "image_attention_mask": lambda made: (  # which images each token sees
         torch.ones(*made.inputs["input_ids"].shape, 1, dtype=torch.long) if made.config.model_type in _TILED else None
     ),
     "cross_attention_mask": _of_images(lambda made: (*made.inputs["input_ids"].shape, 1, _tiles(made))),
+    "entity_ids": lambda made: made.ids(made.batch, 2, vocab=made.config.entity_vocab_size),
+    "entity_position_ids": lambda made: torch.arange(4).view(2, 2).repeat(made.batch, 1, 1),
+    "input_shape_ids": lambda made: made.ids(made.batch, made.length, vocab=made.config.shape_vocab_size),
+    "input_pronunciation_ids": lambda made: made.ids(
+        made.batch, made.length, vocab=made.config.pronunciation_vocab_size
+    ),
+    "xpath_tags_seq": lambda made: made.ids(made.batch, made.length, made.config.max_depth, vocab=99),
+    "xpath_subs_seq": lambda made: made.ids(made.batch, made.length, made.config.max_depth, vocab=99),
     "visual_feats": _visual("visual_feat_dim"),
     "visual_pos": _visual("visual_pos_dim"),
     "visual_embeds": _visual("visual_embedding_dim"),
+    "state": lambda made: made.noise(made.batch, made.config.max_state_dim) if made.needs("state") else None,
     "query_embeds": lambda made: made.noise(made.batch, 5, made.config.hidden_size),
     "encoder_hidden_states": lambda made: (
         made.noise(made.batch, 7, made.config.encoder_hidden_size) if made.has("query_embeds") else None
     ),
-    "qformer_input_ids": lambda made: made.ids(made.batch, made.length),
     "decoder_input_ids": _decoder_ids,
     "decoder_attention_mask": _decoder_mask,
     "past_values": _series(),
@@ -754,7 +813,7 @@ _MAKERS: dict[str, Callable[[_Example], torch.Tensor | None]] = {
     "timesteps": _steps("none", "timesteps"),
     "input_points": _of_points,
     "latents": lambda made: made.noise(made.batch, made.config.hidden_size, 4),
-    "inputs": lambda made: made.noise(made.batch, made.length, made.config.d_model),
+    "inputs": lambda made: made.noise(made.batch, made.length, made.config.d_model) if made.needs("inputs") else None,
     "decoder_input_values": _decoder_values,
     "task_inputs": lambda made: made.ids(made.batch, made.config.task_seq_len),
     "action_embeds": lambda made: made.noise(made.batch, 4, made.config.dit_config.hidden_size),
