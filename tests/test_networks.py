@@ -505,7 +505,7 @@ class Seq2Seq(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(20, 8)
         self.model = nn.Transformer(8, 2, 2, 2, 16, dropout=0.1, batch_first=True, activation="gelu")
-        self.model.encoder.enable_nested_tensor = False
+        self.model.encoder.use_nested_tensor = False  # prototypes, of which torch warns
         self.out = nn.Linear(8, 20)
 
     def positions(self, x: Tensor) -> Tensor:

@@ -450,6 +450,8 @@ class TensorflowNamespace(Namespace):
         return tf.transpose(last, [order.index(a) for a in range(x.shape.rank)])
 
     def max_pool(self, x: Any, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[tuple[Any, Any]]) -> Any:
+        if len(kernel) == 3 and x.dtype == tf.float16:  # which TensorFlow does not pool
+            return tf.cast(self.max_pool(tf.cast(x, tf.float32), kernel, stride, padding), x.dtype)
         low = -np.inf if x.dtype.is_floating else x.dtype.min
         return self._pool(tf.nn.max_pool, x, kernel, stride, padding, low)
 

@@ -212,7 +212,7 @@ def chunk(xp: Any, x: Any, chunks: int, dim: int = 0) -> Any:
     dim %= xp.ndim(x)
     length = xp.shape(x)[dim]
     if isinstance(length, int):
-        return split(xp, x, max(-(-length // chunks), 1), dim)
+        return split(xp, x, -(-length // chunks), dim) if length else (x,) * chunks
     size = -(-length // chunks)  # of a length only known when it runs: as many parts as asked for
     return tuple(xp.slice(x, dim, i * size, (i + 1) * size) for i in range(chunks))
 
