@@ -192,6 +192,8 @@ def _shrunk(config: transformers.PretrainedConfig) -> dict[str, Any]:
             small[name] = _shrunk(inner) if isinstance(inner, transformers.PretrainedConfig) else _shrunk_mapping(value)
         elif name == "image_size" and isinstance(value, (list, tuple)) and len(value) == 2:
             small[name] = [_image(fields, value[0]), int(_image(fields, value[0]) * value[1] / value[0])]
+        elif name == "out_indices" and value:  # of stages, or of as many layers
+            small[name] = list(value) if _has_stages(config) else list(range(1, len(value) + 1))
         elif isinstance(value, (list, tuple)) and value:
             small[name] = _shrunk_list(name, value, fields, kept)
         elif type(value) is not int:
@@ -260,15 +262,17 @@ def _per_layer(fields: Mapping[str, Any], small: Mapping[str, Any], kept: list[i
 def _is_derived(config: transformers.PretrainedConfig, name: str, value: Any) -> bool:
     """Whether the field is a size that the class makes of others."""
     if name in _DERIVED:  # where stages are layers, there are fewer of them now
-        return name != "out_indices" or (
-            len(value) < 2 and not isinstance(getattr(config, "depths", None), (list, tuple))
-        )
+        return name != "out_indices" or (len(value) < 2 and not _has_stages(config))
     if type(value) not in (int, list) or name in _KEPT:
         return False
     declared = {field.name: field.default for field in dataclasses.fields(config)}
     if any(name in pair and not declared.keys().isdisjoint(pair) for pair in config.attribute_map.items()):
         return False  # another name of one that is declared
     return name not in declared or (declared[name] is None and type(value) is int)
+
+
+def _has_stages(config: transformers.PretrainedConfig) -> bool:
+    return isinstance(getattr(config, "depths", None), (list, tuple))
 
 
 def _shrunk_mapping(value: Mapping[str, Any]) -> dict[str, Any]:
@@ -280,8 +284,6 @@ def _shrunk_mapping(value: Mapping[str, Any]) -> dict[str, Any]:
 
 def _shrunk_list(name: str, value: Any, fields: Mapping[str, Any], kept: list[int]) -> list[Any]:
     layers = len(kept)
-    if name == "out_indices":  # of stages, or of as many layers
-        return list(value) if isinstance(fields.get("depths"), (list, tuple)) else list(range(1, len(value) + 1))
     if name in _LAYER_KINDS and len(value) >= _layer_count(fields):
         return [value[layer] for layer in kept]
     if all(type(item) is int for item in value):

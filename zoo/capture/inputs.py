@@ -554,7 +554,7 @@ def _inputs_embeds(made: _Example) -> torch.Tensor | None:
 _SAMPLES = 7680
 _FRAMES = 96
 _MELS_FIRST = ("glmasr_encoder", "qwen3_asr_encoder", "voxtral_realtime_encoder", "qwen2_5_omni_audio_encoder",
-               "qwen3_omni_moe_audio_encoder", "clvp_decoder")  # fmt: skip
+               "qwen3_omni_moe_audio_encoder", "clvp_decoder", "dots3_note_audio_encoder")  # fmt: skip
 """Audio parts that take mels before frames; those with a table of `max_source_positions` do, too."""
 
 _TEXT_OR_SOUND = ("csm", "seamless_m4t", "seamless_m4t_v2")
@@ -719,7 +719,9 @@ def _of_boxes(made: _Example) -> torch.Tensor:
 
 
 def _noise(made: _Example) -> torch.Tensor | None:
-    """What decides the patches that a masked autoencoder sees, one number a patch."""
+    """What decides the patches that a masked autoencoder sees, one number a patch; or what becomes actions."""
+    if hasattr(made.config, "max_action_dim"):
+        return made.noise(made.batch, made.config.chunk_size, made.config.max_action_dim)
     if "pixel_values" not in made.inputs or not isinstance(getattr(made.config, "patch_size", None), int):
         return None
     height, width = made.inputs["pixel_values"].shape[-2:]
@@ -807,7 +809,8 @@ _MAKERS: dict[str, Callable[[_Example], torch.Tensor | None]] = {
     "future_time_features": _time_features("future"),
     "future_values": _future_values,
     "states": _steps("state_dim"),
-    "actions": _steps("act_dim"),
+    "actions": lambda made: _steps("act_dim")(made) if hasattr(made.config, "act_dim") else None,
+    "timestep": lambda made: torch.rand(made.batch, generator=made.generator).to(made.floats),
     "rewards": _steps("none"),
     "returns_to_go": _steps("none"),
     "timesteps": _steps("none", "timesteps"),
