@@ -122,6 +122,8 @@ _DET: dict[str, Any] = {  # without defaults
     },
 }
 
+_OF_RESNET: dict[str, Any] = _OF_HGNET | {"backbone_config": _RT_RESNET}
+
 OVERRIDES: dict[str, dict[str, Any]] = {
     "align": {"vision_config": _EFFICIENTNET, "projection_dim": 32},
     "aria": {"projector_patch_to_query_dict": {16: 8}},
@@ -349,23 +351,9 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "shape_vocab_size": 99,
         "shape_embed_dim": 16,
     },
-    "rt_detr": {
-        "backbone_config": _RT_RESNET,
-        "encoder_in_channels": [24, 32, 40],
-        "decoder_in_channels": [64, 64, 64],
-        "encoder_layers": 1,
-        "num_queries": 20,
-        "num_denoising": 0,
-    },
+    "rt_detr": _OF_RESNET,
     "rt_detr_resnet": _RT_RESNET,
-    "rt_detr_v2": {
-        "backbone_config": _RT_RESNET,
-        "encoder_in_channels": [24, 32, 40],
-        "decoder_in_channels": [64, 64, 64],
-        "encoder_layers": 1,
-        "num_queries": 20,
-        "num_denoising": 0,
-    },
+    "rt_detr_v2": _OF_RESNET,
     "sam2": {"vision_config": _SAM2, "prompt_encoder_config": {"image_size": 128}},
     "sam2_hiera_det_model": _SAM2_BACKBONE,
     "sam2_vision_model": _SAM2,

@@ -243,16 +243,6 @@ def _rows(made: _Example, name: str) -> int:
     return rows // made.batch
 
 
-def _as_ids(value: int, name: str = "input_ids") -> Callable[[_Example], torch.Tensor | None]:
-    """Whole numbers of one value, shaped as the ids are."""
-
-    def make(made: _Example) -> torch.Tensor | None:
-        ids = made.inputs.get(name)
-        return None if ids is None else torch.full_like(ids, value)
-
-    return make
-
-
 def _token_type_ids(made: _Example) -> torch.Tensor | None:
     ids = made.inputs.get("input_ids")
     kinds = getattr(made.text, "type_vocab_size", None) or 0
@@ -339,25 +329,29 @@ _TILED = ("granite4_vision", "idefics", "idefics2", "idefics3", "llava_next", "l
 """Model types whose `pixel_values` have one more dim than an image's, by what it counts."""
 
 _PATCHES: dict[str, Callable[[_Example, int, int, int], tuple[int, ...]]] = {
-    "fuyu": lambda made, count, side, depth: (made.batch, count, depth * side * side),
+    **dict.fromkeys(
+        ("fuyu", "gemma4_vision", "molmo2_vision", "siglip2_vision_model"),
+        lambda made, count, side, depth: (made.batch, count, depth * side * side),
+    ),
+    **dict.fromkeys(
+        ("kimi_k25_vision", "paddleocr_vl_vision"),
+        lambda made, count, side, depth: (made.batch * count, depth, side, side),
+    ),
+    **dict.fromkeys(
+        ("minicpm_ocr_vision", "minicpmv4_6_vision", "minicpmv4_7_vision"),
+        lambda made, count, side, depth: (1, depth, side, made.batch * count * side),
+    ),
+    **dict.fromkeys(
+        ("muse_glimmer_vision", "muse_spark_vision"),
+        lambda made, count, side, depth: (made.batch * count, 2 * depth * side * side),
+    ),
     "gemma4_unified_vision": lambda made, count, side, depth: (
-        made.batch,
-        count,
+        *(made.batch, count),
         depth * (side * made.vision.pooling_kernel_size) ** 2,
     ),
-    "gemma4_vision": lambda made, count, side, depth: (made.batch, count, depth * side * side),
     "inkling2_vision": lambda made, count, side, depth: (made.batch * count, 2 * side, 2 * side, depth),
     "inkling_vision": lambda made, count, side, depth: (made.batch * count, 2, side, side, depth),
-    "kimi_k25_vision": lambda made, count, side, depth: (made.batch * count, depth, side, side),
-    "minicpm_ocr_vision": lambda made, count, side, depth: (1, depth, side, made.batch * count * side),
-    "minicpmv4_6_vision": lambda made, count, side, depth: (1, depth, side, made.batch * count * side),
-    "minicpmv4_7_vision": lambda made, count, side, depth: (1, depth, side, made.batch * count * side),
-    "molmo2_vision": lambda made, count, side, depth: (made.batch, count, depth * side * side),
-    "muse_glimmer_vision": lambda made, count, side, depth: (made.batch * count, 2 * depth * side * side),
-    "muse_spark_vision": lambda made, count, side, depth: (made.batch * count, 2 * depth * side * side),
     "neomme": lambda made, count, side, depth: (made.batch * count, depth * side * side),
-    "paddleocr_vl_vision": lambda made, count, side, depth: (made.batch * count, depth, side, side),
-    "siglip2_vision_model": lambda made, count, side, depth: (made.batch, count, depth * side * side),
 }
 """Vision parts whose images are cut into patches before: the shape of P patches in each row, side by side, of C."""
 
@@ -713,11 +707,6 @@ def _of_points(made: _Example) -> torch.Tensor:
     return torch.rand(made.batch, 2, 1, 2, generator=made.generator).mul(8).to(made.floats)
 
 
-def _of_boxes(made: _Example) -> torch.Tensor:
-    corners = torch.rand(made.batch, 2, 2, 2, generator=made.generator).mul(8)
-    return corners.sort(2).values.flatten(2).to(made.floats)
-
-
 def _noise(made: _Example) -> torch.Tensor | None:
     """What decides the patches that a masked autoencoder sees, one number a patch; or what becomes actions."""
     if hasattr(made.config, "max_action_dim"):
@@ -727,15 +716,6 @@ def _noise(made: _Example) -> torch.Tensor | None:
     height, width = made.inputs["pixel_values"].shape[-2:]
     patches = (height // made.config.patch_size) * (width // made.config.patch_size)
     return torch.rand(made.batch, patches, generator=made.generator).to(made.floats)
-
-
-def _same_shape(name: str) -> Callable[[_Example], torch.Tensor | None]:
-    def make(made: _Example) -> torch.Tensor | None:
-        if name not in made.inputs:
-            return None
-        return torch.ones_like(made.inputs[name])
-
-    return make
 
 
 # What other inputs are made of comes first: an image before the tokens that stand for it.
