@@ -293,6 +293,11 @@ _SUMS_OF_BOOLS = (
     "index_put _unsafe_index_put scatter_add scatter_reduce.two scatter.reduce index_add index_reduce put bmm outer"
 ).split()
 LACKS: dict[str, dict[str, dict[str, str]]] = {
+    "jax": {
+        "special": dict.fromkeys(
+            ("transformers::grouped_mm_fallback", "_grouped_mm"), "it takes every row times every matrix, 0 for others'"
+        ),
+    },
     "tensorflow": {
         "bool": dict.fromkeys(_SUMS_OF_BOOLS, "no arithmetic of bools"),
         "special": {

@@ -156,6 +156,8 @@ class JaxNamespace(Namespace):
         where = list(jnp.indices(index.shape, sparse=True))
         where[axis] = index
         src = src[tuple(slice(n) for n in index.shape)] if src.ndim else src
+        if x.dtype == bool:  # JAX neither adds nor multiplies truth values
+            mode = {"add": "max", "multiply": "min"}.get(mode, mode)
         return getattr(x.at[tuple(where)], mode)(src)
 
     def where(self, condition: Any, x: Any, y: Any) -> Any:

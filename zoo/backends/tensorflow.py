@@ -450,10 +450,19 @@ class TensorflowNamespace(Namespace):
         return tf.transpose(last, [order.index(a) for a in range(x.shape.rank)])
 
     def max_pool(self, x: Any, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[tuple[Any, Any]]) -> Any:
-        if len(kernel) == 3 and x.dtype == tf.float16:  # which TensorFlow does not pool
-            return tf.cast(self.max_pool(tf.cast(x, tf.float32), kernel, stride, padding), x.dtype)
+        if len(kernel) == 3 and x.dtype not in (tf.float32, tf.bfloat16):  # of which alone TensorFlow pools volumes
+            return self._pool_volume(x, kernel, stride, padding)
         low = -np.inf if x.dtype.is_floating else x.dtype.min
         return self._pool(tf.nn.max_pool, x, kernel, stride, padding, low)
+
+    def _pool_volume(self, x: Any, kernel: Any, stride: Any, padding: Any) -> Any:
+        """The largest of each plane's windows, then of those along the depth."""
+        B, C, D, H, W = self.shape(x)
+        planes = self.max_pool(self.reshape(x, (B, C * D, H, W)), kernel[1:], stride[1:], padding[1:])
+        H, W = self.shape(planes)[2:]
+        columns = self.reshape(planes, (B, C, D, H * W))
+        columns = self.max_pool(columns, (kernel[0], 1), (stride[0], 1), (padding[0], (0, 0)))
+        return self.reshape(columns, (B, C, self.shape(columns)[2], H, W))
 
     def sum_pool(self, x: Any, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[tuple[Any, Any]]) -> Any:
         mean = self._pool(tf.nn.avg_pool, x, kernel, stride, padding, 0)
