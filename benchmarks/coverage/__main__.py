@@ -1,7 +1,7 @@
 """Every model type and head of transformers, tiny, on every backend: python benchmarks/coverage [--sample N] …
 
 Each class is measured in a process of its own with a limit on time and memory. What is found goes to a file of lines
-as it comes, so a sweep that was stopped goes on where it was; `--write` makes zoo/coverage.json.gz of it.
+as it comes, so a sweep that was stopped goes on where it was; `--write` puts it into zoo/coverage.json.gz.
 """
 
 from __future__ import annotations
@@ -49,20 +49,20 @@ PACKAGES = ("torch", "transformers", "jax", "tensorflow-cpu", "keras", "numpy")
 def main() -> int:
     """Measure, report, write."""
     arguments = _arguments()
+    jobs = list(_jobs(arguments))
     if not arguments.report:
-        jobs = list(_jobs(arguments))
-        done = set() if arguments.again else {(row.model_type, row.task) for row in _rows(FOUND)}
+        done = set() if arguments.again else {_key(row) for row in _lines()}
+        if arguments.missing:
+            done |= {_key(row) for row in _rows()}
         _sweep([job for job in jobs if job not in done], arguments)
-    rows = list(_rows(FOUND))
-    if arguments.sample or arguments.types:
-        wanted = set(_jobs(arguments))
-        rows = [row for row in rows if (row.model_type, row.task) in wanted]
-    _report(rows)
-    lost = _lost(rows) if arguments.check else []
+    rows = list(_rows())
+    shown = [row for row in rows if _key(row) in jobs]
+    _report(shown)
+    lost = _lost(shown) if arguments.check else []
     for line in lost:
         print(f"no longer so: {line}")
     if arguments.write:
-        Coverage({name: version(name) for name in PACKAGES}, tuple(_merged(rows))).write()
+        Coverage({name: version(name) for name in PACKAGES}, tuple(rows)).write()
         print(f"wrote {DATA.relative_to(ROOT)}")
     return 1 if lost else 0
 
@@ -79,6 +79,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--held-out", choices=("without", "only", "with"), default="with", help="of a third set aside")
     parser.add_argument("--again", action="store_true", help="measure what was measured before, too")
     parser.add_argument("--failed", action="store_true", help="measure again what did not match everywhere")
+    parser.add_argument("--missing", action="store_true", help="only what zoo/coverage.json.gz has nothing of")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--seconds", type=int, default=200, help="processor time of each class")
     parser.add_argument("--gigabytes", type=float, default=6, help="limit of each class")
@@ -109,7 +110,7 @@ def _jobs(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
         types = [t for t in types if (t in aside) == (arguments.held_out == "only")]
     tasks = [task for name in arguments.tasks for task in (HEADS if name == "heads" else (name,))]
     ours = {(entry.model_type, entry.task) for entry in entries().values()} if arguments.registry else None
-    failed = {(r.model_type, r.task) for r in _rows(FOUND) if not _right(r)} if arguments.failed else None
+    failed = {_key(row) for row in _rows() if not _right(row)} if arguments.failed else None
     jobs = []
     for task in tasks:
         for model_type in types:
@@ -260,41 +261,40 @@ def _row(found: dict[str, Any]) -> Row:
     return Row(**{**found, "cells": {name: Cell(**cell) for name, cell in found["cells"].items()}})
 
 
-def _rows(path: Path) -> Iterator[Row]:
-    """The last finding of each class."""
-    if not path.is_file():
-        return
-    found: dict[tuple[str, str], Row] = {}
-    firsts: dict[tuple[str, str], Row] = {}
-    for line in path.read_text("utf-8").splitlines():
-        row = _row(json.loads(line))
-        key = (row.model_type, row.task)
-        firsts.setdefault(key, row)
-        found[key] = row
+def _lines() -> Iterator[Row]:
+    """Everything that was found since the data was last written, in the order it came."""
+    if FOUND.is_file():
+        for line in FOUND.read_text("utf-8").splitlines():
+            yield _row(json.loads(line))
+
+
+def _rows() -> Iterator[Row]:
+    """The last finding of each class; of one held out what its first run showed stays with it."""
     from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
     aside = held_out(MODEL_MAPPING_NAMES)
-    for key, row in sorted(found.items()):
-        if row.model_type in aside and row.task == BASE:
-            first = {backend: cell.matches for backend, cell in firsts[key].cells.items()}
-            row = replace(row, held_out=True, first=first)
+    found = {_key(row): row for row in read().rows}
+    for row in _lines():
+        before = found.get(_key(row))
+        if row.task == BASE and row.model_type in aside:
+            matches = {backend: cell.matches for backend, cell in row.cells.items()}
+            row = replace(row, held_out=True, first=before.first if before else matches)
+        found[_key(row)] = row
+    for _, row in sorted(found.items()):
         yield row
 
 
-def _merged(rows: list[Row]) -> list[Row]:
-    """The rows, and those of an earlier sweep that this one has nothing of."""
-    mine = {(row.model_type, row.task) for row in rows}
-    rest = [row for row in read().rows if (row.model_type, row.task) not in mine]
-    return sorted([*rows, *rest], key=lambda row: (row.model_type, row.task))
+def _key(row: Row) -> tuple[str, str]:
+    return row.model_type, row.task
 
 
 def _lost(rows: list[Row]) -> list[str]:
     """What an earlier sweep found right and this one does not."""
-    before = {(row.model_type, row.task): row for row in read().rows}
+    before = {_key(row): row for row in read().rows}
     return [
         f"{row.model_type} {row.task} matches on {backend}: {row.reason or row.on(backend).reason}"
         for row in rows
-        for backend, cell in before.get((row.model_type, row.task), row).cells.items()
+        for backend, cell in before.get(_key(row), row).cells.items()
         if cell.matches and not row.on(backend).matches
     ]
 
