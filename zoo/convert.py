@@ -100,7 +100,7 @@ def convert(
         SourceError: the disk has not enough room, or cannot be written to; the folder is as it was.
     """
     from zoo.loading import config_of, fetch_checkpoint, graph_for
-    from zoo.weights import expected_shapes
+    from zoo.weights import expected_shapes, scattered
 
     target = find_target(to)
     out = Path(folder)
@@ -123,6 +123,8 @@ def convert(
         read = canonical(raw, config, expected_shapes(graph))
         ours, served, gone = _in_graph_names(read, graph, keep=target.dialect is None)
         ours, placed, homeless = _in_places(ours, graph, target, config)
+        if target.dialect is None:
+            placed = scattered(graph, placed)
         written: Checkpoint = target.view(placed, config)
         kept = _used(written, ours)
         stored = target.stored(written, dtype)
@@ -181,8 +183,9 @@ def _in_graph_names(checkpoint: Checkpoint, graph: Graph, keep: bool) -> tuple[V
     Args:
         keep: what the class does not use but another head may need is kept, under the name it has.
     """
-    from zoo.weights import fit, prune, untie
+    from zoo.weights import fit, gathered, prune, untie
 
+    checkpoint = gathered(graph, checkpoint)
     graph = untie(graph, checkpoint)
     served = graph
     fitted = fit(graph, {name: info.shape for name, info in checkpoint.infos.items()}, checkpoint.path)
@@ -192,7 +195,7 @@ def _in_graph_names(checkpoint: Checkpoint, graph: Graph, keep: bool) -> tuple[V
         raise WeightsError(
             f"the checkpoint lacks {len(lacking)} of the model's tensors", where=checkpoint.path, got=", ".join(lacking)
         )
-    recipes: dict[str, Recipe | Concatenate | Made] = {
+    recipes: dict[str, Recipe | Made] = {
         name: Recipe(own) for name, own in fitted.names.items() if not is_computed(name)
     }
     if not keep:  # other forms may store what torch computes
@@ -204,7 +207,7 @@ def _in_graph_names(checkpoint: Checkpoint, graph: Graph, keep: bool) -> tuple[V
             recipes[name] = Recipe(name)
         else:
             gone[name] = why
-    served = replace(served, params={name: param for name, param in served.params.items() if name in recipes})
+    served = served.keeping(recipes)
     return View(checkpoint, recipes), served, gone
 
 

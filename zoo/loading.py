@@ -200,10 +200,10 @@ def assemble(name: str, backend: str, graph: Graph, place: Path, config: dict[st
     from converters.checkpoint import release
     from converters.dialects import canonical
     from zoo.backends import get_backend
-    from zoo.weights import as_dtype, expected_shapes, fit, prune, untie
+    from zoo.weights import as_dtype, expected_shapes, fit, gathered, prune, untie
 
     module = get_backend(backend)
-    with canonical(open_checkpoint(place), config, expected_shapes(graph)) as checkpoint:
+    with gathered(graph, canonical(open_checkpoint(place), config, expected_shapes(graph))) as checkpoint:
         shapes = {name: info.shape for name, info in checkpoint.infos.items()}
         graph = untie(graph, checkpoint)
         fitted = fit(graph, shapes, checkpoint.path, strict=strict)

@@ -32,7 +32,6 @@ from converters.dialects import (
     google_tf1,
     hf_flax,
     hf_tf,
-    hf_torch,
     keras_applications,
     keras_graph,
     keras_hub,
@@ -62,7 +61,6 @@ DIALECTS: tuple[ModuleType, ...] = (
     torchvision,
     timm,
     onnx,
-    hf_torch,
 )
 """Every dialect but the one that is canonical already, in the order in which they are tried."""
 
