@@ -203,7 +203,9 @@ def assemble(name: str, backend: str, graph: Graph, place: Path, config: dict[st
     from zoo.weights import as_dtype, expected_shapes, fit, gathered, prune, untie
 
     module = get_backend(backend)
-    with gathered(graph, canonical(open_checkpoint(place), config, expected_shapes(graph))) as checkpoint:
+    with open_checkpoint(place) as raw:
+        read = canonical(raw, config, expected_shapes(graph))
+        checkpoint = gathered(graph, read, as_published=read is raw)
         shapes = {name: info.shape for name, info in checkpoint.infos.items()}
         graph = untie(graph, checkpoint)
         fitted = fit(graph, shapes, checkpoint.path, strict=strict)

@@ -14,7 +14,18 @@ from zoo.errors import WeightsError
 from zoo.graph.computed import COMPUTED, is_computed, sinusoids
 from zoo.graph.ir import Graph, param_ref, refs
 
-__all__ = ["Fit", "as_dtype", "expected_shapes", "fit", "gathered", "needed", "other_names", "prune", "scattered", "untie"]
+__all__ = [
+    "Fit",
+    "as_dtype",
+    "expected_shapes",
+    "fit",
+    "gathered",
+    "needed",
+    "other_names",
+    "prune",
+    "scattered",
+    "untie",
+]
 
 # Spellings of old checkpoints -> those of the module today. Both directions are tried.
 _RENAMED = (
@@ -85,11 +96,13 @@ def fit(graph: Graph, shapes: Mapping[str, tuple[int, ...]], where: object, *, s
     return Fit(names, tuple(missing), made, unused)
 
 
-def gathered(graph: Graph, checkpoint: Any) -> Any:
+def gathered(graph: Graph, checkpoint: Any, *, as_published: bool = True) -> Any:
     """The checkpoint with those parameters that it divides among tensors otherwise put together, where it does.
 
     Args:
         checkpoint: under canonical names; closed with what is returned.
+        as_published: whether a tensor that has a parameter's name may be in the layout of the class's checkpoints, as
+            it is in files of torch; what a dialect gives that name has the parameter's own.
 
     Raises:
         WeightsError: of tensors that make up parameters some are missing, or have another shape; all are named.
@@ -103,25 +116,26 @@ def gathered(graph: Graph, checkpoint: Any) -> Any:
     missing, misshaped = [], []
     for group in graph.stored:
         found = [next((index[c] for c in _candidates(name, prefix) if c in index), None) for name in group.tensors]
-        if any(c in index for name in group.params for c in _candidates(name, prefix)) or not any(found):
+        own = {index[c] for name in group.params for c in _candidates(name, prefix) if c in index}
+        if own - (set(found) if as_published else set()) or not any(found):
             continue  # it has them as they are, or not at all
         shapes = list(group.tensors.values())
-        for name, own, shape in zip(group.tensors, found, shapes, strict=True):
-            if own is None:
+        for name, tensor, shape in zip(group.tensors, found, shapes, strict=True):
+            if tensor is None:
                 missing.append(name)
-            elif checkpoint.infos[own].shape != shape:
-                misshaped.append(f"{own}: expected {list(shape)}, got {list(checkpoint.infos[own].shape)}")
-        used.update(own for own in found if own is not None)
+            elif checkpoint.infos[tensor].shape != shape:
+                misshaped.append(f"{tensor}: expected {list(shape)}, got {list(checkpoint.infos[tensor].shape)}")
+        used.update(tensor for tensor in found if tensor is not None)
         parts: dict[str, list[Piece]] = {name: [] for name in group.params}
         for box in group.boxes:
             piece = Piece(found[box.tensor] or "", shapes[box.tensor], box.sizes, box.in_tensor, box.in_param)
             parts[group.params[box.param]].append(piece)
-        recipes |= {name: Pieces(graph.params[name].shape, tuple(own)) for name, own in parts.items()}
+        recipes |= {name: Pieces(graph.params[name].shape, tuple(pieces)) for name, pieces in parts.items()}
     if missing or misshaped:
         _refuse(checkpoint.path, misshaped, [], missing)
     if not recipes:
         return checkpoint
-    return View(checkpoint, {name: Recipe(name) for name in checkpoint.infos if name not in used} | recipes)
+    return View(checkpoint, {**{name: Recipe(name) for name in checkpoint.infos if name not in used}, **recipes})
 
 
 def scattered(graph: Graph, checkpoint: Any) -> Any:
@@ -143,16 +157,17 @@ def scattered(graph: Graph, checkpoint: Any) -> Any:
         recipes |= {name: Pieces(shape, tuple(parts[name])) for name, shape in group.tensors.items()}
     if not recipes:
         return checkpoint
-    return View(checkpoint, {name: Recipe(name) for name in checkpoint.infos if name not in used} | recipes)
+    return View(checkpoint, {**{name: Recipe(name) for name in checkpoint.infos if name not in used}, **recipes})
 
 
 def expected_shapes(graph: Graph) -> dict[str, tuple[int, ...]]:
-    """The shape of each parameter, under every name by which a checkpoint may hold it."""
+    """The shape of each parameter, under every name by which a checkpoint may hold it, and of tensors made of them."""
     prefix = graph.meta.get("prefix") or ""
+    named = [(own, param.shape) for param in graph.params.values() for own in (param.name, *param.aliases)]
+    named += [item for group in graph.stored for item in group.tensors.items()]
     return {
-        spelling: param.shape
-        for param in graph.params.values()
-        for own in (param.name, *param.aliases)
+        spelling: shape
+        for own, shape in named
         for candidate in _candidates(own, prefix)
         for spelling in (candidate, *_spellings(candidate))
     }
@@ -290,7 +305,7 @@ def _index(graph: Graph, names: Iterable[str]) -> dict[str, str]:
             if now != name.removeprefix(prefix):
                 index[canonical.get(now, now)] = name
         index.update(dict.fromkeys(_spellings(name), name))
-        if name in canonical:  # what the module itself calls it
+        if name in canonical and name not in graph.params:  # what the module itself calls it
             index[canonical[name]] = name
     index.update((name, name) for name in names)
     return index

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
@@ -50,7 +51,7 @@ def config_from(fields: Mapping[str, Any]) -> transformers.PretrainedConfig:
             do="install a newer transformers; models with code of their own are not loaded (it would have to be run)",
         )
     try:
-        return transformers.CONFIG_MAPPING[model_type].from_dict(dict(fields))
+        return _from_fields(transformers.CONFIG_MAPPING[model_type], fields)
     except Exception as error:  # whatever a config class's own checks raise
         raise ConfigError("transformers refuses the config", where="config.json", got=error) from error
 
@@ -495,6 +496,11 @@ def _parts(config: Any) -> list[Any]:
     return [config, *(part for value in inner for part in _parts(value))]
 
 
+def _from_fields(cls: Any, fields: Mapping[str, Any]) -> transformers.PretrainedConfig:
+    """A config of config.json's fields, which spell infinity {"__float__": "Infinity"}."""
+    return cls.from_dict(cls._decode_special_floats(dict(fields)))
+
+
 def _defaults(cls: type, fields: Mapping[str, Any]) -> dict[str, Any]:
     """For each field what the class makes of it where a config.json leaves it out and has the others as they are.
 
@@ -503,7 +509,7 @@ def _defaults(cls: type, fields: Mapping[str, Any]) -> dict[str, Any]:
     defaults = {}
     for name in fields:
         try:
-            without = cls.from_dict({key: value for key, value in fields.items() if key != name})  # type: ignore[attr-defined]
+            without = _from_fields(cls, {key: value for key, value in fields.items() if key != name})
         except Exception:
             continue  # a field that the class cannot do without has no default
         found = _plain(shaping(without.to_dict()))
@@ -513,11 +519,13 @@ def _defaults(cls: type, fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(tree: Any) -> Any:
-    """What JSON can hold; tuples become lists, whole-number keys text."""
+    """What JSON can hold; tuples become lists, whole-number keys text, infinity what config.json has for it."""
     if isinstance(tree, Mapping):
         return {str(key): _plain(value) for key, value in sorted(tree.items(), key=lambda item: str(item[0]))}
     if isinstance(tree, (list, tuple)):
         return [_plain(item) for item in tree]
+    if isinstance(tree, float) and not math.isfinite(tree):
+        return transformers.PretrainedConfig._encode_special_floats(tree)
     if tree is None or isinstance(tree, (bool, int, float, str)):
         return tree
     return str(tree)

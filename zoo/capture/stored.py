@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from zoo.errors import CaptureError
-from zoo.graph.stored import Box, Stored, packed_strides
+from zoo.errors import CaptureError, GraphError
+from zoo.graph.stored import Box, Stored, check_stored, packed_strides
 
 __all__ = ["conversions"]
 
@@ -34,7 +34,7 @@ def conversions(
 
     Returns:
         The module's name -> the checkpoint's, of tensors that are the same but for the name; groups of all others, with
-        the module's names for parameters.
+        the module's names for parameters. Tensors that do not hold all values of a parameter once are left out.
 
     Raises:
         CaptureError: the conversion does something else with values than to move them.
@@ -58,7 +58,7 @@ def conversions(
         if own is not None and sum(part.source == own for _, others in made.values() for part in others) == 1:
             renamed[own] = name
             del made[name]
-    return renamed, _groups(made)
+    return renamed, _groups(made, {name: tuple(tensor.shape) for name, tensor in state.items()})
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,8 @@ def _cut_apart(parts: list[list[_Part]], before: list[torch.Tensor], after: list
 
 
 def _sliced(parts: list[list[_Part]], before: list[torch.Tensor], after: list[torch.Tensor], rest: list[Any]) -> Any:
-    axis, start, stop, step = [*rest, *(0, None, None, 1)[len(rest) :]]
+    defaults: tuple[Any, ...] = (0, None, None, 1)
+    axis, start, stop, step = (*rest, *defaults[len(rest) :])
     axis %= before[0].ndim
     start, stop, step = slice(start, stop, step).indices(before[0].shape[axis])
     if step != 1:
@@ -310,7 +311,8 @@ def _divided(part: _Part, axis: int, inner: int) -> list[_Part]:
 
 def _digits(factors: Factors, inner: int) -> tuple[Factors, Factors] | None:
     """The slow and the fast digits of an axis, of which the fast ones make `inner`; None if one lies across."""
-    slow, fast, left = list(factors), [], inner
+    slow, left = list(factors), inner
+    fast: list[tuple[int, int]] = []
     while left > 1:
         size, stride = slow.pop()
         if left % size == 0:
@@ -390,7 +392,9 @@ def _box(tensor: int, param: int, shape: Sequence[int], part: _Part) -> Box:
     return Box(tensor, param, sizes, (offset, *(own for _, own, _ in axes)), (part.offset, *(p for _, _, p in axes)))
 
 
-def _groups(made: Mapping[str, tuple[tuple[int, ...], list[_Part]]]) -> list[Stored]:
+def _groups(
+    made: Mapping[str, tuple[tuple[int, ...], list[_Part]]], shapes: Mapping[str, tuple[int, ...]]
+) -> list[Stored]:
     """Tensors that share a parameter, and parameters that share a tensor, belong together."""
     leader: dict[str, str] = {}
 
@@ -415,5 +419,10 @@ def _groups(made: Mapping[str, tuple[tuple[int, ...], list[_Part]]]) -> list[Sto
             for number, name in enumerate(names)
             for part in made[name][1]
         )
-        groups.append(Stored({name: made[name][0] for name in names}, tuple(params), boxes))
+        group = Stored({name: made[name][0] for name in names}, tuple(params), boxes)
+        try:
+            check_stored([group], shapes)
+        except GraphError:
+            continue  # values are left out or repeated: there is no way back
+        groups.append(group)
     return groups

@@ -218,8 +218,10 @@ def _decode_stored(tensors: Any, params: Any, boxes: Any) -> Stored:
     found = Stored(
         {_text(name): tuple(map(_count, shape)) for name, shape in tensors},
         tuple(map(_text, params)),
-        tuple(Box(_count(tensor), _count(param), *(tuple(map(_count, numbers)) for numbers in places))
-              for tensor, param, *places in boxes),
+        tuple(
+            Box(_count(tensor), _count(param), *(tuple(map(_count, numbers)) for numbers in places))
+            for tensor, param, *places in boxes
+        ),
     )
     if len(found.tensors) != len(tensors):
         raise ValueError("two tensors of a group have one name")

@@ -81,7 +81,7 @@ def check_stored(groups: Sequence[Stored], shapes: Mapping[str, tuple[int, ...]]
                 raise GraphError("a tensor is of an unknown parameter", where="stored", got=name)
         sizes = [math.prod(shape) for shape in group.tensors.values()]
         params = [math.prod(shapes[name]) for name in group.params]
-        left = [list(sizes), list(params)]
+        covered = [[0] * len(sizes), [0] * len(params)]
         for box in group.boxes:
             if not (0 <= box.tensor < len(sizes) and 0 <= box.param < len(params)):
                 raise GraphError("a box is of no tensor of its group", where=_named(group), got=box)
@@ -96,11 +96,17 @@ def check_stored(groups: Sequence[Stored], shapes: Mapping[str, tuple[int, ...]]
                         expected=f"an offset and {axes} strides within {size} values",
                         got=f"{list(box.sizes)} at {list(place)}",
                     )
-            left[0][box.tensor] -= box.count
-            left[1][box.param] -= box.count
-        for name, rest in zip((*group.tensors, *group.params), (*left[0], *left[1]), strict=True):
-            if rest:
-                raise GraphError("boxes do not cover a tensor once", where=f"stored, {name!r}", got=f"{-rest:+d} values")
+            covered[0][box.tensor] += box.count
+            covered[1][box.param] += box.count
+        names, totals = (*group.tensors, *group.params), (*sizes, *params)
+        for name, size, count in zip(names, totals, (*covered[0], *covered[1]), strict=True):
+            if count != size or not size:
+                raise GraphError(
+                    "boxes do not cover a tensor once",
+                    where=f"stored, {name!r}",
+                    expected=f"{size or 'some'} values",
+                    got=count,
+                )
 
 
 def packed_strides(shape: Sequence[int]) -> Iterator[int]:
