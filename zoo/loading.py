@@ -28,6 +28,9 @@ GRAPHS = Path(__file__).parent / "graphs"
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
+_CAPTURE = 2
+"""Counts up when capture records more than it did: graphs that were kept before are captured again."""
+
 
 def load(
     model: str | os.PathLike[str],
@@ -333,7 +336,7 @@ def _cache_path(config: Mapping[str, Any], task: str | None, dtype: str, train: 
             versions.append(version(package))
         except ImportError:
             versions.append("none")
-    key = json.dumps([FORMAT, versions, _full_task(task), dtype, config, *(["train"] * train)], sort_keys=True)
+    key = json.dumps([FORMAT, _CAPTURE, versions, _full_task(task), dtype, config, *(["train"] * train)], sort_keys=True)
     name = f"{config.get('model_type', 'model')}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.json.gz"
     return cache_root() / "graphs" / name
 
