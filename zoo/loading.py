@@ -336,7 +336,8 @@ def _cache_path(config: Mapping[str, Any], task: str | None, dtype: str, train: 
             versions.append(version(package))
         except ImportError:
             versions.append("none")
-    key = json.dumps([FORMAT, _CAPTURE, versions, _full_task(task), dtype, config, *(["train"] * train)], sort_keys=True)
+    parts = [FORMAT, _CAPTURE, versions, _full_task(task), dtype, config, *(["train"] * train)]
+    key = json.dumps(parts, sort_keys=True)
     name = f"{config.get('model_type', 'model')}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.json.gz"
     return cache_root() / "graphs" / name
 
