@@ -13,10 +13,12 @@ import math
 import operator
 import os
 import re
+import sys
 import sysconfig
 import traceback
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -32,7 +34,7 @@ from zoo.graph.ir import DType, Graph, Input, Node, Param, Ref, ValueInfo, param
 from zoo.graph.passes import simplify
 from zoo.ops import OPS
 
-__all__ = ["KEPT", "capture_module", "capture_program", "export", "named_leaves", "ties_of"]
+__all__ = ["KEPT", "capture_module", "capture_program", "export", "lengths_as_sizes", "named_leaves", "ties_of"]
 
 KEPT = frozenset(
     """
@@ -133,7 +135,7 @@ def export(
     try:
         # a path of contractions that is sought by size makes all sizes of an einsum fixed
         plain_einsum = torch.backends.opt_einsum.flags(enabled=False)
-        with torch.no_grad(), plain_einsum, warnings.catch_warnings():
+        with torch.no_grad(), plain_einsum, lengths_as_sizes(module), warnings.catch_warnings():
             # nn.RNNBase keeps its parameters in a list too, which tracing replaces and puts back
             warnings.filterwarnings("ignore", r"The tensor attributes.*_flat_weights", UserWarning)
             return torch.export.export(module, (), dict(inputs), dynamic_shapes=dynamic_shapes, strict=False)
@@ -144,6 +146,24 @@ def export(
             got=f"{type(error).__name__}{_culprit(error)}: {_first_lines(error)}",
             do="remove Python control flow that depends on tensor values, or pass inputs that avoid it",
         ) from error
+
+
+@contextmanager
+def lengths_as_sizes(module: torch.nn.Module) -> Iterator[None]:
+    """`len` of a tensor is its first size, as dynamic as that, in the files of the module's classes.
+
+    Python's own makes a plain number of it, and the graph would hold for that number alone.
+    """
+    found = {cls.__module__ for part in module.modules() for cls in type(part).__mro__}
+    files = [vars(sys.modules[name]) for name in found if not name.startswith(("torch.", "builtins", "_"))]
+    files = [file for file in files if "len" not in file]
+    for file in files:
+        file["len"] = lambda x: x.shape[0] if isinstance(x, torch.Tensor) and x.ndim else len(x)
+    try:
+        yield
+    finally:
+        for file in files:
+            del file["len"]
 
 
 def capture_module(
@@ -513,6 +533,10 @@ def _dim_name(name: str, axis: int, ndim: int, others: Sequence[str]) -> tuple[s
     if text and axis == 1:
         if name.startswith("decoder_"):
             return "decoder_sequence", True
+        texts = [other.removesuffix("input_ids") for other in others if other.endswith("_input_ids")]
+        for prefix in texts:  # a second text has a length of its own, as what InstructBLIP's Q-Former reads
+            if name.startswith(prefix):
+                return f"{prefix}sequence", True
         return ("samples" if "input_values" in others and "input_ids" not in others else "sequence"), True
     known = {
         "pixel_values": ("channels", "height", "width"),
