@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from zoo.capture.inputs import example_inputs, prepared_inputs
-from zoo.capture.torch_export import capture_program, export, lengths_as_sizes, ties_of
+from zoo.capture.torch_export import capture_program, export, ties_of, traceable
 from zoo.capture.training import mode
 from zoo.errors import CaptureError, ConfigError
 from zoo.graph.computed import is_computed, sinusoids
@@ -401,7 +401,7 @@ def _export_patched(module: Any, inputs: Mapping[str, Any], dynamic: Any) -> tor
 
     exporter = DynamoExporter()
     settings = DynamoConfig(dynamic=True, dynamic_shapes=dynamic, strict=False)
-    with _packed_attention(module), lengths_as_sizes(module):
+    with _packed_attention(module), traceable(module):
         program, _ = exporter.export_program(module, dict(inputs), settings)
     return program
 
