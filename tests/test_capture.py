@@ -179,6 +179,20 @@ class Counted(nn.Module):
         return rows.view(len(x), -1) / len(x)
 
 
+class Scanned(nn.Module):
+    """States that follow from those before them, in both directions."""
+
+    def forward(self, x: torch.Tensor, decay: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        def combine(left: Any, right: Any) -> Any:
+            return left[0] * right[0], right[0] * left[1] + right[1]
+
+        from torch._higher_order_ops.associative_scan import associative_scan  # where transformers takes it from
+
+        forth = associative_scan(combine, (decay.sigmoid(), x), dim=1, combine_mode="generic")
+        back = associative_scan(combine, (decay.sigmoid(), x), dim=1, reverse=True, combine_mode="generic")
+        return forth[1], back[1]
+
+
 def ids(*shape: int) -> np.ndarray:
     return np.random.default_rng(shape).integers(0, 11, shape)
 
@@ -211,6 +225,11 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Arrays, list[Arrays]]] = {
         Selected,
         {"x": floats(2, 6, 4), "which": ids(2, 6)},
         [{"x": floats(3, 5, 4), "which": ids(3, 5)}, {"x": floats(1, 3, 4), "which": np.zeros((1, 3), int)}],
+    ),
+    "scanned": (
+        Scanned,
+        {"x": floats(2, 6, 4), "decay": floats(2, 6, 4, seed=1)},
+        [{"x": floats(3, n, 4), "decay": floats(3, n, 4, seed=1)} for n in (1, 2, 37)],
     ),
     "counted": (Counted, {"x": floats(2, 3, 4)}, [{"x": floats(5, 7, 4)}, {"x": floats(1, 1, 4)}]),
     "names": (
