@@ -172,14 +172,15 @@ def _captured_otherwise(
     without: Sequence[str],
 ) -> Graph:
     """What plain export refuses, under transformers' patches: with what those want computed before, or with the sizes
-    of images as part of the graph, which then holds for as many images of those sizes.
+    of images as part of the graph, which then holds for as many images of those sizes; at last with all that those
+    want computed of these sizes as part of it, too.
     """
-    for fixing in (False, True):
+    for fixing in (None, _sizes, _of_sizes):
         try:
             prepared = prepared_inputs(module, inputs)
             dynamic = _dynamic(prepared, config)
             if fixing:
-                fixed = {name: prepared.pop(name) for name in _GEOMETRY if name in prepared}
+                fixed = {name: prepared.pop(name) for name in fixing(module, inputs)}
                 dynamic = {name: _STATIC.get(name, dynamic[name]) for name in prepared}
                 with _fixing(module, fixed):
                     program = _export_patched(module, prepared, dynamic)
@@ -191,7 +192,22 @@ def _captured_otherwise(
     raise first from second
 
 
-_GEOMETRY = ("image_grid_thw", "grid_thw", "image_sizes", "target_sizes", "spatial_shapes", "image_merge_sizes")
+def _sizes(_: Any, inputs: Mapping[str, Any]) -> list[str]:
+    """Which of the inputs say how large images are."""
+    return [name for name in _GEOMETRY if name in inputs]
+
+
+def _of_sizes(module: Any, inputs: Mapping[str, Any]) -> list[str]:
+    """Those and what transformers computes of them: the same from other images of these sizes. A model's positions of
+    text with images in it depend on the text as well.
+    """
+    sizes = {name: inputs[name] for name in _sizes(module, inputs)}
+    text = {"position_ids": inputs["input_ids"]} if "input_ids" in inputs else {}
+    return [name for name in prepared_inputs(module, {**sizes, **text}) if name not in text]
+
+
+_GEOMETRY = ("image_grid_thw", "grid_thw", "image_grid_hw", "image_sizes", "target_sizes", "spatial_shapes",
+             "image_merge_sizes", "merge_sizes")  # fmt: skip
 """Inputs that say how large images are, and nothing else."""
 
 _WAVE = {0: torch.export.Dim.AUTO, 1: torch.export.Dim.STATIC, 2: torch.export.Dim.STATIC}
