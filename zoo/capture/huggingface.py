@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from zoo.capture.inputs import example_inputs, prepared_inputs
-from zoo.capture.torch_export import capture_program, export, ties_of
+from zoo.capture.torch_export import ReadsValues, capture_program, export, ties_of
 from zoo.capture.training import mode
 from zoo.errors import CaptureError, ConfigError
 from zoo.graph.computed import is_computed, sinusoids
@@ -148,19 +148,30 @@ def capture_config(
     module = build(config, cls, dtype, tied=False)
     inputs = example_inputs(module, dtype, length=6 + _chunk(config))
     with _quiet(), mode(module, train) as without:
+        program = None
         try:
-            graph = _captured(export(module, inputs, _dynamic(inputs, config)), module, train, without)
+            program = export(module, inputs, _dynamic(inputs, config))
+            graph = _captured(program, module, train, without)
         except CaptureError as first:
-            graph = _captured_otherwise(module, inputs, config, first, train, without)
+            try:
+                graph = _captured_otherwise(module, inputs, config, first, train, without)
+            except CaptureError:
+                if program is None or not isinstance(first, ReadsValues):
+                    raise
+                graph = _captured(program, module, train, without, reading=True)
     return _named(graph, module, config, task, dtype)
 
 
 def _captured(
-    program: torch.export.ExportedProgram, module: transformers.PreTrainedModel, train: bool, without: Sequence[str]
+    program: torch.export.ExportedProgram,
+    module: transformers.PreTrainedModel,
+    train: bool,
+    without: Sequence[str],
+    reading: bool = False,
 ) -> Graph:
     """The graph of an exported program whose weights are the module's, tied as those are."""
     module.tie_weights()
-    return capture_program(program, ties_of(module), train=train, without=without)
+    return capture_program(program, ties_of(module), train=train, without=without, reading=reading)
 
 
 def _captured_otherwise(
@@ -172,8 +183,8 @@ def _captured_otherwise(
     without: Sequence[str],
 ) -> Graph:
     """What plain export refuses, under transformers' patches: with what those want computed before, or with the sizes
-    of images as part of the graph, which then holds for as many images of those sizes; at last with all that those
-    want computed of these sizes as part of it, too.
+    of images as part of the graph, which then holds for as many images of those sizes; then with all that follows from
+    these sizes as part of it, too.
     """
     for fixing in (None, _sizes, _of_sizes):
         try:
@@ -182,6 +193,8 @@ def _captured_otherwise(
             if fixing:
                 fixed = {name: prepared.pop(name) for name in fixing(module, inputs)}
                 dynamic = {name: _STATIC.get(name, dynamic[name]) for name in prepared}
+                if fixing is _of_sizes:
+                    dynamic = {name: _of_one_size(name, axes) for name, axes in dynamic.items()}
                 with _fixing(module, fixed):
                     program = _export_patched(module, prepared, dynamic)
             else:
@@ -198,12 +211,21 @@ def _sizes(_: Any, inputs: Mapping[str, Any]) -> list[str]:
 
 
 def _of_sizes(module: Any, inputs: Mapping[str, Any]) -> list[str]:
-    """Those and what transformers computes of them: the same from other images of these sizes. A model's positions of
-    text with images in it depend on the text as well.
+    """Those and what follows from them, whatever the images show: which patches are padding, and what transformers
+    computes of sizes. A model's positions of text with images in it depend on the text as well.
     """
     sizes = {name: inputs[name] for name in _sizes(module, inputs)}
+    if "spatial_shapes" in sizes and "pixel_attention_mask" in inputs:
+        sizes["pixel_attention_mask"] = inputs["pixel_attention_mask"]
     text = {"position_ids": inputs["input_ids"]} if "input_ids" in inputs else {}
     return [name for name in prepared_inputs(module, {**sizes, **text}) if name not in text]
+
+
+def _of_one_size(name: str, axes: Any) -> Any:
+    """Dims of which an image's own are fixed; how many images there are is not."""
+    if not name.startswith("pixel_values") or len(axes) < 4:
+        return axes
+    return {axis: torch.export.Dim.STATIC if axis else dim for axis, dim in axes.items()}
 
 
 _GEOMETRY = ("image_grid_thw", "grid_thw", "image_grid_hw", "image_sizes", "target_sizes", "spatial_shapes",
