@@ -479,7 +479,7 @@ class _Known(TorchFunctionMode):
         leaves = pytree.tree_leaves((args, kwargs))
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         traced = any(isinstance(leaf, (FakeTensor, torch.SymInt)) for leaf in leaves)
-        if traced or not (tensors or func in (torch.arange, torch.linspace, torch.tensor)):
+        if traced or not (tensors or func in (torch.arange, torch.linspace, torch.tensor, torch.as_tensor)):
             return func(*args, **(kwargs or {}))
         with unset_fake_temporarily(), disable_proxy_modes_tracing():
             return func(*args, **(kwargs or {}))
