@@ -296,7 +296,7 @@ def _is_seq2seq(made: _Example) -> bool:
 
 def _attention_mask(made: _Example) -> torch.Tensor | None:
     if "input_ids" in made.inputs:
-        return torch.ones_like(made.inputs["input_ids"])
+        return torch.ones(made.inputs["input_ids"].shape[:2], dtype=torch.long)  # one for all the codes of a moment
     if "input_values" in made.inputs and made.inputs["input_values"].ndim == 2:
         return torch.ones_like(made.inputs["input_values"], dtype=torch.long)
     if "input_features" in made.inputs and made.inputs["input_features"].ndim == 3 and not _mels_first(made):
