@@ -19,6 +19,7 @@ from torch import nn
 
 import zoo
 from zoo.arrays import to_numpy
+from zoo.capture.torch_export import ReadsValues, capture_program, export
 from zoo.errors import CaptureError, ConfigError, FormatError, InputError, ZooError
 from zoo.graph import Graph
 from zoo.model import GRAPH_FILE, Package
@@ -592,6 +593,51 @@ def test_jax_says_that_it_has_no_such_sizes(nonzero: Package) -> None:
 def test_jax_says_that_a_mean_of_what_a_mask_selects_has_no_size() -> None:
     with pytest.raises(ZooError, match="mask"):
         zoo.capture(Averaged(), x=floats(3, 4)).load("jax")(x=floats(3, 4))
+
+
+class Counted(nn.Module):
+    """Takes as many rows as the largest of numbers that it counted itself says, one fewer than there are."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        places = torch.arange(x.shape[1])[None].repeat(x.shape[0], 1)
+        return x.mean(1, keepdim=True).repeat(1, places.max(), 1) - x[:, 1:]
+
+
+class Parts(nn.Module):
+    """Drops the rows that are all zero, and sums the rest in parts as long as it counted them."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        kept = (x != 0).any(-1)
+        return tuple(part.sum(0) for part in x[kept].split(kept.sum(1).tolist()))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_largest_of_counted_numbers_is_a_size(backend: str) -> None:
+    model = zoo.capture(Counted(), x=floats(2, 3, 4)).load(backend)
+    for inputs in ({"x": floats(2, 3, 4)}, {"x": floats(5, 7, 4)}):
+        assert_outputs(backend, model(**inputs), Counted(), inputs)
+
+
+@pytest.fixture(scope="module")
+def parts() -> Package:
+    program = export(Parts(), {"x": torch.from_numpy(floats(2, 5, 4))})
+    with pytest.raises(ReadsValues, match=r"kept\.sum\(1\)\.tolist\(\)"):
+        capture_program(program)
+    return Package(capture_program(program, reading=True), {})
+
+
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "jax"])
+def test_numbers_that_are_read_can_be_sizes(parts: Package, backend: str) -> None:
+    model = parts.load(backend)
+    for empty in (0, 2):
+        x = floats(2, 5, 4)
+        x[1, 3 - empty : 3] = 0
+        assert_outputs(backend, model(x=x), Parts(), {"x": x})
+
+
+def test_jax_says_that_it_cannot_read_sizes(parts: Package) -> None:
+    with pytest.raises(ZooError, match="depends on the data"):
+        parts.load("jax")(x=floats(2, 5, 4))
 
 
 def test_an_operation_that_no_table_has() -> None:

@@ -37,8 +37,8 @@ def sweep():
 
 
 # Each for something that others do not have: packed images of a fixed size, routed experts whose checkpoint keeps them
-# apart, a scan in chunks, image sizes read as numbers.
-HARD = ("qwen2_vl", "qwen3_moe", "mamba2", "llava_next")
+# apart, a scan in chunks, image sizes read as numbers, attention in parts as long as each image.
+HARD = ("qwen2_vl", "qwen3_moe", "mamba2", "llava_next", "hunyuan_vl_vision")
 
 
 @pytest.mark.parametrize("model_type", HARD)

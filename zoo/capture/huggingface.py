@@ -24,7 +24,7 @@ from torch.utils import _pytree as pytree
 
 from zoo.capture.inputs import example_inputs, prepared_inputs
 from zoo.capture.stored import conversions
-from zoo.capture.torch_export import capture_program, export, ties_of, traceable
+from zoo.capture.torch_export import ReadsValues, capture_program, export, ties_of, traceable
 from zoo.capture.training import mode
 from zoo.errors import CaptureError, ConfigError
 from zoo.graph.computed import is_computed, sinusoids
@@ -151,19 +151,30 @@ def capture_config(
     module = build(config, cls, dtype, tied=False)
     inputs = example_inputs(module, dtype, length=6 + _chunk(config))
     with _quiet(), mode(module, train) as without:
+        program = None
         try:
-            graph = _captured(export(module, inputs, _dynamic(inputs, config)), module, train, without)
+            program = export(module, inputs, _dynamic(inputs, config))
+            graph = _captured(program, module, train, without)
         except CaptureError as first:
-            graph = _captured_otherwise(module, inputs, config, first, train, without)
+            try:
+                graph = _captured_otherwise(module, inputs, config, first, train, without)
+            except CaptureError:
+                if program is None or not isinstance(first, ReadsValues):
+                    raise
+                graph = _captured(program, module, train, without, reading=True)
     return _named(graph, module, config, task, dtype)
 
 
 def _captured(
-    program: torch.export.ExportedProgram, module: transformers.PreTrainedModel, train: bool, without: Sequence[str]
+    program: torch.export.ExportedProgram,
+    module: transformers.PreTrainedModel,
+    train: bool,
+    without: Sequence[str],
+    reading: bool = False,
 ) -> Graph:
     """The graph of an exported program whose weights are the module's, tied as those are."""
     module.tie_weights()
-    return capture_program(program, ties_of(module), train=train, without=without)
+    return capture_program(program, ties_of(module), train=train, without=without, reading=reading)
 
 
 def _captured_otherwise(
@@ -175,15 +186,18 @@ def _captured_otherwise(
     without: Sequence[str],
 ) -> Graph:
     """What plain export refuses, under transformers' patches: with what those want computed before, or with the sizes
-    of images as part of the graph, which then holds for as many images of those sizes.
+    of images as part of the graph, which then holds for as many images of those sizes; then with all that follows from
+    these sizes as part of it, too.
     """
-    for fixing in (False, True):
+    for fixing in (None, _sizes, _of_sizes):
         try:
             prepared = prepared_inputs(module, inputs)
             dynamic = _dynamic(prepared, config)
             if fixing:
-                fixed = {name: prepared.pop(name) for name in _GEOMETRY if name in prepared}
+                fixed = {name: prepared.pop(name) for name in fixing(module, inputs)}
                 dynamic = {name: _STATIC.get(name, dynamic[name]) for name in prepared}
+                if fixing is _of_sizes:
+                    dynamic = {name: _of_one_size(name, axes) for name, axes in dynamic.items()}
                 with _fixing(module, fixed):
                     program = _export_patched(module, prepared, dynamic)
             else:
@@ -194,7 +208,31 @@ def _captured_otherwise(
     raise first from second
 
 
-_GEOMETRY = ("image_grid_thw", "grid_thw", "image_sizes", "target_sizes", "spatial_shapes", "image_merge_sizes")
+def _sizes(_: Any, inputs: Mapping[str, Any]) -> list[str]:
+    """Which of the inputs say how large images are."""
+    return [name for name in _GEOMETRY if name in inputs]
+
+
+def _of_sizes(module: Any, inputs: Mapping[str, Any]) -> list[str]:
+    """Those and what follows from them, whatever the images show: which patches are padding, and what transformers
+    computes of sizes. A model's positions of text with images in it depend on the text as well.
+    """
+    sizes = {name: inputs[name] for name in _sizes(module, inputs)}
+    if "spatial_shapes" in sizes and "pixel_attention_mask" in inputs:
+        sizes["pixel_attention_mask"] = inputs["pixel_attention_mask"]
+    text = {"position_ids": inputs["input_ids"]} if "input_ids" in inputs else {}
+    return [name for name in prepared_inputs(module, {**sizes, **text}) if name not in text]
+
+
+def _of_one_size(name: str, axes: Any) -> Any:
+    """Dims of which an image's own are fixed; how many images there are is not."""
+    if not name.startswith("pixel_values") or len(axes) < 4:
+        return axes
+    return {axis: torch.export.Dim.STATIC if axis else dim for axis, dim in axes.items()}
+
+
+_GEOMETRY = ("image_grid_thw", "grid_thw", "image_grid_hw", "image_sizes", "target_sizes", "spatial_shapes",
+             "image_merge_sizes", "merge_sizes")  # fmt: skip
 """Inputs that say how large images are, and nothing else."""
 
 _WAVE = {0: torch.export.Dim.AUTO, 1: torch.export.Dim.STATIC, 2: torch.export.Dim.STATIC}
@@ -519,7 +557,7 @@ class _Known(TorchFunctionMode):
         leaves = pytree.tree_leaves((args, kwargs))
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         traced = any(isinstance(leaf, (FakeTensor, torch.SymInt)) for leaf in leaves)
-        if traced or not (tensors or func in (torch.arange, torch.linspace, torch.tensor)):
+        if traced or not (tensors or func in (torch.arange, torch.linspace, torch.tensor, torch.as_tensor)):
             return func(*args, **(kwargs or {}))
         with unset_fake_temporarily(), disable_proxy_modes_tracing():
             return func(*args, **(kwargs or {}))

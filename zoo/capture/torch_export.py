@@ -35,7 +35,16 @@ from zoo.graph.ir import DType, Graph, Input, Node, Param, Ref, ValueInfo, param
 from zoo.graph.passes import simplify
 from zoo.ops import OPS
 
-__all__ = ["KEPT", "capture_module", "capture_program", "export", "named_leaves", "ties_of", "traceable"]
+__all__ = [
+    "KEPT",
+    "ReadsValues",
+    "capture_module",
+    "capture_program",
+    "export",
+    "named_leaves",
+    "ties_of",
+    "traceable",
+]
 
 KEPT = frozenset(
     """
@@ -71,6 +80,8 @@ _WRITES_LIKE_ITS_OPERANDS = frozenset(
 _WRITES_AT_PLACES = frozenset(
     "index_put_ index_add_ index_copy_ index_fill_ scatter_ scatter_add_ masked_scatter_".split()
 )
+_REPEATING = frozenset("repeat expand unsqueeze squeeze view reshape flatten".split())
+"""Results that have all values of their first argument, and no others."""
 _BOOKKEEPING = frozenset("device layout pin_memory memory_format non_blocking generator copy".split())
 
 # Spellings of one operation, once memory is not part of the meaning.
@@ -124,6 +135,10 @@ _SIZE_OPS: dict[Any, str] = {
     math.trunc: "sym.int",
     torch._sym_sqrt: "sym.sqrt",
 }
+
+
+class ReadsValues(CaptureError):
+    """What the model computes depends on a number in its data: see `capture_program`."""
 
 
 def export(
@@ -185,7 +200,7 @@ def traceable(module: torch.nn.Module) -> Iterator[None]:
 
 
 def _uncached() -> Any:
-    """No cache of shapes: keyed by symbolic sizes, its entries take longer to make and compare than to compute again."""
+    """No cache of shapes: with symbolic sizes as keys its entries take longer than to compute the shapes again."""
     return torch._dynamo.config.patch(fake_tensor_cache_enabled=False)
 
 
@@ -239,6 +254,7 @@ def capture_program(
     *,
     train: bool = False,
     without: Sequence[str] = (),
+    reading: bool = False,
 ) -> Graph:
     """The Graph of an ExportedProgram.
 
@@ -250,8 +266,10 @@ def capture_program(
         ties: parameter name to the canonical name of the parameter it is tied to.
         train: it was exported in training mode, and its dropout is to be kept.
         without: what the module does in training and the program does not, for the record.
+        reading: whole numbers that the model reads from its data may be sizes, which not every backend can do.
 
     Raises:
+        ReadsValues: such a number is read, and `reading` is not asked for.
         CaptureError: an operation or argument has no meaning in a graph; the node is named.
     """
     if not _expressible(program):
@@ -263,7 +281,7 @@ def capture_program(
                 "the exported program cannot be decomposed",
                 got=f"{type(error).__name__}: {_first_lines(error)}",
             ) from error
-    translation = _Translation(program, dict(ties or {}))
+    translation = _Translation(program, dict(ties or {}), reading)
     graph = simplify(translation.graph())
     unknown = {name: translation.sources[name] for name in graph.op_counts() if name not in OPS}
     drawn = {name: line for name, line in unknown.items() if _RANDOM.match(name)}
@@ -281,8 +299,8 @@ def capture_program(
 class _Translation:
     """One walk over an exported program's nodes."""
 
-    def __init__(self, program: torch.export.ExportedProgram, ties: dict[str, str]) -> None:
-        self.program, self.ties = program, ties
+    def __init__(self, program: torch.export.ExportedProgram, ties: dict[str, str], reading: bool) -> None:
+        self.program, self.ties, self.reading = program, ties, reading
         self.inputs: list[Input] = []
         self.params: dict[str, Param] = {}
         self.constants: dict[str, np.ndarray] = {}
@@ -452,12 +470,20 @@ class _Translation:
             if known is not None:
                 self.values[node.name] = known
                 return
+            if self.reading and isinstance(node.meta["val"], (int, torch.SymInt)):
+                self._emit(node, "sym.int", [self._arg(node.args[0], node)], {})
+                return
+        if name in ("_local_scalar_dense", "item"):
+            raise ReadsValues(
+                "the model reads a tensor's value to decide what to compute",
+                where=node.name,
+                got=f"{name} at `{_source(node)}`",
+                do="keep what is computed in tensors, and results in new ones",
+            )
         written = self.writes.get(node, ())
-        if name in ("_local_scalar_dense", "item") or (target._schema.is_mutable and not written):
+        if target._schema.is_mutable and not written:
             raise CaptureError(
-                "the model reads a tensor's value to decide what to compute"
-                if not target._schema.is_mutable
-                else "the model changes a tensor in place in a way that cannot be expressed",
+                "the model changes a tensor in place in a way that cannot be expressed",
                 where=node.name,
                 got=f"{name} at `{_source(node)}`",
                 do="keep what is computed in tensors, and results in new ones",
@@ -507,13 +533,33 @@ class _Translation:
             return self._arg(node.args[-1], node)
         if name in _SAME or name in _CASTS:
             return self._scalar(node.args[0])
+        if name == "max" and len(node.args) == 1:
+            return self._largest(node.args[0])
         if name in ("add", "sub", "mul") and not node.kwargs:
             operands = [self._scalar(arg) for arg in node.args]
             if None not in operands:
-                size = f"n:{node.name}.size"
-                self.nodes.append(Node(f"sym.{name}", tuple(operands), {}, (size,), (ValueInfo("size"),)))
-                return Ref(size)
+                return self._size(node, f"sym.{name}", *operands)
         return None
+
+    def _largest(self, node: Any) -> Any:
+        """The largest of whole numbers that were counted from nought, one less than how many there are; or None."""
+        while isinstance(node, torch.fx.Node) and isinstance(node.target, torch._ops.OpOverload):
+            name = node.target._schema.name.removeprefix("aten::")
+            if name == "arange":
+                counted = node.target._overloadname == "default" or (len(node.args) == 2 and node.args[0] == 0)
+                end = self._arg(node.args[-1], node) if counted else None
+                return self._size(node, "sym.sub", end, 1) if isinstance(end, (int, Ref)) else None
+            if name not in _SAME | _CASTS | _REPEATING:
+                return None
+            node = node.args[0]
+        return None
+
+    def _size(self, node: torch.fx.Node, op: str, *operands: Any) -> Ref:
+        """A size computed along with a node, whose own result is a tensor."""
+        size = f"n:{node.name}.size"
+        if not any(size in known.outputs for known in self.nodes):
+            self.nodes.append(Node(op, operands, {}, (size,), (ValueInfo("size"),)))
+        return Ref(size)
 
     def _arg(self, arg: Any, node: torch.fx.Node) -> Any:
         if isinstance(arg, torch.fx.Node):
