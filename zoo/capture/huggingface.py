@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from zoo.capture.inputs import example_inputs, prepared_inputs
+from zoo.capture.rewrites import rewritten
 from zoo.capture.torch_export import capture_program, export, ties_of
 from zoo.capture.training import mode
 from zoo.errors import CaptureError, ConfigError
@@ -147,7 +148,7 @@ def capture_config(
     cls = model_class(config, task)
     module = build(config, cls, dtype, tied=False)
     inputs = example_inputs(module, dtype, length=6 + _chunk(config))
-    with _quiet(), mode(module, train) as without:
+    with _quiet(), mode(module, train) as without, rewritten(module):
         try:
             graph = _captured(export(module, inputs, _dynamic(inputs, config)), module, train, without)
         except CaptureError as first:
