@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from zoo.capture.inputs import example_inputs, prepared_inputs
-from zoo.capture.rewrites import rewritten
+from zoo.capture.rewrites import Rewrites, rewritten
 from zoo.capture.torch_export import capture_program, export, ties_of
 from zoo.capture.training import mode
 from zoo.errors import CaptureError, ConfigError
@@ -148,11 +148,11 @@ def capture_config(
     cls = model_class(config, task)
     module = build(config, cls, dtype, tied=False)
     inputs = example_inputs(module, dtype, length=6 + _chunk(config))
-    with _quiet(), mode(module, train) as without, rewritten(module):
+    with _quiet(), mode(module, train) as without, rewritten(module) as rewrites:
         try:
             graph = _captured(export(module, inputs, _dynamic(inputs, config)), module, train, without)
         except CaptureError as first:
-            graph = _captured_otherwise(module, inputs, config, first, train, without)
+            graph = _captured_otherwise(module, inputs, config, first, train, without, rewrites)
     return _named(graph, module, config, task, dtype)
 
 
@@ -171,10 +171,18 @@ def _captured_otherwise(
     first: CaptureError,
     train: bool,
     without: Sequence[str],
+    rewrites: Rewrites,
 ) -> Graph:
-    """What plain export refuses, under transformers' patches: with what those want computed before, or with the sizes
-    of images as part of the graph, which then holds for as many images of those sizes.
+    """What plain export refuses: without masks of ones, if there were any; else under transformers' patches, with what
+    those want computed before, or with the sizes of images as part of the graph, which then holds for as many images
+    of those sizes.
     """
+    if rewrites.masked:
+        rewrites.unmasked = True
+        try:
+            return _captured(export(module, inputs, _dynamic(inputs, config)), module, train, without)
+        except CaptureError:
+            rewrites.unmasked = False
     for fixing in (False, True):
         try:
             prepared = prepared_inputs(module, inputs)
@@ -453,7 +461,10 @@ def _dynamic(inputs: Mapping[str, Any], config: Any) -> dict[str, Any]:
     tracer's sizes explode.
     """
     # DINOv2 with registers traces the scale of its example into the stretching of its positions.
-    windowed = hasattr(config, "window_size") and hasattr(config, "image_size")
+    windowed = any(
+        hasattr(part, "window_size") and (hasattr(part, "image_size") or hasattr(part, "patch_size"))
+        for part in _parts(config)
+    )
     fixed: dict[str, tuple[int, ...]] = {"bbox": (2,)}
     if windowed or config.model_type == "dinov2_with_registers":
         fixed["pixel_values"] = (2, 3)

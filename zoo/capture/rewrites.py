@@ -1,6 +1,6 @@
 """While a model is traced: what its Python decides by tensors' values, or spells out for other exporters, as tensors.
 
-Each rewrite is found by how a module is written, never by its name, holds for the time of a trace, and computes the same.
+Each rewrite is found by how a module is written, never by its name, holds while it is traced, and computes the same.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,12 +20,26 @@ from torch.utils import _pytree as pytree
 
 from zoo.errors import CaptureError
 
-__all__ = ["rewritten"]
+__all__ = ["Rewrites", "rewritten"]
+
+
+@dataclass
+class Rewrites:
+    """What is said otherwise while a module is traced, besides what always is.
+
+    Args:
+        masked: transformers made a mask of ones for attention to everything, where it makes none untraced.
+        unmasked: it makes none when traced either; some models cannot do with one.
+    """
+
+    masked: bool = False
+    unmasked: bool = False
 
 
 @contextmanager
-def rewritten(module: torch.nn.Module) -> Iterator[None]:
+def rewritten(module: torch.nn.Module) -> Iterator[Rewrites]:
     """The module as it can be traced; what it was before, after it."""
+    rewrites = Rewrites()
     with ExitStack() as stack:
         stack.enter_context(_attribute(torch.nn.Module, "to", _to))
         for part in module.modules():
@@ -34,7 +49,9 @@ def rewritten(module: torch.nn.Module) -> Iterator[None]:
         for source in {sys.modules[type(part).__module__] for part in module.modules()}:
             if hasattr(source, _ASKED) and _solves(source):
                 stack.enter_context(_attribute(source, _ASKED, lambda: False))
-        yield
+        if masks := sys.modules.get("transformers.masking_utils"):
+            stack.enter_context(_attribute(masks, _SKIPPED, _skipped(getattr(masks, _SKIPPED), rewrites)))
+        yield rewrites
 
 
 @contextmanager
@@ -65,12 +82,29 @@ _module_to = torch.nn.Module.to
 
 
 def _to(self: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.nn.Module:
-    """`nn.Module.to`; a dtype that the module has already is no reason to put other parameters in, which a trace refuses."""
+    """`nn.Module.to`, which does nothing for a dtype that the module has: a trace refuses to swap parameters."""
     if len(args) == 1 and isinstance(args[0], torch.dtype) and not kwargs:
         tensors = [*self.parameters(), *self.buffers()]
         if all(tensor.dtype == args[0] for tensor in tensors if tensor.is_floating_point()):
             return self
     return _module_to(self, *args, **kwargs)
+
+
+# --- masks of ones ----------------------------------------------------------------------------------------------------
+
+_SKIPPED = "_ignore_bidirectional_mask_sdpa"
+
+
+def _skipped(asked: Callable[..., bool], rewrites: Rewrites) -> Callable[..., bool]:
+    """transformers' own rule, which makes no exception of a trace where no value decides."""
+
+    def skipped(padding_mask: Any, kv_length: Any, local_attention_size: Any = None) -> bool:
+        if padding_mask is not None or local_attention_size is not None:
+            return asked(padding_mask, kv_length, local_attention_size)
+        rewrites.masked = True
+        return rewrites.unmasked
+
+    return skipped
 
 
 # --- triangular systems -----------------------------------------------------------------------------------------------
@@ -79,8 +113,8 @@ _ASKED = "is_torchdynamo_exporting"
 
 
 def _solves(source: Any) -> bool:
-    """Whether a model's file solves triangular systems, but row by row for exporters that lack the operation: here it is
-    one, and a row by itself is a graph that takes minutes to trace.
+    """Whether a model's file solves triangular systems, but row by row for exporters, some of which lack the operation:
+    as one it is the same numbers, and takes seconds to trace where its rows take minutes.
     """
     functions = [inspect.unwrap(value) for value in vars(source).values() if callable(value)]
     return any({_ASKED, "solve_triangular"} <= _names(function) for function in functions)
@@ -108,8 +142,8 @@ def _of_experts(part: torch.nn.Module, forward: Callable[..., Any]) -> Callable[
 
 
 def _is_grouped(part: Any) -> bool:
-    """Whether transformers' product of groups of tokens computes what the loop does: it knows the layout of the weights,
-    and the loop, which may compute in a wider dtype, has no other dtype than the weights'.
+    """Whether transformers' product of groups of tokens computes what the loop does: it knows the weights' layout, and
+    the loop, which may compute in a wider dtype, has none but theirs.
     """
     weights = [getattr(part, name, None) for name in ("gate_up_proj", "down_proj")]
     if not all(isinstance(weight, torch.nn.Parameter) and weight.ndim == 3 for weight in weights):
