@@ -72,6 +72,36 @@ class Elsewhere(Stacked):
         return found
 
 
+class Sorted(nn.Module):
+    """Experts that each take as many of the sorted tokens as a list says."""
+
+    class Router(nn.Module):
+        def forward(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+            _, chosen = scores.topk(2, dim=1)
+            counts = torch.zeros(scores.shape[0], EXPERTS).scatter(1, chosen, 1).long().sum(0).tolist()
+            order = chosen.flatten().sort(0)[1]
+            return order, order.div(2, rounding_mode="trunc"), counts
+
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(EXPERTS, 4, 4))
+
+        def forward(self, rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
+            parts = rows.split(counts, dim=0)
+            return torch.cat([nn.functional.linear(parts[i], self.weight[i]) for i in range(EXPERTS)], dim=0)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router, self.experts = self.Router(), self.Experts()
+
+    def forward(self, x: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        scores = torch.zeros(x.shape[0], EXPERTS, dtype=x.dtype).scatter(1, chosen, weights)
+        order, token, counts = self.router(scores)
+        made = self.experts(x[token], counts) * weights.flatten()[order][:, None]
+        return torch.zeros_like(x).index_add(0, token, made)
+
+
 class Routed(nn.Module):
     """Tokens, sent to the experts that a router of a dtype of its own chooses."""
 
@@ -87,8 +117,8 @@ class Routed(nn.Module):
 
 
 @pytest.mark.parametrize("backend", ["numpy", "jax", "tensorflow"])
-@pytest.mark.parametrize("experts", [Named, Stacked])
-def test_experts_in_a_loop_over_those_that_were_hit(experts: type[nn.Module], backend: str) -> None:
+@pytest.mark.parametrize("experts", [Named, Stacked, Sorted])
+def test_experts_that_take_tokens_by_value(experts: type[nn.Module], backend: str) -> None:
     module = seeded(lambda: Routed(experts))
     example = floats(2, 3, 4)
     with rewritten(module):

@@ -460,12 +460,12 @@ def _dynamic(inputs: Mapping[str, Any], config: Any) -> dict[str, Any]:
     """Every dim dynamic, save a box's four corners and the image sides of windowed models, whose padding makes the
     tracer's sizes explode.
     """
-    # DINOv2 with registers traces the scale of its example into the stretching of its positions.
     windowed = any(
         hasattr(part, "window_size") and (hasattr(part, "image_size") or hasattr(part, "patch_size"))
         for part in _parts(config)
     )
     fixed: dict[str, tuple[int, ...]] = {"bbox": (2,)}
+    # DINOv2 with registers traces the scale of its example into the stretching of its positions.
     if windowed or config.model_type == "dinov2_with_registers":
         fixed["pixel_values"] = (2, 3)
     static, auto = torch.export.Dim.STATIC, torch.export.Dim.AUTO

@@ -46,6 +46,8 @@ def rewritten(module: torch.nn.Module) -> Iterator[Rewrites]:
             forward = _plain_forward(part)
             if {"nonzero", "index_add_"} <= _names(forward):
                 stack.enter_context(_attribute(part, "forward", _of_experts(part, forward)))
+            elif _splits(part, forward):
+                stack.enter_context(_attribute(part, "forward", _under(_Groups, part, forward)))
         for source in {sys.modules[type(part).__module__] for part in module.modules()}:
             if hasattr(source, _ASKED) and _solves(source):
                 stack.enter_context(_attribute(source, _ASKED, lambda: False))
@@ -134,11 +136,15 @@ def _of_experts(part: torch.nn.Module, forward: Callable[..., Any]) -> Callable[
 
         return grouped
 
-    def looped(*args: Any, **kwargs: Any) -> Any:
-        with _AllHit():
+    return _under(_AllHit, part, forward)
+
+
+def _under(mode: type[TorchFunctionMode], part: torch.nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+    def under(*args: Any, **kwargs: Any) -> Any:
+        with mode():
             return forward(part, *args, **kwargs)
 
-    return looped
+    return under
 
 
 def _is_grouped(part: Any) -> bool:
@@ -146,9 +152,10 @@ def _is_grouped(part: Any) -> bool:
     the loop, which may compute in a wider dtype, has none but theirs.
     """
     weights = [getattr(part, name, None) for name in ("gate_up_proj", "down_proj")]
-    if not all(isinstance(weight, torch.nn.Parameter) and weight.ndim == 3 for weight in weights):
-        return False
-    return hasattr(part, "_is_expert_parallel") and all(weight.dtype == torch.float32 for weight in weights)
+    return hasattr(part, "_is_expert_parallel") and all(
+        isinstance(weight, torch.nn.Parameter) and weight.ndim == 3 and weight.dtype == torch.float32
+        for weight in weights
+    )
 
 
 class _AllHit(TorchFunctionMode):
@@ -218,6 +225,53 @@ def _is_known(value: Any) -> bool:
         and value.ndim <= 1
         and not value.is_floating_point()
     )
+
+
+def _splits(part: torch.nn.Module, forward: Callable[..., Any]) -> bool:
+    """Whether it counts the tokens of each expert in a list, or has a matrix for each part of so many tokens."""
+    names = _names(forward)
+    counts = "tolist" in names and "topk" in names
+    stacked = any(weight.ndim == 3 for weight in part.parameters(recurse=False))
+    return counts or ({"split", "linear", "cat"} <= names and stacked)
+
+
+class _Groups(TorchFunctionMode):
+    """Counts of tokens stay a tensor, and what is split by them is multiplied in one product of groups."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.Tensor.tolist and args[0].ndim == 1 and isinstance(args[0].shape[0], int):
+            return args[0]
+        if func is torch.Tensor.split and isinstance(args[1], torch.Tensor):
+            if (args[2] if len(args) > 2 else kwargs.get("dim", 0)) != 0:
+                raise _refused("tokens that are not the first dim")
+            return [_Group(args[0], args[1], number) for number in range(args[1].shape[0])]
+        return func(*args, **kwargs)
+
+
+@dataclass
+class _Group:
+    """The tokens of one expert, which can only be multiplied by its matrix, then joined with those of all others."""
+
+    tokens: torch.Tensor
+    counts: torch.Tensor
+    number: int
+    weight: torch.Tensor | None = None
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        from transformers.integrations.moe import _grouped_linear
+
+        if func is torch.nn.functional.linear and len(args) == 2 and not kwargs and args[0].weight is None:
+            return cls(args[0].tokens, args[0].counts, args[0].number, args[1])
+        if func is torch.cat and (args[1:] or (0,)) == (0,) and (kwargs or {}).get("dim", 0) == 0:
+            groups = args[0]
+            first = groups[0]
+            same = all(group.tokens is first.tokens and group.counts is first.counts for group in groups)
+            if same and [group.number for group in groups] == list(range(first.counts.shape[0])):
+                ends = torch.cumsum(first.counts, 0, dtype=torch.int32)
+                return _grouped_linear(first.tokens, torch.stack([group.weight for group in groups]), ends)
+        raise _refused(f"{getattr(func, '__name__', func)} of the tokens of one expert")
 
 
 def _refused(what: str) -> CaptureError:
