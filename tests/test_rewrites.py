@@ -151,3 +151,26 @@ def test_a_model_solves_its_triangular_systems(monkeypatch: Any) -> None:
     with rewritten(Qwen3_5TextModel(config)):
         assert not modeling_qwen3_5.is_torchdynamo_exporting()
     assert modeling_qwen3_5.is_torchdynamo_exporting()
+
+
+def test_masks_of_ones_are_left_out_where_that_is_asked_for() -> None:
+    from transformers import masking_utils
+
+    with rewritten(nn.Linear(2, 2)) as rewrites:
+        assert not rewrites.masked
+        assert not masking_utils._ignore_bidirectional_mask_sdpa(None, 5) and rewrites.masked
+        rewrites.unmasked = True
+        assert masking_utils._ignore_bidirectional_mask_sdpa(None, 5)
+        assert not masking_utils._ignore_bidirectional_mask_sdpa(torch.tensor([[1, 0]]).bool(), 2)
+        assert not masking_utils._ignore_bidirectional_mask_sdpa(None, 5, 3), "a window is a mask"
+
+
+def test_a_backbone_with_windows_has_images_of_one_size() -> None:
+    from transformers import MaskFormerConfig, ViTConfig
+
+    from zoo.capture.huggingface import _dynamic
+
+    auto, static = torch.export.Dim.AUTO, torch.export.Dim.STATIC
+    pixels = {"pixel_values": torch.zeros(2, 3, 8, 8)}
+    assert list(_dynamic(pixels, MaskFormerConfig())["pixel_values"].values()) == [auto, auto, static, static]
+    assert list(_dynamic(pixels, ViTConfig())["pixel_values"].values()) == [auto] * 4
