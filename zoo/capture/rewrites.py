@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from types import CodeType
 from typing import Any
 
 import torch
@@ -46,6 +47,8 @@ def rewritten(module: torch.nn.Module) -> Iterator[Rewrites]:
             forward = _plain_forward(part)
             if {"nonzero", "index_add_"} <= _names(forward):
                 stack.enter_context(_attribute(part, "forward", _of_experts(part, forward)))
+            elif {"topk", "tolist"} <= _names(forward):
+                stack.enter_context(_attribute(part, "forward", _counting(part, forward)))
             elif _splits(part, forward):
                 stack.enter_context(_attribute(part, "forward", _under(_Groups, part, forward)))
         for source in {sys.modules[type(part).__module__] for part in module.modules()}:
@@ -74,8 +77,12 @@ def _plain_forward(part: torch.nn.Module) -> Callable[..., Any]:
     return inspect.unwrap(type(part).forward)
 
 
-def _names(function: Callable[..., Any]) -> set[str]:
-    return set(getattr(getattr(function, "__code__", None), "co_names", ()))
+def _names(function: Any) -> set[str]:
+    """What a function's code speaks of, that of the functions and comprehensions in it included."""
+    code = getattr(function, "__code__", function)
+    if not isinstance(code, CodeType):
+        return set()
+    return set(code.co_names).union(*map(_names, code.co_consts))
 
 
 # --- moves ----------------------------------------------------------------------------------------------------------
@@ -227,21 +234,28 @@ def _is_known(value: Any) -> bool:
     )
 
 
+def _counting(part: torch.nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+    """The forward of a module that counts the tokens of each expert in a list: the counts stay a tensor."""
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        tolist = FakeTensor.tolist  # a method of its own, which no mode sees
+        with _attribute(FakeTensor, "tolist", lambda self: self if self.ndim == 1 else tolist(self)):
+            return forward(part, *args, **kwargs)
+
+    return counting
+
+
 def _splits(part: torch.nn.Module, forward: Callable[..., Any]) -> bool:
-    """Whether it counts the tokens of each expert in a list, or has a matrix for each part of so many tokens."""
-    names = _names(forward)
-    counts = "tolist" in names and "topk" in names
+    """Whether it has a matrix for each of the parts that it splits the tokens into."""
     stacked = any(weight.ndim == 3 for weight in part.parameters(recurse=False))
-    return counts or ({"split", "linear", "cat"} <= names and stacked)
+    return {"split", "linear", "cat"} <= _names(forward) and stacked
 
 
 class _Groups(TorchFunctionMode):
-    """Counts of tokens stay a tensor, and what is split by them is multiplied in one product of groups."""
+    """What is split by a tensor of counts is multiplied in one product of groups."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is torch.Tensor.tolist and args[0].ndim == 1 and isinstance(args[0].shape[0], int):
-            return args[0]
         if func is torch.Tensor.split and isinstance(args[1], torch.Tensor):
             if (args[2] if len(args) > 2 else kwargs.get("dim", 0)) != 0:
                 raise _refused("tokens that are not the first dim")
