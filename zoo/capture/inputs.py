@@ -296,7 +296,7 @@ def _is_seq2seq(made: _Example) -> bool:
 
 def _attention_mask(made: _Example) -> torch.Tensor | None:
     if "input_ids" in made.inputs:
-        return torch.ones_like(made.inputs["input_ids"])
+        return torch.ones(made.inputs["input_ids"].shape[:2], dtype=torch.long)  # one for all the codes of a moment
     if made.has("context_hidden_states", "noise_embeds"):  # of the context, then of what is made of noise
         return torch.ones(made.batch, made.length + _NOISY, dtype=torch.long)
     if "input_values" in made.inputs and made.inputs["input_values"].ndim == 2:
