@@ -142,6 +142,23 @@ def test_the_module_and_torch_are_as_they_were() -> None:
     assert "forward" not in vars(module.experts) and nn.Module.to is to
 
 
+@pytest.mark.parametrize(("implementation", "dtype", "loops"), [
+    ("grouped_mm", torch.float32, False), ("grouped_mm", torch.bfloat16, False),
+    ("eager", torch.float32, True), ("eager", torch.bfloat16, True),
+])  # fmt: skip
+def test_experts_that_transformers_does_not_run_in_a_loop_stay(
+    implementation: str, dtype: torch.dtype, loops: bool
+) -> None:
+    from transformers import MixtralConfig
+    from transformers.models.mixtral.modeling_mixtral import MixtralExperts
+
+    config = MixtralConfig(hidden_size=8, intermediate_size=8, num_local_experts=2)
+    config._experts_implementation = implementation
+    module = MixtralExperts(config).to(dtype)
+    with rewritten(module):
+        assert ("forward" in vars(module)) is loops
+
+
 def test_a_model_solves_its_triangular_systems(monkeypatch: Any) -> None:
     from transformers import Qwen3_5TextConfig, Qwen3_5TextModel
     from transformers.models.qwen3_5 import modeling_qwen3_5

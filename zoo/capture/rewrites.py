@@ -45,7 +45,7 @@ def rewritten(module: torch.nn.Module) -> Iterator[Rewrites]:
         stack.enter_context(_attribute(torch.nn.Module, "to", _to))
         for part in module.modules():
             forward = _plain_forward(part)
-            if {"nonzero", "index_add_"} <= _names(forward):
+            if {"nonzero", "index_add_"} <= _names(forward) and _loops(part):
                 stack.enter_context(_attribute(part, "forward", _of_experts(part, forward)))
             elif {"topk", "tolist"} <= _names(forward):
                 stack.enter_context(_attribute(part, "forward", _counting(part, forward)))
@@ -132,6 +132,11 @@ def _solves(source: Any) -> bool:
 # --- experts ----------------------------------------------------------------------------------------------------------
 
 
+def _loops(part: Any) -> bool:
+    """Whether the class's own forward is what runs: transformers has others, and uses them unless told not to."""
+    return not hasattr(part, "_is_expert_parallel") or part.config._experts_implementation == "eager"
+
+
 def _of_experts(part: torch.nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
     """The forward of a module that loops over those of its experts that some token was sent to."""
     from transformers.integrations.moe import grouped_mm_experts_forward
@@ -190,7 +195,8 @@ class _AllHit(TorchFunctionMode):
             with unset_fake_temporarily(), disable_proxy_modes_tracing():  # which expert it is has a value
                 return func(*args, **kwargs)
         if func is torch.Tensor.__getitem__ and _is_known(args[1]):
-            expert = int(args[1])
+            # a mask may have a row more than there are experts, which no token is in
+            expert = min(int(args[1]), args[0].shape[0] - 1)
             return args[0][expert] if args[1].ndim == 0 else args[0][expert : expert + 1]
         return func(*args, **kwargs)
 
