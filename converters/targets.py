@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from converters.checkpoint import Checkpoint
-from converters.dialects import hf_torch, keras_graph
+from converters.dialects import keras_graph
 from converters.view import Recipe, View
 from zoo.errors import ConfigError
 from zoo.graph.ir import Graph
@@ -51,8 +51,6 @@ class Target:
             FormatError, WeightsError: this form has no such class, or no place for some tensors.
         """
         dialect = self.dialect_module()
-        if dialect is None and hf_torch.rearranged(config):
-            dialect = hf_torch
         return checkpoint if dialect is None else View(checkpoint, dialect.foreign(checkpoint, config), aliases={})
 
     def knows(self, config: Mapping[str, Any]) -> Callable[[str], bool] | None:

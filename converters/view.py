@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from converters.checkpoint import BLOCK, DTYPES, Checkpoint, TensorInfo, copy_into, tensor_info
+from converters.checkpoint import BLOCK, DTYPES, Checkpoint, TensorInfo, copy_into, packed, release, tensor_info
 from zoo.errors import FormatError, WeightsError
 
 __all__ = [
@@ -20,6 +20,8 @@ __all__ = [
     "Difference",
     "Layout",
     "Permute",
+    "Piece",
+    "Pieces",
     "Recipe",
     "Reshape",
     "RotaryRows",
@@ -203,6 +205,31 @@ class Difference(Concatenate):
 
 
 @dataclass(frozen=True, slots=True)
+class Piece:
+    """A box of values that goes from one place to another, each in packed row-major values.
+
+    Args:
+        source: the tensor that it is taken from, which has `shape`.
+        sizes: of the box's axes.
+        taken, put: the offset, then a stride for each axis, there and in what is made.
+    """
+
+    source: str
+    shape: tuple[int, ...]
+    sizes: tuple[int, ...]
+    taken: tuple[int, ...]
+    put: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """A tensor of boxes out of others that cover it; whoever makes one has checked that they lie inside."""
+
+    to: tuple[int, ...]
+    parts: tuple[Piece, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Made:
     """A tensor that no file holds because its program computes it: a function that gives it."""
 
@@ -225,17 +252,18 @@ class View(Checkpoint):
     def __init__(
         self,
         source: Checkpoint,
-        recipes: Mapping[str, Recipe | Concatenate | Made],
+        recipes: Mapping[str, Recipe | Concatenate | Pieces | Made],
         aliases: Mapping[str, str] | None = None,
     ) -> None:
         infos = {name: _info(source, name, recipe) for name, recipe in recipes.items()}
         super().__init__(source.path, infos, metadata=source.metadata, aliases=aliases or _aliases(source, recipes))
         self.source = source
         self._recipes = dict(recipes)
+        self._last: tuple[str, np.ndarray] | None = None
 
     def exact(self, name: str) -> bool:
         recipe = self._recipes[name]
-        steps = () if isinstance(recipe, Made) else recipe.steps
+        steps = () if isinstance(recipe, (Made, Pieces)) else recipe.steps
         computed = isinstance(recipe, Difference) or any(isinstance(step, Shift) for step in steps)
         return not computed and all(map(self.source.exact, self.sources(name)))
 
@@ -244,7 +272,8 @@ class View(Checkpoint):
         recipe = self._recipes[name]
         if isinstance(recipe, Made):
             return []
-        return [part.source for part in ((recipe,) if isinstance(recipe, Recipe) else recipe.parts)]
+        parts = (recipe,) if isinstance(recipe, Recipe) else recipe.parts
+        return list(dict.fromkeys(part.source for part in parts))
 
     def _read(self, info: TensorInfo) -> np.ndarray:
         recipe = self._recipes[info.name]
@@ -252,6 +281,8 @@ class View(Checkpoint):
             return recipe.make(self.source).view()
         if isinstance(recipe, Made):
             return recipe.make()
+        if isinstance(recipe, Pieces):
+            return self._pieced(recipe, DTYPES[info.dtype])
         if isinstance(recipe, Difference):
             parts = [part.make(self.source) for part in recipe.parts]
             first, second = (part.astype(np.float64) for part in parts)
@@ -273,6 +304,19 @@ class View(Checkpoint):
             row += shape[0]
         return array
 
+    def _pieced(self, recipe: Pieces, dtype: np.dtype) -> np.ndarray:
+        """The boxes put where they belong. Zeros, should boxes overlap that a file gave: never another's memory."""
+        array = np.zeros(recipe.to, dtype)
+        for part in recipe.parts:
+            if self._last is None or self._last[0] != part.source:
+                self._last = None  # one at a time: tensor by tensor of a layer's experts asks for the same again
+                self._last = (part.source, packed(self.source.read(part.source)))
+            box = _boxed(self._last[1], part.sizes, part.taken)
+            _boxed(array, part.sizes, part.put)[...] = box
+        if self._last is not None:
+            release(self._last[1])
+        return array
+
     def blocks(self, name: str, size: int = BLOCK) -> Iterator[np.ndarray]:
         recipe = self._recipes.get(name)
         if isinstance(recipe, Recipe) and not recipe.steps:
@@ -280,6 +324,7 @@ class View(Checkpoint):
         return super().blocks(name, size)
 
     def _close(self) -> None:
+        self._last = None
         self.source.close()
 
 
@@ -345,9 +390,17 @@ def is_float(info: TensorInfo) -> bool:
     return info.dtype in ("float16", "bfloat16", "float32", "float64")
 
 
-def _info(source: Checkpoint, name: str, recipe: Recipe | Concatenate | Made) -> TensorInfo:
+def _boxed(array: np.ndarray, sizes: tuple[int, ...], place: tuple[int, ...]) -> np.ndarray:
+    """A box of a packed array's values, as a view of it."""
+    offset, *strides = (step * array.itemsize for step in place)
+    return np.ndarray(sizes, array.dtype, array.reshape(-1).view(np.uint8).data, offset, strides)
+
+
+def _info(source: Checkpoint, name: str, recipe: Recipe | Concatenate | Pieces | Made) -> TensorInfo:
     if isinstance(recipe, Made):
         return tensor_info(name, list(recipe.shape), recipe.dtype, source.path)
+    if isinstance(recipe, Pieces):
+        return _info_of_pieces(source, name, recipe)
     parts: Sequence[Recipe] = (recipe,) if isinstance(recipe, Recipe) else recipe.parts
     shapes, dtypes = [], set()
     for part in parts:
@@ -373,7 +426,27 @@ def _info(source: Checkpoint, name: str, recipe: Recipe | Concatenate | Made) ->
     return tensor_info(name, list(shape), dtypes.pop(), file)
 
 
-def _aliases(source: Checkpoint, recipes: Mapping[str, Recipe | Concatenate | Made]) -> dict[str, str]:
+def _info_of_pieces(source: Checkpoint, name: str, recipe: Pieces) -> TensorInfo:
+    infos = {part.source: source.infos[part.source] for part in recipe.parts}
+    for part in recipe.parts:
+        if infos[part.source].shape != part.shape:
+            raise FormatError(
+                "a tensor has another shape than is to be rearranged",
+                where=f"{source.path}, tensor {part.source!r}",
+                expected=list(part.shape),
+                got=list(infos[part.source].shape),
+            )
+    dtypes = {info.dtype for info in infos.values()}
+    if len(dtypes) > 1:
+        raise FormatError(
+            "tensors that belong together differ in dtype",
+            where=f"{source.path}, for {name!r}",
+            got=", ".join(f"{own} {info.dtype}" for own, info in infos.items()),
+        )
+    return tensor_info(name, list(recipe.to), dtypes.pop(), source.path)
+
+
+def _aliases(source: Checkpoint, recipes: Mapping[str, Recipe | Concatenate | Pieces | Made]) -> dict[str, str]:
     """Ties: tensors made in the same way of the same source, or of the source's own aliases."""
     first: dict[object, str] = {}
     aliases = {}

@@ -45,6 +45,45 @@ class InPlace(nn.Module):
         return self.down(hidden).tanh_()
 
 
+class Writes(nn.Module):
+    """Writes only into what nothing else sees; reads it before, in between and after, and takes a view at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.act = nn.Linear(4, 6), nn.ReLU6(inplace=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.up(x)
+        before = hidden.exp()
+        activated = self.act(hidden)
+        activated += before
+        between = hidden.sum(-1, keepdim=True)
+        hidden.mul_(between > 1)
+        counts = torch.zeros_like(hidden)
+        counts.index_put_((torch.arange(2), torch.tensor([1, 4])), hidden[0, :2] + 1)
+        counts.masked_fill_(counts == 0, -1.0).clamp_(max=3)
+        return torch.cat([hidden, activated, before, counts, between], -1).view(-1)
+
+
+class Promoted(nn.Module):
+    """What is written into keeps its dtype, which the sum would not have."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        half = x.half()
+        half += x.exp()
+        return half * 2
+
+
+class Seen(nn.Module):
+    """A view that was taken before the write shows it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x * 2
+        row = y[0]
+        y += 1
+        return y + row
+
+
 class Convolutions(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -159,6 +198,8 @@ def ids(*shape: int) -> np.ndarray:
 # How to make a module, the example it is captured with, and other inputs it must take.
 CASES: dict[str, tuple[Callable[[], nn.Module], Arrays, list[Arrays]]] = {
     "in place": (InPlace, {"x": floats(2, 4)}, [{"x": floats(5, 4)}, {"x": floats(1, 4)}]),
+    "writes": (Writes, {"x": floats(3, 4)}, [{"x": floats(5, 4)}, {"x": floats(2, 4)}]),
+    "seen": (Seen, {"x": floats(3, 4)}, [{"x": floats(5, 2)}]),
     "convolutions": (
         Convolutions,
         {"x": floats(2, 3, 32, 40)},
@@ -355,6 +396,23 @@ def exported(module: nn.Module, inputs: Arrays) -> torch.export.ExportedProgram:
         {name: torch.from_numpy(array) for name, array in inputs.items()},
         dynamic_shapes={name: {0: batch} for name in inputs},
     )
+
+
+@pytest.mark.parametrize(("build", "whole"), [(Writes, True), (Promoted, False), (Seen, False), (InPlace, False)])
+def test_what_nothing_else_sees_is_written_without_a_second_trace(
+    build: Callable[[], nn.Module], whole: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = exported(seeded(build), {"x": floats(3, 4)})
+    decomposed = []
+    original = torch.export.ExportedProgram.run_decompositions
+    monkeypatch.setattr(
+        torch.export.ExportedProgram,
+        "run_decompositions",
+        lambda self, *args: decomposed.append(self) or original(self, *args),
+    )
+    graph = zoo.capture(program).graph
+    assert bool(decomposed) != whole
+    assert graph.nodes[-1].infos[0].dtype == ("float16" if build is Promoted else "float32")
 
 
 @pytest.mark.parametrize("case", ["in place", "convolutions", "buffers"])

@@ -22,6 +22,7 @@ from zoo.errors import FormatError, GraphError, UnsupportedOp, ZooError
 from zoo.graph import DType, Graph, Input, Node, Param, Ref, ValueInfo, load_graph, save_graph
 from zoo.graph.key import differences, shaping
 from zoo.graph.passes import simplify
+from zoo.graph.stored import Box, Stored
 
 FLOATS = ValueInfo("float32", ("batch", 3))
 SIZE = ValueInfo("size")
@@ -59,6 +60,13 @@ def example() -> Graph:
         outputs={"logits": Ref("w"), "best.0": Ref("top"), "best.1": Ref("ids")},
         symbols={"batch": (1, None)},
         meta={"class": "Example", "config": {"fields": {"a": [1, None, "x"]}}},
+        stored=(  # the first row of the weight, and the others as columns
+            Stored(
+                {"fc.first": (4,), "fc.others": (4, 2)},
+                ("fc.weight",),
+                (Box(0, 0, (4,), (0, 1), (0, 1)), Box(1, 0, (4, 2), (0, 2, 1), (4, 1, 4))),
+            ),
+        ),
     )
 
 
@@ -284,6 +292,41 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], type[ZooError], str]] = {
     "a constant of too few bytes": (change("constants", "c:ids", 2, to="AAAA"), FormatError, "ValueError"),
     "a constant that is not base64": (change("constants", "c:ids", 2, to="%%%%"), FormatError, "Error"),
     "a constant of an unknown dtype": (change("constants", "c:ids", 0, to="object"), FormatError, "expected a dtype"),
+    "a box outside its tensor": (change("stored", 0, 2, 1, 3, 0, to=1), GraphError, "outside(.|\n)*within 8 values"),
+    "a box outside its parameter": (
+        change("stored", 0, 2, 1, 4, 2, to=5),
+        GraphError,
+        "outside(.|\n)*in 12 values",
+    ),
+    "a box before its tensor": (change("stored", 0, 2, 0, 3, 0, to=-1), FormatError, "expected a size, got -1"),
+    "a box of no tensor": (change("stored", 0, 2, 0, 0, to=2), GraphError, "no tensor of its group"),
+    "a box without values": (change("stored", 0, 2, 0, 2, 0, to=0), GraphError, "no such sizes"),
+    "a box with too few strides": (change("stored", 0, 2, 0, 3, to=[0]), GraphError, "an offset and 1 strides"),
+    "a box of too many axes": (
+        change("stored", 0, 2, 0, to=[0, 0, [1] * 65, [0] * 66, [0] * 66]),
+        GraphError,
+        "no such sizes",
+    ),
+    "a short box": (change("stored", 0, 2, 0, to=[0, 0, [4], [0, 1]]), FormatError, "TypeError"),
+    "boxes that leave values out": (
+        change("stored", 0, 2, 0, 2, 0, to=3),
+        GraphError,
+        "'fc.first'(.|\n)*4 values(.|\n)*3",
+    ),
+    "boxes that repeat values": (
+        change("stored", 0, 2, to=lambda old: [*old, old[0]]),
+        GraphError,
+        "4 values(.|\n)*got: 8",
+    ),
+    "a tensor of no values": (
+        change("stored", 0, 0, to=lambda old: [*old, ["fc.none", [0]]]),
+        GraphError,
+        "'fc.none'(.|\n)*some values(.|\n)*got: 0",
+    ),
+    "a tensor of an unknown parameter": (change("stored", 0, 1, 0, to="fc"), GraphError, "unknown parameter"),
+    "a tensor in two groups": (change("stored", to=lambda old: [*old, *old]), GraphError, "two groups"),
+    "a group without boxes": (change("stored", 0, 2, to=[]), GraphError, "cover"),
+    "groups that are no list": (change("stored", to=5), FormatError, "not iterable"),
     "a constant of a negative size": (change("constants", "c:ids", 1, 0, to=-1), FormatError, "expected a size"),
 }
 

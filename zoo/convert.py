@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from converters.checkpoint import BLOCK, Checkpoint, TensorInfo, little_endian
 from converters.dialects import canonical, derived_tokenizer, dialect_of, dropped
 from converters.gguf_quants import q8_0_error
 from converters.targets import Target, find_target
-from converters.view import Cast, Concatenate, Made, Recipe, Subset, View
+from converters.view import Cast, Made, Recipe, Subset, View
 from zoo.errors import CaptureError, ConfigError, SourceError, VerifyError, WeightsError, ZooError
 from zoo.graph.computed import COMPUTED, is_computed
 from zoo.registry import parse
@@ -100,7 +100,7 @@ def convert(
         SourceError: the disk has not enough room, or cannot be written to; the folder is as it was.
     """
     from zoo.loading import config_of, fetch_checkpoint, graph_for
-    from zoo.weights import expected_shapes
+    from zoo.weights import expected_shapes, gathered, scattered
 
     target = find_target(to)
     out = Path(folder)
@@ -119,10 +119,15 @@ def convert(
 
     with ExitStack() as stack:
         raw = stack.enter_context(open_checkpoint(place))
-        dialect = dialect_of(raw)
         read = canonical(raw, config, expected_shapes(graph))
-        ours, served, gone = _in_graph_names(read, graph, keep=target.dialect is None)
+        dialect = dialect_of(raw) if read is not raw else None
+        whole = gathered(graph, read, as_published=read is raw)
+        ours, served, gone = _in_graph_names(whole, graph, keep=target.dialect is None)
         ours, placed, homeless = _in_places(ours, graph, target, config)
+        restored: set[str] = set()  # put together with others and taken apart again: as it was
+        if target.dialect is None:
+            placed = scattered(graph, placed)
+            restored = {name for group in graph.stored for name in group.tensors if read is raw and name in raw.infos}
         written: Checkpoint = target.view(placed, config)
         kept = _used(written, ours)
         stored = target.stored(written, dtype)
@@ -133,7 +138,7 @@ def convert(
             raw.path,
             dialect.NAME if dialect else "hf-torch",
             target.name,
-            {name: ", ".join(_origins(written, name)) for name in written.infos},
+            {name: name if name in restored else ", ".join(_origins(written, name)) for name in written.infos},
             {
                 **gone,
                 **homeless,
@@ -192,7 +197,7 @@ def _in_graph_names(checkpoint: Checkpoint, graph: Graph, keep: bool) -> tuple[V
         raise WeightsError(
             f"the checkpoint lacks {len(lacking)} of the model's tensors", where=checkpoint.path, got=", ".join(lacking)
         )
-    recipes: dict[str, Recipe | Concatenate | Made] = {
+    recipes: dict[str, Recipe | Made] = {
         name: Recipe(own) for name, own in fitted.names.items() if not is_computed(name)
     }
     if not keep:  # other forms may store what torch computes
@@ -204,7 +209,7 @@ def _in_graph_names(checkpoint: Checkpoint, graph: Graph, keep: bool) -> tuple[V
             recipes[name] = Recipe(name)
         else:
             gone[name] = why
-    served = replace(served, params={name: param for name, param in served.params.items() if name in recipes})
+    served = served.keeping(recipes)
     return View(checkpoint, recipes), served, gone
 
 
@@ -415,14 +420,15 @@ def _verify(
     Raises:
         VerifyError: naming the first tensor that differs.
     """
-    from zoo.weights import expected_shapes
+    from zoo.weights import expected_shapes, gathered
 
     stored = {own: info.dtype for name, info in written.infos.items() for own in _origins(written, name, ours)}
     lossy = {own for name in quantised for own in _origins(written, name, ours)}
     expected = Cast(Subset(ours, sorted(stored)), stored)
     all_exact = True
-    with canonical(open_checkpoint(folder), config, expected_shapes(graph)) as read:
-        back, _, _ = _in_graph_names(read, graph, keep=True)
+    with open_checkpoint(folder) as raw:
+        read = canonical(raw, config, expected_shapes(graph))
+        back, _, _ = _in_graph_names(gathered(graph, read, as_published=read is raw), graph, keep=True)
         for name, info in expected.infos.items():
             if name not in back.infos:
                 raise VerifyError("a tensor is not in what was written", where=f"{folder}, tensor {name!r}")

@@ -28,6 +28,9 @@ GRAPHS = Path(__file__).parent / "graphs"
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
+_CAPTURE = 2
+"""Counts up when capture records more than it did: graphs that were kept before are captured again."""
+
 
 def load(
     model: str | os.PathLike[str],
@@ -200,10 +203,12 @@ def assemble(name: str, backend: str, graph: Graph, place: Path, config: dict[st
     from converters.checkpoint import release
     from converters.dialects import canonical
     from zoo.backends import get_backend
-    from zoo.weights import as_dtype, expected_shapes, fit, prune, untie
+    from zoo.weights import as_dtype, expected_shapes, fit, gathered, prune, untie
 
     module = get_backend(backend)
-    with canonical(open_checkpoint(place), config, expected_shapes(graph)) as checkpoint:
+    with open_checkpoint(place) as raw:
+        read = canonical(raw, config, expected_shapes(graph))
+        checkpoint = gathered(graph, read, as_published=read is raw)
         shapes = {name: info.shape for name, info in checkpoint.infos.items()}
         graph = untie(graph, checkpoint)
         fitted = fit(graph, shapes, checkpoint.path, strict=strict)
@@ -331,7 +336,8 @@ def _cache_path(config: Mapping[str, Any], task: str | None, dtype: str, train: 
             versions.append(version(package))
         except ImportError:
             versions.append("none")
-    key = json.dumps([FORMAT, versions, _full_task(task), dtype, config, *(["train"] * train)], sort_keys=True)
+    parts = [FORMAT, _CAPTURE, versions, _full_task(task), dtype, config, *(["train"] * train)]
+    key = json.dumps(parts, sort_keys=True)
     name = f"{config.get('model_type', 'model')}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.json.gz"
     return cache_root() / "graphs" / name
 

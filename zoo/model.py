@@ -74,14 +74,17 @@ class Package:
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write a folder that `zoo.load` takes on every backend, with neither torch nor transformers.
 
-        The graph, its constants, the weights as model.safetensors, and the config and tokenizer if there are any.
+        The graph, its constants, the weights as model.safetensors in the tensors that the class's checkpoints have, and
+        the config and tokenizer if there are any.
         The folder appears complete or not at all.
 
         Raises:
             ConfigError: the package has no weights, or the folder exists and is not a package.
         """
-        from converters import save_safetensors
+        from converters import safetensors
         from converters.atomic import replacing
+        from converters.checkpoint import MemoryCheckpoint
+        from zoo.weights import scattered
 
         target = Path(folder)
         if self.arrays is None:
@@ -96,7 +99,8 @@ class Package:
         with replacing(target) as work:
             work.mkdir()
             save_graph(self.graph, work / GRAPH_FILE)
-            save_safetensors(work / "model.safetensors", self.arrays, {"format": "pt"})
+            weights = scattered(self.graph, MemoryCheckpoint(self.arrays))
+            safetensors.write(work / "model.safetensors", weights, {"format": "pt"})
             for name in _TRAVELS:
                 if self.folder is not None and (self.folder / name).is_file():
                     (work / name).parent.mkdir(exist_ok=True)

@@ -14,7 +14,18 @@ from zoo.errors import WeightsError
 from zoo.graph.computed import COMPUTED, is_computed, sinusoids
 from zoo.graph.ir import Graph, param_ref, refs
 
-__all__ = ["Fit", "as_dtype", "expected_shapes", "fit", "needed", "other_names", "prune", "untie"]
+__all__ = [
+    "Fit",
+    "as_dtype",
+    "expected_shapes",
+    "fit",
+    "gathered",
+    "needed",
+    "other_names",
+    "prune",
+    "scattered",
+    "untie",
+]
 
 # Spellings of old checkpoints -> those of the module today. Both directions are tried.
 _RENAMED = (
@@ -85,13 +96,78 @@ def fit(graph: Graph, shapes: Mapping[str, tuple[int, ...]], where: object, *, s
     return Fit(names, tuple(missing), made, unused)
 
 
-def expected_shapes(graph: Graph) -> dict[str, tuple[int, ...]]:
-    """The shape of each parameter, under every name by which a checkpoint may hold it."""
+def gathered(graph: Graph, checkpoint: Any, *, as_published: bool = True) -> Any:
+    """The checkpoint with those parameters that it divides among tensors otherwise put together, where it does.
+
+    Args:
+        checkpoint: under canonical names; closed with what is returned.
+        as_published: whether a tensor that has a parameter's name may be in the layout of the class's checkpoints, as
+            it is in files of torch; what a dialect gives that name has the parameter's own.
+
+    Raises:
+        WeightsError: of tensors that make up parameters some are missing, or have another shape; all are named.
+    """
+    from converters.view import Piece, Pieces, Recipe, View
+
     prefix = graph.meta.get("prefix") or ""
+    index = _index(graph, checkpoint.infos) if graph.stored else {}
+    recipes: dict[str, Recipe | Pieces] = {}
+    used: set[str] = set()
+    missing, misshaped = [], []
+    for group in graph.stored:
+        found = [next((index[c] for c in _candidates(name, prefix) if c in index), None) for name in group.tensors]
+        own = {index[c] for name in group.params for c in _candidates(name, prefix) if c in index}
+        if own - (set(found) if as_published else set()) or not any(found):
+            continue  # it has them as they are, or not at all
+        shapes = list(group.tensors.values())
+        for name, tensor, shape in zip(group.tensors, found, shapes, strict=True):
+            if tensor is None:
+                missing.append(name)
+            elif checkpoint.infos[tensor].shape != shape:
+                misshaped.append(f"{tensor}: expected {list(shape)}, got {list(checkpoint.infos[tensor].shape)}")
+        used.update(tensor for tensor in found if tensor is not None)
+        parts: dict[str, list[Piece]] = {name: [] for name in group.params}
+        for box in group.boxes:
+            piece = Piece(found[box.tensor] or "", shapes[box.tensor], box.sizes, box.in_tensor, box.in_param)
+            parts[group.params[box.param]].append(piece)
+        recipes |= {name: Pieces(graph.params[name].shape, tuple(pieces)) for name, pieces in parts.items()}
+    if missing or misshaped:
+        _refuse(checkpoint.path, misshaped, [], missing)
+    if not recipes:
+        return checkpoint
+    return View(checkpoint, {**{name: Recipe(name) for name in checkpoint.infos if name not in used}, **recipes})
+
+
+def scattered(graph: Graph, checkpoint: Any) -> Any:
+    """The way back: the tensors of the class's checkpoints, out of a checkpoint that has the graph's parameters."""
+    from converters.view import Piece, Pieces, Recipe, View
+
+    recipes: dict[str, Recipe | Pieces] = {}
+    used: set[str] = set()
+    for group in graph.stored:
+        if not all(name in checkpoint.infos for name in group.params):
+            continue
+        used.update(group.params)
+        names = list(group.tensors)
+        parts: dict[str, list[Piece]] = {name: [] for name in names}
+        for box in group.boxes:
+            own = group.params[box.param]
+            piece = Piece(own, graph.params[own].shape, box.sizes, box.in_param, box.in_tensor)
+            parts[names[box.tensor]].append(piece)
+        recipes |= {name: Pieces(shape, tuple(parts[name])) for name, shape in group.tensors.items()}
+    if not recipes:
+        return checkpoint
+    return View(checkpoint, {**{name: Recipe(name) for name in checkpoint.infos if name not in used}, **recipes})
+
+
+def expected_shapes(graph: Graph) -> dict[str, tuple[int, ...]]:
+    """The shape of each parameter, under every name by which a checkpoint may hold it, and of tensors made of them."""
+    prefix = graph.meta.get("prefix") or ""
+    named = [(own, param.shape) for param in graph.params.values() for own in (param.name, *param.aliases)]
+    named += [item for group in graph.stored for item in group.tensors.items()]
     return {
-        spelling: param.shape
-        for param in graph.params.values()
-        for own in (param.name, *param.aliases)
+        spelling: shape
+        for own, shape in named
         for candidate in _candidates(own, prefix)
         for spelling in (candidate, *_spellings(candidate))
     }
@@ -169,8 +245,8 @@ def prune(graph: Graph, fitted: Fit, where: object) -> tuple[Graph, dict[str, st
         if wanted.intersection(node.outputs):
             wanted.update(ref.name for ref in refs((node.args, node.kwargs)))
             kept.append(node)
-    params = {name: param for name, param in graph.params.items() if name not in fitted.missing}
-    return replace(graph, nodes=kept[::-1], outputs=outputs, params=params), dropped
+    graph = graph.keeping(graph.params.keys() - set(fitted.missing))
+    return replace(graph, nodes=kept[::-1], outputs=outputs), dropped
 
 
 def _leftovers(graph: Graph, names: list[str], prefix: str) -> tuple[dict[str, str], list[str]]:
@@ -229,6 +305,8 @@ def _index(graph: Graph, names: Iterable[str]) -> dict[str, str]:
             if now != name.removeprefix(prefix):
                 index[canonical.get(now, now)] = name
         index.update(dict.fromkeys(_spellings(name), name))
+        if name in canonical and name not in graph.params:  # what the module itself calls it
+            index[canonical[name]] = name
     index.update((name, name) for name in names)
     return index
 

@@ -32,7 +32,6 @@ from converters.dialects import (
     google_tf1,
     hf_flax,
     hf_tf,
-    hf_torch,
     keras_applications,
     keras_graph,
     keras_hub,
@@ -62,7 +61,6 @@ DIALECTS: tuple[ModuleType, ...] = (
     torchvision,
     timm,
     onnx,
-    hf_torch,
 )
 """Every dialect but the one that is canonical already, in the order in which they are tried."""
 
@@ -103,6 +101,9 @@ def canonical(
 ) -> Checkpoint:
     """The checkpoint under canonical names, in torch's layouts; itself if that is what it is.
 
+    Some classes of transformers are published in another program's names (TIPSv2 in timm's): where the model expects
+    every name, it is canonical, whatever else it resembles.
+
     Args:
         checkpoint: closed with what is returned.
         config: the model's config.json.
@@ -113,7 +114,7 @@ def canonical(
         FormatError: two tensors that must be one (a tied weight stored twice) differ.
     """
     dialect = dialect_of(checkpoint)
-    if dialect is None:
+    if dialect is None or all(name in shapes or is_computed(name) for name in checkpoint.infos):
         return checkpoint
     recipes = dialect.canonical(checkpoint, config)
     for name, recipe in recipes.items():

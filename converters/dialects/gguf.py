@@ -163,6 +163,7 @@ _NOMIC = {
     "encoder.layers.{}.norm2": "blk.{}.layer_output_norm",
 }
 _EXPERTS = {"model.layers.{}.mlp.gate": "blk.{}.ffn_gate_inp"}
+_MIXTRAL = {"model.layers.{}.block_sparse_moe.gate": "blk.{}.ffn_gate_inp"}
 _SHARED_EXPERT = {
     f"model.layers.{{}}.mlp.shared_expert.{part}_proj": f"blk.{{}}.ffn_{part}_shexp" for part in ("gate", "up", "down")
 }
@@ -179,7 +180,7 @@ _FURTHER: Mapping[str, Row] = {
     "qkv": Row(tuple(f"layers.{{}}.self_attn.{part}_proj.weight" for part in "qkv"), "blk.{}.attn_qkv.weight"),
 }
 _NAMES: Mapping[str, Mapping[str, str]] = {
-    "llama": _DECODER | _EXPERTS,
+    "llama": _DECODER | _MIXTRAL,
     "qwen2moe": _DECODER | _EXPERTS | _SHARED_EXPERT,
     "qwen3moe": _DECODER | _EXPERTS | _HEAD_NORMS,
     "nomic-bert": _NOMIC,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
@@ -23,12 +24,14 @@ from torch.utils import _pytree as pytree
 
 from zoo.capture.inputs import example_inputs, prepared_inputs
 from zoo.capture.rewrites import Rewrites, rewritten
+from zoo.capture.stored import conversions
 from zoo.capture.torch_export import capture_program, export, ties_of
 from zoo.capture.training import mode
 from zoo.errors import CaptureError, ConfigError
 from zoo.graph.computed import is_computed, sinusoids
 from zoo.graph.ir import Graph, Input, Param, Ref, map_refs, param_ref
 from zoo.graph.key import shaping
+from zoo.graph.stored import Stored
 from zoo.tasks import TASKS, task_name
 
 __all__ = ["build", "capture_config", "config_from", "model_class", "native_module", "parameters_of"]
@@ -49,7 +52,7 @@ def config_from(fields: Mapping[str, Any]) -> transformers.PretrainedConfig:
             do="install a newer transformers; models with code of their own are not loaded (it would have to be run)",
         )
     try:
-        return transformers.CONFIG_MAPPING[model_type].from_dict(dict(fields))
+        return _from_fields(transformers.CONFIG_MAPPING[model_type], fields)
     except Exception as error:  # whatever a config class's own checks raise
         raise ConfigError("transformers refuses the config", where="config.json", got=error) from error
 
@@ -253,7 +256,7 @@ def native_module(
 
 def _named(graph: Graph, module: Any, config: Any, task: str | None, dtype: str) -> Graph:
     """The graph with checkpoint names for its parameters, defaults for optional inputs, and the facts of its origin."""
-    canonical = _canonical_names(module)
+    canonical, groups = _conversions(module)
     params = {}
     renamed = {}
     for param in graph.params.values():
@@ -263,7 +266,7 @@ def _named(graph: Graph, module: Any, config: Any, task: str | None, dtype: str)
         if name != param.name:
             renamed[name] = param.name
     graph = _rename_params(graph, params, canonical)
-    graph = _with_computed(graph, module, renamed)
+    graph = _with_stored(_with_computed(graph, module, renamed), groups)
     inputs = tuple(_with_default(item) for item in graph.inputs)
     fields = _plain(shaping(config.to_dict()))
     meta = {
@@ -348,19 +351,34 @@ def _rename_values(graph: Graph, to: Mapping[str, str]) -> Graph:
     return replace(graph, nodes=nodes, outputs=outputs)
 
 
-def _canonical_names(module: Any) -> dict[str, str]:
-    """The module's parameter name -> the name it has in checkpoints, where transformers renames on loading."""
+def _conversions(module: Any) -> tuple[dict[str, str], list[Stored]]:
+    """How the class's checkpoints hold its parameters, where transformers converts on loading: the module's name -> the
+    checkpoint's, and what is rearranged.
+    """
     from transformers.core_model_loading import revert_weight_conversion
 
-    state = {name: torch.empty(0, device="meta") for name in module.state_dict()}
+    state = module.state_dict()
     try:
-        saved = revert_weight_conversion(module, dict(state))
-    except Exception:
-        # a conversion that needs the tensors themselves (merged experts): those names stay the module's
-        return {}
+        renamed, groups = conversions(lambda tensors: revert_weight_conversion(module, tensors), state)
+    except Exception as error:
+        # arithmetic, or tensors that only a checkpoint has: names stay the module's
+        logging.getLogger(__name__).debug("no conversion of %s: %s", type(module).__name__, error)
+        return {}, []
     misnamed = _MISNAMED.get(type(module).__name__, ())
-    by_tensor = {id(tensor): _published(name, misnamed) for name, tensor in saved.items()}
-    return {name: by_tensor[id(t)] for name, t in state.items() if by_tensor.get(id(t), name) != name}
+    names = {own: _published(name, misnamed) for own, name in renamed.items()}
+    return {own: name for own, name in names.items() if own != name}, groups
+
+
+def _with_stored(graph: Graph, groups: Sequence[Stored]) -> Graph:
+    """The graph with what of its parameters is stored otherwise; a tied parameter is stored once."""
+    first = {name: param.name for param in graph.params.values() for name in (param.name, *param.aliases)}
+    kept, seen = [], set[str]()
+    for group in groups:
+        params = tuple(first.get(name, "") for name in group.params)
+        if params and all(params) and len(set(params)) == len(params) and seen.isdisjoint(params):
+            kept.append(replace(group, params=params))
+            seen.update(params)
+    return replace(graph, stored=tuple(kept))
 
 
 _MISNAMED: Mapping[str, tuple[tuple[str, str], ...]] = {
@@ -490,6 +508,11 @@ def _parts(config: Any) -> list[Any]:
     return [config, *(part for value in inner for part in _parts(value))]
 
 
+def _from_fields(cls: Any, fields: Mapping[str, Any]) -> transformers.PretrainedConfig:
+    """A config of config.json's fields, which spell infinity {"__float__": "Infinity"}."""
+    return cls.from_dict(cls._decode_special_floats(dict(fields)))
+
+
 def _defaults(cls: type, fields: Mapping[str, Any]) -> dict[str, Any]:
     """For each field what the class makes of it where a config.json leaves it out and has the others as they are.
 
@@ -498,7 +521,7 @@ def _defaults(cls: type, fields: Mapping[str, Any]) -> dict[str, Any]:
     defaults = {}
     for name in fields:
         try:
-            without = cls.from_dict({key: value for key, value in fields.items() if key != name})  # type: ignore[attr-defined]
+            without = _from_fields(cls, {key: value for key, value in fields.items() if key != name})
         except Exception:
             continue  # a field that the class cannot do without has no default
         found = _plain(shaping(without.to_dict()))
@@ -508,11 +531,13 @@ def _defaults(cls: type, fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(tree: Any) -> Any:
-    """What JSON can hold; tuples become lists, whole-number keys text."""
+    """What JSON can hold; tuples become lists, whole-number keys text, infinity what config.json has for it."""
     if isinstance(tree, Mapping):
         return {str(key): _plain(value) for key, value in sorted(tree.items(), key=lambda item: str(item[0]))}
     if isinstance(tree, (list, tuple)):
         return [_plain(item) for item in tree]
+    if isinstance(tree, float) and not math.isfinite(tree):
+        return transformers.PretrainedConfig._encode_special_floats(tree)
     if tree is None or isinstance(tree, (bool, int, float, str)):
         return tree
     return str(tree)

@@ -60,6 +60,14 @@ _CASTS = frozenset("_to_copy to type_as".split())
 _DROPPED = frozenset(
     "_assert_tensor_metadata _assert_scalar _assert_async sym_constrain_range sym_constrain_range_for_size".split()
 )
+# What may write into a tensor that nothing else sees; written here, as in the table, as a new result.
+_WRITES_LIKE_ITS_OPERANDS = frozenset(
+    """add_ sub_ mul_ div_ neg_ abs_ exp_ sqrt_ rsqrt_ pow_ tanh_ sigmoid_ relu_ silu_ mish_ elu_ leaky_relu_ hardtanh_
+    hardswish_ hardsigmoid_ clamp_ clamp_min_ clamp_max_ masked_fill_""".split()
+)
+_WRITES_AT_PLACES = frozenset(
+    "index_put_ index_add_ index_copy_ index_fill_ scatter_ scatter_add_ masked_scatter_".split()
+)
 _BOOKKEEPING = frozenset("device layout pin_memory memory_format non_blocking generator copy".split())
 
 # Spellings of one operation, once memory is not part of the meaning.
@@ -133,7 +141,9 @@ def export(
     try:
         # a path of contractions that is sought by size makes all sizes of an einsum fixed
         plain_einsum = torch.backends.opt_einsum.flags(enabled=False)
-        with torch.no_grad(), plain_einsum, warnings.catch_warnings():
+        # keyed by symbolic sizes, its entries take longer to make and compare than the shapes take to compute again
+        uncached = torch._dynamo.config.patch(fake_tensor_cache_enabled=False)
+        with torch.no_grad(), plain_einsum, uncached, warnings.catch_warnings():
             # nn.RNNBase keeps its parameters in a list too, which tracing replaces and puts back
             warnings.filterwarnings("ignore", r"The tensor attributes.*_flat_weights", UserWarning)
             return torch.export.export(module, (), dict(inputs), dynamic_shapes=dynamic_shapes, strict=False)
@@ -164,8 +174,8 @@ def capture_program(
 ) -> Graph:
     """The Graph of an ExportedProgram.
 
-    A program that changes nothing in place and holds only operations of the table is taken as it is; any other is
-    decomposed first, which takes as long as exporting it did.
+    A program that holds only operations of the table, and writes in place only into tensors that nothing else sees, is
+    taken as it is; any other is decomposed first, which takes longer than exporting it did.
 
     Args:
         program: from torch.export, this torch's version; may have been loaded from a .pt2 archive.
@@ -178,7 +188,8 @@ def capture_program(
     """
     if not _expressible(program):
         try:
-            program = program.run_decompositions(_decompositions())
+            with torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
+                program = program.run_decompositions(_decompositions())
         except Exception as error:
             raise CaptureError(
                 "the exported program cannot be decomposed",
@@ -210,6 +221,7 @@ class _Translation:
         self.nodes: list[Node] = []
         self.sources: dict[str, str] = {}  # operation -> the line of the model that first uses it
         self.values: dict[str, Any] = {}  # fx node name -> Ref, or a tuple of Refs for a list of results
+        self.writes = _writes(program)
         self.symbols: dict[str, str] = {}  # torch's symbol -> ours
         self.ranges: dict[str, tuple[int, int | None]] = {}
 
@@ -372,7 +384,8 @@ class _Translation:
             if known is not None:
                 self.values[node.name] = known
                 return
-        if name in ("_local_scalar_dense", "item") or target._schema.is_mutable:
+        written = self.writes.get(node, ())
+        if name in ("_local_scalar_dense", "item") or (target._schema.is_mutable and not written):
             raise CaptureError(
                 "the model reads a tensor's value to decide what to compute"
                 if not target._schema.is_mutable
@@ -391,6 +404,8 @@ class _Translation:
             if key not in _BOOKKEEPING and value is not None
         }
         self._emit(node, _op_name(target), [self._arg(arg, node) for arg in node.args], kwargs)
+        for earlier in written:  # whoever names the tensor from here on sees what was written
+            self.values[earlier.name] = self.values[node.name]
 
     def _cast(self, node: torch.fx.Node) -> None:
         """Moves and casts of all spellings: a cast where the dtype changes, nothing where it does not."""
@@ -565,7 +580,8 @@ def _argument(node: torch.fx.Node, index: int, name: str, default: Any) -> Any:
 
 
 def _expressible(program: torch.export.ExportedProgram) -> bool:
-    """Whether every operation of the program is in the table as it stands, and none works in place."""
+    """Whether every operation of the program is in the table as it stands, with no write that something else sees."""
+    writes = _writes(program)
     for node in program.graph.nodes:
         if node.op == "get_attr":
             return False
@@ -578,14 +594,53 @@ def _expressible(program: torch.export.ExportedProgram) -> bool:
             continue
         if name in ("item", "_local_scalar_dense"):
             continue
-        if node.target._schema.is_mutable or _op_name(node.target) not in OPS:
+        if (node.target._schema.is_mutable and node not in writes) or _op_name(node.target) not in OPS:
             return False
     return True
+
+
+def _writes(program: torch.export.ExportedProgram) -> dict[torch.fx.Node, list[torch.fx.Node]]:
+    """Each operation in place that can be a new result -> the nodes that name the tensor it writes into.
+
+    That is so where the tensor was computed in the program and nobody took a view of it before: then all that read it
+    before the write read the old result, and all after it the new one.
+    """
+    order = {node: place for place, node in enumerate(program.graph.nodes)}
+    found: dict[torch.fx.Node, list[torch.fx.Node]] = {}
+    for node in order:
+        if not _is_plain_write(node):
+            continue
+        tensor = node.args[0]
+        names = [*found.get(tensor, ()), tensor]
+        fresh = isinstance(names[0].target, torch._ops.OpOverload) and not _may_alias(names[0])
+        seen = (user for name in names for user in name.users if order[user] < order[node] and user not in names)
+        if fresh and not any(_may_alias(user) for user in seen):
+            found[node] = names
+    return found
+
+
+def _is_plain_write(node: torch.fx.Node) -> bool:
+    if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
+        return False
+    name = node.target._schema.name.removeprefix("aten::")
+    operands = [arg for arg in node.all_input_nodes if isinstance(arg.meta.get("val"), torch.Tensor)]
+    # torch keeps the dtype of what is written into, which the operation itself would promote
+    kept = all(arg.meta["val"].dtype in (operands[0].meta["val"].dtype, torch.bool) for arg in operands)
+    return name in _WRITES_AT_PLACES or (name in _WRITES_LIKE_ITS_OPERANDS and kept)
+
+
+def _may_alias(node: torch.fx.Node) -> bool:
+    """Whether a result shares memory with an argument."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return node.op != "output"
+    return _is_inactive_dropout(node) or any(item.alias_info is not None for item in node.target._schema.returns)
 
 
 def _op_name(target: torch._ops.OpOverload) -> str:
     """torch's name with the overload, as graphs spell it: "add.Tensor", "linear", "library::operation"."""
     space, name = target._schema.name.split("::")
+    if target._schema.is_mutable:  # see _writes
+        name = name.removesuffix("_")
     full = name if target._overloadname in ("", "default") else f"{name}.{target._overloadname}"
     return _SPELLED.get(full, full) if space == "aten" else _PRIMS.get(f"{space}::{full}", f"{space}::{full}")
 

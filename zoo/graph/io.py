@@ -26,6 +26,7 @@ import numpy as np
 from zoo.arrays import numpy_dtype
 from zoo.errors import FormatError, GraphError, UnsupportedOp
 from zoo.graph.ir import DTYPES, DType, Graph, Input, Node, Param, Ref, ValueInfo
+from zoo.graph.stored import Box, Stored
 
 __all__ = ["FORMAT", "from_json", "load_graph", "save_graph", "to_json"]
 
@@ -156,6 +157,7 @@ def _encode(graph: Graph) -> dict[str, Any]:
             for node in graph.nodes
         ],
         "outputs": {name: value.name for name, value in graph.outputs.items()},
+        **({"stored": [_encode_stored(group) for group in graph.stored]} if graph.stored else {}),
     }
 
 
@@ -188,6 +190,7 @@ def _decode(data: Mapping[str, Any]) -> Graph:
             name: (_count(low), None if high is None else _count(high)) for name, (low, high) in data["symbols"].items()
         },
         meta=dict(data["meta"]),
+        stored=tuple(_decode_stored(*group) for group in data.get("stored", ())),
     )
 
 
@@ -201,6 +204,28 @@ def _decode_array(dtype: str, shape: Any, packed: str) -> np.ndarray:
         raise ValueError(f"expected a dtype, got {dtype!r}")
     kind = numpy_dtype(dtype)
     return np.frombuffer(base64.b64decode(packed, validate=True), kind).reshape([_count(d) for d in shape])
+
+
+def _encode_stored(group: Stored) -> list[Any]:
+    return [
+        [[name, list(shape)] for name, shape in group.tensors.items()],
+        list(group.params),
+        [[b.tensor, b.param, list(b.sizes), list(b.in_tensor), list(b.in_param)] for b in group.boxes],
+    ]
+
+
+def _decode_stored(tensors: Any, params: Any, boxes: Any) -> Stored:
+    found = Stored(
+        {_text(name): tuple(map(_count, shape)) for name, shape in tensors},
+        tuple(map(_text, params)),
+        tuple(
+            Box(_count(tensor), _count(param), *(tuple(map(_count, numbers)) for numbers in places))
+            for tensor, param, *places in boxes
+        ),
+    )
+    if len(found.tensors) != len(tensors):
+        raise ValueError("two tensors of a group have one name")
+    return found
 
 
 def _encode_arg(arg: Any) -> Any:

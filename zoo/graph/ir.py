@@ -7,13 +7,14 @@ batch size and length. Nothing here executes a model; nothing here imports a fra
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from zoo.errors import GraphError
+from zoo.graph.stored import Stored, check_stored
 
 __all__ = [
     "DTYPES",
@@ -130,6 +131,7 @@ class Graph:
         nodes: in execution order; each result has one definition.
         outputs: name to value, in the order the model returns them; "past.0" names an element of a tuple.
         symbols: the range (low, high or None) of each symbol that the inputs' dims use.
+        stored: parameters whose values checkpoints divide among tensors otherwise.
         meta: facts about the capture: dtype, class, config, versions.
     """
 
@@ -140,6 +142,7 @@ class Graph:
     outputs: dict[str, Any]
     symbols: dict[str, tuple[int, int | None]] = field(default_factory=dict)
     meta: dict[str, Any] = field(default_factory=dict)
+    stored: tuple[Stored, ...] = ()
 
     def op_counts(self) -> dict[str, int]:
         """How often each op is used, most used first."""
@@ -161,6 +164,14 @@ class Graph:
             for position, arg in enumerate(node.args)
             if isinstance(arg, Ref) and arg.name in names
         ]
+
+    def keeping(self, params: Collection[str]) -> Graph:
+        """The graph with these of its parameters alone; nothing else is left out."""
+        return replace(
+            self,
+            params={name: param for name, param in self.params.items() if name in params},
+            stored=tuple(group for group in self.stored if all(name in params for name in group.params)),
+        )
 
     def validate(self) -> None:
         """Check that every value is defined once and before its use; GraphError names the node otherwise."""
@@ -188,6 +199,7 @@ class Graph:
                 if name in names:
                     raise GraphError("two parameters have one name", where="params", got=name)
                 names.add(name)
+        check_stored(self.stored, {param.name: param.shape for param in self.params.values()})
         for name, array in self.constants.items():
             define(name, f"constant {name!r}")
             _known_dtype(str(array.dtype), f"constant {name!r}")
