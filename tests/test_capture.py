@@ -191,6 +191,47 @@ class Names(nn.Module):
         return (v0 - v1) * 2 + add.abs() - v0.exp()
 
 
+class Selected(nn.Module):
+    """Layers that each compute some of the rows, which a mask takes out and the same or another one puts back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.norm = nn.LayerNorm(4)
+
+    def forward(self, x: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
+        mask = which > 5
+        result = torch.zeros_like(x)
+        for chosen, layer in ((mask, self.first), (~mask, self.second)):
+            rows = x[chosen]
+            rows = layer(self.norm(rows)) * rows.softmax(-1) + rows.pow(2).mean(-1, keepdim=True)
+            result[chosen] = rows.view(-1, 2, 2).transpose(1, 2).reshape(rows.shape[0], 4)
+        result[mask] += self.first(result[mask])
+        return result.masked_scatter(mask.flip(1)[..., None], torch.relu(x[mask]))
+
+
+class Counted(nn.Module):
+    """Sizes that are lengths of tensors."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x.reshape(len(x) * len(x[0]), 4).cumsum(0)
+        return rows.view(len(x), -1) / len(x)
+
+
+class Scanned(nn.Module):
+    """States that follow from those before them, in both directions."""
+
+    def forward(self, x: torch.Tensor, decay: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        def combine(left: Any, right: Any) -> Any:
+            return left[0] * right[0], right[0] * left[1] + right[1]
+
+        from torch._higher_order_ops.associative_scan import associative_scan  # where transformers takes it from
+
+        forth = associative_scan(combine, (decay.sigmoid(), x), dim=1, combine_mode="generic")
+        back = associative_scan(combine, (decay.sigmoid(), x), dim=1, reverse=True, combine_mode="generic")
+        return forth[1], back[1]
+
+
 def ids(*shape: int) -> np.ndarray:
     return np.random.default_rng(shape).integers(0, 11, shape)
 
@@ -221,6 +262,17 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Arrays, list[Arrays]]] = {
     "shared": (Shared, {"ids": ids(2, 3)}, [{"ids": ids(4, 7)}, {"ids": ids(1, 1)}]),
     "long": (Branching, {"x": floats(2, 8, 4)}, [{"x": floats(3, 11, 4)}, {"x": floats(1, 6, 4)}]),
     "short": (Branching, {"x": floats(2, 3, 4)}, [{"x": floats(3, 5, 4)}, {"x": floats(1, 1, 4)}]),
+    "selected": (
+        Selected,
+        {"x": floats(2, 6, 4), "which": ids(2, 6)},
+        [{"x": floats(3, 5, 4), "which": ids(3, 5)}, {"x": floats(1, 3, 4), "which": np.zeros((1, 3), int)}],
+    ),
+    "scanned": (
+        Scanned,
+        {"x": floats(2, 6, 4), "decay": floats(2, 6, 4, seed=1)},
+        [{"x": floats(3, n, 4), "decay": floats(3, n, 4, seed=1)} for n in (1, 2, 37)],
+    ),
+    "counted": (Counted, {"x": floats(2, 3, 4)}, [{"x": floats(5, 7, 4)}, {"x": floats(1, 1, 4)}]),
     "names": (
         Names,
         dict.fromkeys(("v0", "v1", "add"), floats(2, 3)),
@@ -503,6 +555,14 @@ class Nonzero(nn.Module):
         return torch.nonzero(x > 0), x[x > 0]
 
 
+class Averaged(nn.Module):
+    """What it selects goes back, and is seen by more than its own row."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x[x[:, 0] > 0]
+        return x.masked_scatter(x[:, :1] > 0, rows - rows.mean(0))
+
+
 class Unique(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.unique(x)
@@ -527,6 +587,11 @@ def test_results_whose_size_depends_on_values(nonzero: Package, backend: str) ->
 def test_jax_says_that_it_has_no_such_sizes(nonzero: Package) -> None:
     with pytest.raises(ZooError, match="nonzero"):
         nonzero.load("jax")(x=floats(3, 4))
+
+
+def test_jax_says_that_a_mean_of_what_a_mask_selects_has_no_size() -> None:
+    with pytest.raises(ZooError, match="mask"):
+        zoo.capture(Averaged(), x=floats(3, 4)).load("jax")(x=floats(3, 4))
 
 
 def test_an_operation_that_no_table_has() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from zoo.coverage import Cell, Row
 
@@ -53,6 +54,23 @@ def test_hard_architectures_equal_transformers_in_float64(measure, model_type):
 def test_a_scan_in_chunks_runs_at_other_lengths(measure):
     row = measure.measure("mamba2", "feature-extraction", ("jax",), gradients=False)
     assert row.on("jax") == replace(row.on("jax"), matches=True, batch=True, length=True, reason="")
+
+
+def test_packed_images_of_other_sizes_see_only_themselves(measure):
+    """Captured with two of one size; norms of queries and keys come before the images are told apart."""
+    built = measure._Built("glm_ocr_vision", "feature-extraction")
+    graph = measure.capture_config(built.config, "feature-extraction")
+    inputs = built.inputs()
+    grid = torch.tensor([[1, 4, 4], [1, 2, 6], [2, 2, 2]])
+    rows = torch.randn(int(grid.prod(1).sum()), inputs["hidden_states"].shape[1], generator=torch.manual_seed(0))
+    inputs = {**inputs, "grid_thw": grid, "hidden_states": rows}
+    narrow, truth = built.outputs(inputs)
+    feed = measure._fitting(graph, built.module, inputs)
+    got = measure.run(measure._direct(built, graph), feed)[0]
+    cell = measure._compared(
+        "numpy", got, truth, {name: measure._distance(narrow[name], truth[name]) for name in truth}
+    )
+    assert cell.matches, cell.reason
 
 
 def test_a_wrong_output_does_not_match(measure):

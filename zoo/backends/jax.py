@@ -16,6 +16,7 @@ from zoo.backends.namespace import BINARY, UNARY, Namespace
 from zoo.backends.numpy import _clipped, _start
 from zoo.errors import UnsupportedOp
 from zoo.graph.ir import Graph
+from zoo.graph.passes import with_all_rows
 from zoo.ops.random import key_of
 
 __all__ = ["JaxNamespace", "compile_graph", "key_from", "module_of", "namespace", "params_from"]
@@ -30,7 +31,7 @@ def compile_graph(graph: Graph, operations: Mapping[str, Callable[..., Any]] | N
 
     `operations` stand in for the table's of those names.
     """
-    program = Program(graph, resolve_over(_XP, {**_OVERRIDES, **(operations or {})}))
+    program = Program(with_all_rows(graph), resolve_over(_XP, {**_OVERRIDES, **(operations or {})}))
     # kept as NumPy arrays: they become constants of the compiled program, on whatever device it is for
     constants = dict(graph.constants)
 

@@ -25,7 +25,7 @@ from torch.utils import _pytree as pytree
 from zoo.capture.inputs import example_inputs, prepared_inputs
 from zoo.capture.rewrites import Rewrites, rewritten
 from zoo.capture.stored import conversions
-from zoo.capture.torch_export import capture_program, export, ties_of
+from zoo.capture.torch_export import capture_program, export, ties_of, traceable
 from zoo.capture.training import mode
 from zoo.errors import CaptureError, ConfigError
 from zoo.graph.computed import is_computed, sinusoids
@@ -428,8 +428,68 @@ def _export_patched(module: Any, inputs: Mapping[str, Any], dynamic: Any) -> tor
 
     exporter = DynamoExporter()
     settings = DynamoConfig(dynamic=True, dynamic_shapes=dynamic, strict=False)
-    program, _ = exporter.export_program(module, dict(inputs), settings)
+    with _packed_attention(module), traceable(module):
+        program, _ = exporter.export_program(module, dict(inputs), settings)
     return program
+
+
+_PACKED = "flash_packed"  # the classes hand over whole sequences and their bounds to what is called flash
+
+
+@contextmanager
+def _packed_attention(module: Any) -> Any:
+    """Images and sounds packed into one sequence attend through a mask that keeps them apart.
+
+    The classes' own loop over them cannot be traced, and transformers' patch for it holds only for parts of one length
+    and leaves out GLM-OCR's norms of queries and keys.
+    """
+    from transformers.exporters import exporter_dynamo, utils
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    takes = [m for m in module.modules() if "cu_seqlens" in inspect.signature(m.forward).parameters]
+    configs = {id(m.config): m.config for m in takes if hasattr(m, "config")}
+    before = {key: config._attn_implementation_internal for key, config in configs.items()}
+    patches = utils._PATCHES["dynamo"]
+    utils._PATCHES["dynamo"] = [p for p in patches if p[2] is not exporter_dynamo._patch_chunked_vision_attention]
+    ALL_ATTENTION_FUNCTIONS.register(_PACKED, _attention_within)
+    for config in configs.values():
+        config._attn_implementation_internal = _PACKED
+    try:
+        yield
+    finally:
+        utils._PATCHES["dynamo"] = patches
+        for key, config in configs.items():
+            config._attn_implementation_internal = before[key]
+
+
+def _attention_within(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    cu_seq_lens_q: torch.Tensor,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention within each part of a packed sequence, [1, heads, T, D] -> [1, T, heads, D].
+
+    Args:
+        cu_seq_lens_q: where the parts begin, and the end of the last.
+    """
+    part = torch.bucketize(torch.arange(query.shape[2], device=query.device), cu_seq_lens_q, right=True)
+    result = torch.nn.functional.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=part[:, None] == part,
+        dropout_p=dropout,
+        scale=scaling,
+        enable_gqa=key.shape[1] != query.shape[1],
+    )
+    return result.transpose(1, 2), None
 
 
 @contextmanager

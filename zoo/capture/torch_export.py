@@ -8,15 +8,18 @@ Source: torch.export documentation; the overloads' schemas say how arguments are
 from __future__ import annotations
 
 import builtins
+import importlib
 import itertools
 import math
 import operator
 import os
 import re
+import sys
 import sysconfig
 import traceback
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -32,7 +35,7 @@ from zoo.graph.ir import DType, Graph, Input, Node, Param, Ref, ValueInfo, param
 from zoo.graph.passes import simplify
 from zoo.ops import OPS
 
-__all__ = ["KEPT", "capture_module", "capture_program", "export", "named_leaves", "ties_of"]
+__all__ = ["KEPT", "capture_module", "capture_program", "export", "named_leaves", "ties_of", "traceable"]
 
 KEPT = frozenset(
     """
@@ -141,9 +144,7 @@ def export(
     try:
         # a path of contractions that is sought by size makes all sizes of an einsum fixed
         plain_einsum = torch.backends.opt_einsum.flags(enabled=False)
-        # keyed by symbolic sizes, its entries take longer to make and compare than the shapes take to compute again
-        uncached = torch._dynamo.config.patch(fake_tensor_cache_enabled=False)
-        with torch.no_grad(), plain_einsum, uncached, warnings.catch_warnings():
+        with torch.no_grad(), plain_einsum, traceable(module), warnings.catch_warnings():
             # nn.RNNBase keeps its parameters in a list too, which tracing replaces and puts back
             warnings.filterwarnings("ignore", r"The tensor attributes.*_flat_weights", UserWarning)
             return torch.export.export(module, (), dict(inputs), dynamic_shapes=dynamic_shapes, strict=False)
@@ -154,6 +155,73 @@ def export(
             got=f"{type(error).__name__}{_culprit(error)}: {_first_lines(error)}",
             do="remove Python control flow that depends on tensor values, or pass inputs that avoid it",
         ) from error
+
+
+@contextmanager
+def traceable(module: torch.nn.Module) -> Iterator[None]:
+    """Other meanings, while the module is traced, of what would make its sizes plain numbers of the example.
+
+    `len` of a tensor is its first size, as dynamic as that, and a scan takes steps that no length decides, in the files
+    of the module's classes; those that scan one by one when they are exported do so no more.
+    """
+    found = {cls.__module__ for part in module.modules() for cls in type(part).__mro__}
+    files = [vars(sys.modules[name]) for name in sorted(found) if not name.startswith(("torch.", "builtins", "_"))]
+    changes: list[tuple[dict[str, Any], str, Any]] = [(file, "len", _length) for file in files if "len" not in file]
+    changes += [(file, name, _no) for file in files if (name := "is_torchdynamo_exporting") in file]
+    scans = importlib.import_module("torch._higher_order_ops.associative_scan")
+    changes.append((vars(scans), "associative_scan", _scan))
+    before = [(file, name, file.get(name, changes)) for file, name, _ in changes]
+    for file, name, value in changes:
+        file[name] = value
+    try:
+        with _uncached():
+            yield
+    finally:
+        for file, name, value in before:
+            if value is changes:  # there was none
+                del file[name]
+            else:
+                file[name] = value
+
+
+def _uncached() -> Any:
+    """No cache of shapes: keyed by symbolic sizes, its entries take longer to make and compare than to compute again."""
+    return torch._dynamo.config.patch(fake_tensor_cache_enabled=False)
+
+
+def _length(x: Any) -> Any:
+    return x.shape[0] if isinstance(x, torch.Tensor) and x.ndim else len(x)
+
+
+def _no() -> bool:
+    return False
+
+
+_DOUBLINGS = 16
+"""A graph scans up to 2 to the power of this many places."""
+
+
+def _scan(combine_fn: Any, xs: Any, dim: int, reverse: bool = False, combine_mode: str = "pointwise") -> Any:
+    """torch's associative_scan of any length: every place takes in what stands 1, 2, 4, … places before it.
+
+    Source: W. D. Hillis, G. L. Steele: Data parallel algorithms. Communications of the ACM 29 (1986).
+    """
+    leaves, spec = pytree.tree_flatten(xs)
+    leaves = [leaf.movedim(dim, 0).flip(0) if reverse else leaf.movedim(dim, 0) for leaf in leaves]
+    length = leaves[0].shape[0]
+    torch._check(length <= 2**_DOUBLINGS)
+    places = torch.arange(length, device=leaves[0].device)
+    combine = torch.vmap(combine_fn)
+    for doubling in range(_DOUBLINGS):
+        before = places - 2**doubling
+        left = [leaf.index_select(0, before.clamp(min=0)) for leaf in leaves]
+        both = pytree.tree_leaves(combine(pytree.tree_unflatten(left, spec), pytree.tree_unflatten(leaves, spec)))
+        leaves = [
+            torch.where((before >= 0).view(-1, *[1] * (old.ndim - 1)), new, old)
+            for old, new in zip(leaves, both, strict=True)
+        ]
+    leaves = [leaf.flip(0).movedim(0, dim) if reverse else leaf.movedim(0, dim) for leaf in leaves]
+    return pytree.tree_unflatten(leaves, spec)
 
 
 def capture_module(
@@ -188,7 +256,7 @@ def capture_program(
     """
     if not _expressible(program):
         try:
-            with torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
+            with _uncached():
                 program = program.run_decompositions(_decompositions())
         except Exception as error:
             raise CaptureError(
@@ -528,6 +596,10 @@ def _dim_name(name: str, axis: int, ndim: int, others: Sequence[str]) -> tuple[s
     if text and axis == 1:
         if name.startswith("decoder_"):
             return "decoder_sequence", True
+        texts = [other.removesuffix("input_ids") for other in others if other.endswith("_input_ids")]
+        for prefix in texts:  # a second text has a length of its own, as what InstructBLIP's Q-Former reads
+            if name.startswith(prefix):
+                return f"{prefix}sequence", True
         return ("samples" if "input_values" in others and "input_ids" not in others else "sequence"), True
     known = {
         "pixel_values": ("channels", "height", "width"),

@@ -1,0 +1,141 @@
+"""Selections by a mask without sizes that depend on data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from zoo.graph.ir import DType, Graph, Node, Ref, ValueInfo, param_ref, refs
+
+__all__ = ["with_all_rows"]
+
+Infos = Mapping[str, ValueInfo]
+
+# Each element of the result from the elements at its place.
+_ELEMENTWISE = frozenset(
+    """
+    abs add sub mul div pow neg exp log sqrt rsqrt reciprocal square tanh sigmoid silu gelu relu relu6 elu selu celu
+    mish erf softplus softsign leaky_relu hardtanh hardswish hardsigmoid clamp maximum minimum where _to_copy
+    eq ne lt le gt ge logical_and logical_or logical_not logical_xor
+    """.split()
+)
+
+
+def with_all_rows(graph: Graph) -> Graph:
+    """`x[mask]` as all rows of x, the selected ones first, where its rows only go back into masked places.
+
+    A layer for some of the tokens takes them out, computes each by itself and puts them back, at the mask or at as many
+    places of another. The further rows are put nowhere, and no size depends on how many are selected. A mask some of
+    whose rows go another way stays as it is.
+    """
+    infos = {item.name: ValueInfo(item.dtype, item.shape) for item in graph.inputs}
+    for param in graph.params.values():
+        info = ValueInfo(param.dtype, param.shape)
+        infos.update((param_ref(name), info) for name in (param.name, *param.aliases))
+    infos.update((name, ValueInfo(str(array.dtype), array.shape)) for name, array in graph.constants.items())
+    for node in graph.nodes:
+        infos.update(zip(node.outputs, node.infos, strict=True))
+    masks = {mask for node in graph.nodes if (mask := _selecting(node, infos))}
+    masks = {mask for mask in masks if _go_back(graph, mask, infos)}
+    nodes: list[Node] = []
+    for node in graph.nodes:
+        nodes += _all_rows(node, infos) if _selecting(node, infos) in masks else [node]
+    return replace(graph, nodes=nodes) if masks else graph
+
+
+def _selecting(node: Node, infos: Infos) -> str | None:
+    """The mask by which a node selects rows."""
+    if node.op != "index.Tensor" or len(node.args[1]) != 1:
+        return None
+    mask = node.args[1][0]
+    return mask.name if isinstance(mask, Ref) and infos[mask.name].dtype == "bool" else None
+
+
+def _all_rows(node: Node, infos: Infos) -> list[Node]:
+    """x[mask] as the rows at the mask, then the others, in operations of the table."""
+    x, (mask,) = node.args
+    kept = len(infos[mask.name].shape)
+    name = node.name
+    result: list[Node] = []
+
+    def emit(what: str, op: str, *args: Any, **kwargs: Any) -> Ref:
+        info = ValueInfo("size") if op.startswith("sym") else ValueInfo("int64", ())
+        result.append(Node(op, args, kwargs, (f"{name}.{what}",), (info,)))
+        return Ref(f"{name}.{what}")
+
+    inner = tuple(
+        size if isinstance(size, int) else emit(f"size{axis}", "sym_size.int", x, axis)
+        for axis, size in enumerate(infos[x.name].shape)
+        if axis >= kept
+    )
+    others = emit("others", "logical_not", emit("mask", "view", mask, (-1,)))
+    order = emit("order", "argsort.stable", emit("ranks", "_to_copy", others, dtype=DType("int64")), stable=True)
+    rows = emit("rows", "view", x, (-1, *inner))
+    return [*result, replace(node, op="index_select", args=(rows, 0, order), kwargs={})]
+
+
+def _go_back(graph: Graph, mask: str, infos: Infos) -> bool:
+    """Whether what a mask selects stays rows by itself, up to where other masked places take them."""
+    rows: set[str] = set()
+    counts: set[str] = set()  # sizes that are how many rows there are
+    for node in graph.nodes:
+        used = {ref.name for ref in refs((node.args, node.kwargs))}
+        if _selecting(node, infos) == mask and not used & rows:
+            rows.add(node.name)
+        elif not used & (rows | counts) or _takes(node, rows, infos):
+            continue
+        elif node.op == "sym_size.int" and node.args[1] == 0:
+            counts.add(node.name)
+        elif _keeps_rows(node, rows, counts, infos):
+            rows.update(node.outputs)
+        elif node.op != "sym_size.int":
+            return False
+    return not (rows | counts) & {ref.name for ref in refs(graph.outputs)}
+
+
+def _takes(node: Node, rows: set[str], infos: Infos) -> bool:
+    """Whether a node puts the first rows into places of a mask, and uses them for nothing else."""
+    if node.op not in ("masked_scatter", "index_put"):
+        return False
+    x, places, source, *_ = node.args
+    if node.op == "index_put" and (len(places) != 1 or infos[places[0].name].dtype != "bool"):
+        return False
+    return source.name in rows and not any(ref.name in rows for ref in refs((x, places)))
+
+
+def _keeps_rows(node: Node, rows: set[str], counts: set[str], infos: Infos) -> bool:
+    """Whether each row of the result comes from the same row of what is selected, and no other."""
+    name, args = node.op.partition(".")[0], node.args
+    if any(ref.name in counts for ref in refs((args, node.kwargs))) and name != "view":
+        return False
+    of_rows = [ref.name for ref in refs((args, node.kwargs)) if ref.name in rows]
+    ndim = max(len(infos[ref].shape) for ref in of_rows) if of_rows else 0
+    if name in _ELEMENTWISE:
+        for ref in refs((args, node.kwargs)):
+            shape = infos[ref.name].shape
+            if (len(shape) != ndim) if ref.name in rows else (len(shape) >= ndim and shape[0] != 1):
+                return False
+        return True
+    first = isinstance(args[0], Ref) and args[0].name in rows
+    if not first or len(of_rows) != 1:
+        return False
+    if name == "linear":
+        return ndim > 1
+    if name in ("layer_norm", "rms_norm"):
+        return len(args[1]) < ndim
+    if name in ("mean", "sum", "amax", "amin", "var") and len(args) > 1 and args[1]:
+        dims = args[1] if isinstance(args[1], tuple) else (args[1],)
+        return all(dim % ndim for dim in dims)
+    if name in ("softmax", "select", "slice", "unsqueeze", "split_with_sizes", "unbind"):
+        place = {"split_with_sizes": 2}.get(name, 1)
+        dim = args[place] if len(args) > place else 0
+        return bool(dim % (ndim + (name == "unsqueeze")))
+    if name == "transpose":
+        return bool(args[1] % ndim and args[2] % ndim)
+    if name == "view":
+        head, *sizes = args[1]
+        counted = head == -1 or (isinstance(head, Ref) and head.name in counts)
+        same = infos[args[0].name].shape[0] == node.infos[0].shape[0]
+        return counted and same and not any(ref.name in counts for ref in refs(tuple(sizes)))
+    return False
