@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from zoo.capture.inputs import example_inputs, prepared_inputs
+from zoo.capture.rewrites import Rewrites, rewritten
 from zoo.capture.stored import conversions
 from zoo.capture.torch_export import ReadsValues, capture_program, export, ties_of, traceable
 from zoo.capture.training import mode
@@ -150,14 +151,14 @@ def capture_config(
     cls = model_class(config, task)
     module = build(config, cls, dtype, tied=False)
     inputs = example_inputs(module, dtype, length=6 + _chunk(config))
-    with _quiet(), mode(module, train) as without:
+    with _quiet(), mode(module, train) as without, rewritten(module) as rewrites:
         program = None
         try:
             program = export(module, inputs, _dynamic(inputs, config))
             graph = _captured(program, module, train, without)
         except CaptureError as first:
             try:
-                graph = _captured_otherwise(module, inputs, config, first, train, without)
+                graph = _captured_otherwise(module, inputs, config, first, train, without, rewrites)
             except CaptureError:
                 if program is None or not isinstance(first, ReadsValues):
                     raise
@@ -184,11 +185,18 @@ def _captured_otherwise(
     first: CaptureError,
     train: bool,
     without: Sequence[str],
+    rewrites: Rewrites,
 ) -> Graph:
-    """What plain export refuses, under transformers' patches: with what those want computed before, or with the sizes
-    of images as part of the graph, which then holds for as many images of those sizes; then with all that follows from
-    these sizes as part of it, too.
+    """What plain export refuses: without masks of ones, if there were any; else under transformers' patches, with what
+    those want computed before, or with the sizes of images as part of the graph, which then holds for as many images
+    of those sizes; then with all that follows from these sizes as part of it, too.
     """
+    if rewrites.masked:
+        rewrites.unmasked = True
+        try:
+            return _captured(export(module, inputs, _dynamic(inputs, config)), module, train, without)
+        except CaptureError:
+            rewrites.unmasked = False
     for fixing in (None, _sizes, _of_sizes):
         try:
             prepared = prepared_inputs(module, inputs)
@@ -567,9 +575,12 @@ def _dynamic(inputs: Mapping[str, Any], config: Any) -> dict[str, Any]:
     """Every dim dynamic, save a box's four corners and the image sides of windowed models, whose padding makes the
     tracer's sizes explode.
     """
-    # DINOv2 with registers traces the scale of its example into the stretching of its positions.
-    windowed = hasattr(config, "window_size") and hasattr(config, "image_size")
+    windowed = any(
+        hasattr(part, "window_size") and (hasattr(part, "image_size") or hasattr(part, "patch_size"))
+        for part in _parts(config)
+    )
     fixed: dict[str, tuple[int, ...]] = {"bbox": (2,)}
+    # DINOv2 with registers traces the scale of its example into the stretching of its positions.
     if windowed or config.model_type == "dinov2_with_registers":
         fixed["pixel_values"] = (2, 3)
     static, auto = torch.export.Dim.STATIC, torch.export.Dim.AUTO

@@ -297,11 +297,17 @@ def _is_seq2seq(made: _Example) -> bool:
 def _attention_mask(made: _Example) -> torch.Tensor | None:
     if "input_ids" in made.inputs:
         return torch.ones(made.inputs["input_ids"].shape[:2], dtype=torch.long)  # one for all the codes of a moment
+    if made.has("context_hidden_states", "noise_embeds"):  # of the context, then of what is made of noise
+        return torch.ones(made.batch, made.length + _NOISY, dtype=torch.long)
     if "input_values" in made.inputs and made.inputs["input_values"].ndim == 2:
         return torch.ones_like(made.inputs["input_values"], dtype=torch.long)
     if "input_features" in made.inputs and made.inputs["input_features"].ndim == 3 and not _mels_first(made):
         return torch.ones(made.inputs["input_features"].shape[:2], dtype=torch.long)
     return None
+
+
+_NOISY = 4
+"""Positions that a drafting model makes tokens of, at once."""
 
 
 def _global_attention_mask(made: _Example) -> torch.Tensor | None:
@@ -800,7 +806,7 @@ _MAKERS: dict[str, Callable[[_Example], torch.Tensor | None]] = {
     "decoder_input_values": _decoder_values,
     "task_inputs": lambda made: made.ids(made.batch, made.config.task_seq_len),
     "action_embeds": lambda made: made.noise(made.batch, 4, made.config.dit_config.hidden_size),
-    "noise_embeds": lambda made: made.noise(made.batch, 4, made.config.hidden_size),
+    "noise_embeds": lambda made: made.noise(made.batch, _NOISY, made.config.hidden_size),
     "context_hidden_states": lambda made: made.noise(made.batch, made.length, made.config.hidden_size),
     "noise": _noise,
     "inputs_embeds": _inputs_embeds,

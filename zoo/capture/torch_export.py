@@ -633,8 +633,8 @@ def _fixed(size: Any) -> int | None:
 
 def _dim_name(name: str, axis: int, ndim: int, others: Sequence[str]) -> tuple[str, bool]:
     """The field's name for a dynamic dim of an input, and whether inputs with a dim of that name agree in it."""
-    sound = name.startswith(("input_features", "feature", "input_values"))
-    text = name.endswith(("ids", "mask", "embeds", "bbox")) and ndim >= 2 and not sound
+    untied = name.startswith(("input_features", "feature", "input_values", "noise"))
+    text = name.endswith(("ids", "mask", "embeds", "bbox")) and ndim >= 2 and not untied
     if axis == 0:
         # texts and images of one call may differ in number, as in CLIP
         apart = not text and any(other.endswith("ids") for other in others)
