@@ -63,7 +63,11 @@ class Writes(nn.Module):
         counts = torch.zeros_like(hidden)
         counts.index_put_((torch.arange(2), torch.tensor([1, 4])), hidden[0, :2] + 1)
         counts.masked_fill_(counts == 0, -1.0).clamp_(max=3)
-        return torch.cat([hidden, activated, before, counts, between], -1).view(-1)
+        table = torch.zeros(x.shape[0], 5)
+        table[:, 1:-1] = hidden[:, :3]
+        table[0] = 2
+        table[:, -1] += between[:, 0]
+        return torch.cat([hidden, activated, before, counts, between, table], -1).view(-1)
 
 
 class Promoted(nn.Module):
@@ -83,6 +87,16 @@ class Seen(nn.Module):
         row = y[0]
         y += 1
         return y + row
+
+
+class Stale(nn.Module):
+    """A part that was taken before another was written into, and is read after."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x * 2
+        part = y[:, :2]
+        y[0, 1] = 7
+        return part + y[:, 2:]
 
 
 class Convolutions(nn.Module):
@@ -241,6 +255,7 @@ def ids(*shape: int) -> np.ndarray:
 CASES: dict[str, tuple[Callable[[], nn.Module], Arrays, list[Arrays]]] = {
     "in place": (InPlace, {"x": floats(2, 4)}, [{"x": floats(5, 4)}, {"x": floats(1, 4)}]),
     "writes": (Writes, {"x": floats(3, 4)}, [{"x": floats(5, 4)}, {"x": floats(2, 4)}]),
+    "stale": (Stale, {"x": floats(3, 4)}, [{"x": floats(5, 4)}]),
     "seen": (Seen, {"x": floats(3, 4)}, [{"x": floats(5, 2)}]),
     "convolutions": (
         Convolutions,
@@ -451,7 +466,9 @@ def exported(module: nn.Module, inputs: Arrays) -> torch.export.ExportedProgram:
     )
 
 
-@pytest.mark.parametrize(("build", "whole"), [(Writes, True), (Promoted, False), (Seen, False), (InPlace, False)])
+@pytest.mark.parametrize(
+    ("build", "whole"), [(Writes, True), (Promoted, False), (Seen, False), (Stale, False), (InPlace, True)]
+)
 def test_what_nothing_else_sees_is_written_without_a_second_trace(
     build: Callable[[], nn.Module], whole: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -217,7 +217,8 @@ _STATISTICS = (
 ).split()
 _UNCHECKED = (
     "scatter_add index_add index_copy index_put _unsafe_index_put index_reduce put take_along_dim diagonal_scatter "
-    "_embedding_bag _embedding_bag_forward_only transformers::grouped_mm_fallback _grouped_mm"
+    "_embedding_bag _embedding_bag_forward_only transformers::grouped_mm_fallback _grouped_mm "
+    "repeat_interleave.self_Tensor _weight_norm"
 ).split()
 UNDEFINED: dict[str, dict[str, str]] = {
     "float16": {

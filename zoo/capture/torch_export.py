@@ -20,6 +20,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -78,14 +79,18 @@ _WRITES_LIKE_ITS_OPERANDS = frozenset(
     hardswish_ hardsigmoid_ clamp_ clamp_min_ clamp_max_ masked_fill_""".split()
 )
 _WRITES_AT_PLACES = frozenset(
-    "index_put_ index_add_ index_copy_ index_fill_ scatter_ scatter_add_ masked_scatter_".split()
+    "copy_ fill_ index_put_ index_add_ index_copy_ index_fill_ scatter_ scatter_add_ masked_scatter_".split()
 )
+_VIEWS = {"slice.Tensor": "slice_scatter", "select.int": "select_scatter"}
+"""Views, and what puts a new one back into what it is a part of."""
 _REPEATING = frozenset("repeat expand unsqueeze squeeze view reshape flatten".split())
 """Results that have all values of their first argument, and no others."""
 _BOOKKEEPING = frozenset("device layout pin_memory memory_format non_blocking generator copy".split())
 
 # Spellings of one operation, once memory is not part of the meaning.
 _SPELLED = {
+    "concat": "cat",
+    "concatenate": "cat",
     "reshape": "view",
     "_unsafe_view": "view",
     "__and__.Tensor": "bitwise_and.Tensor",
@@ -480,7 +485,7 @@ class _Translation:
                 got=f"{name} at `{_source(node)}`",
                 do="keep what is computed in tensors, and results in new ones",
             )
-        written = self.writes.get(node, ())
+        written = self.writes.get(node)
         if target._schema.is_mutable and not written:
             raise CaptureError(
                 "the model changes a tensor in place in a way that cannot be expressed",
@@ -498,8 +503,23 @@ class _Translation:
             if key not in _BOOKKEEPING and value is not None
         }
         self._emit(node, _op_name(target), [self._arg(arg, node) for arg in node.args], kwargs)
-        for earlier in written:  # whoever names the tensor from here on sees what was written
-            self.values[earlier.name] = self.values[node.name]
+        if written:
+            self._write(node, written)
+
+    def _write(self, node: torch.fx.Node, written: _Write) -> None:
+        """Whoever names the tensor, or the part of it that was written into, sees what was written from here on."""
+        value = self.values[node.name]
+        for place, view in enumerate(written.views):
+            self.values[view.name] = value
+            whole = view.args[0]
+            if self._shape(view.meta["val"]) != self._shape(whole.meta["val"]):  # a slice of all is no part
+                args = [self.values[whole.name], value, *(self._arg(arg, view) for arg in view.args[1:])]
+                result = f"n:{node.name}.in.{place}"
+                op = _VIEWS[_op_name(view.target)]
+                self.nodes.append(Node(op, tuple(args), {}, (result,), (self._info(whole.meta["val"]),)))
+                value = Ref(result)
+        for earlier in written.names:
+            self.values[earlier.name] = value
 
     def _cast(self, node: torch.fx.Node) -> None:
         """Moves and casts of all spellings: a cast where the dtype changes, nothing where it does not."""
@@ -700,7 +720,11 @@ def _argument(node: torch.fx.Node, index: int, name: str, default: Any) -> Any:
 def _expressible(program: torch.export.ExportedProgram) -> bool:
     """Whether every operation of the program is in the table as it stands, with no write that something else sees."""
     writes = _writes(program)
-    for node in program.graph.nodes:
+    nodes = list(program.graph.nodes)
+    live = _live(nodes)
+    for node in nodes:
+        if node not in live:
+            continue
         if node.op == "get_attr":
             return False
         if node.op != "call_function" or node.target is operator.getitem or node.target in _SIZE_OPS:
@@ -717,24 +741,54 @@ def _expressible(program: torch.export.ExportedProgram) -> bool:
     return True
 
 
-def _writes(program: torch.export.ExportedProgram) -> dict[torch.fx.Node, list[torch.fx.Node]]:
-    """Each operation in place that can be a new result -> the nodes that name the tensor it writes into.
+@dataclass(frozen=True)
+class _Write:
+    """An operation in place that can be a new result.
 
-    That is so where the tensor was computed in the program and nobody took a view of it before: then all that read it
-    before the write read the old result, and all after it the new one.
+    Args:
+        names: the nodes that name the tensor.
+        views: what is written into, if it is a part of the tensor: a part of a part first.
+    """
+
+    names: tuple[torch.fx.Node, ...]
+    views: tuple[torch.fx.Node, ...]
+
+
+def _writes(program: torch.export.ExportedProgram) -> dict[torch.fx.Node, _Write]:
+    """The operations in place that can be new results.
+
+    That is so where the tensor was computed in the program and other views of it, taken before, are not read after:
+    then all that read it before the write read the old result, and all after it the new one.
     """
     order = {node: place for place, node in enumerate(program.graph.nodes)}
-    found: dict[torch.fx.Node, list[torch.fx.Node]] = {}
+    found: dict[torch.fx.Node, _Write] = {}
     for node in order:
         if not _is_plain_write(node):
             continue
-        tensor = node.args[0]
-        names = [*found.get(tensor, ()), tensor]
+        tensor, views = node.args[0], []
+        while isinstance(tensor.target, torch._ops.OpOverload) and _op_name(tensor.target) in _VIEWS:
+            views.append(tensor)
+            tensor = tensor.args[0]
+        before = found.get(tensor, _Write((), ()))
+        if before.views:
+            continue
+        names = (*before.names, tensor)
         fresh = isinstance(names[0].target, torch._ops.OpOverload) and not _may_alias(names[0])
-        seen = (user for name in names for user in name.users if order[user] < order[node] and user not in names)
-        if fresh and not any(_may_alias(user) for user in seen):
-            found[node] = names
+        own = {node, *views, *names}
+        others = (user for name in (*names, *views) for user in name.users if order[user] < order[node])
+        if fresh and not any(_is_read_after(user, order[node], order, own) for user in others if user not in own):
+            found[node] = _Write(names, tuple(views))
     return found
+
+
+def _is_read_after(view: torch.fx.Node, place: int, order: Mapping[torch.fx.Node, int], own: Any) -> bool:
+    """Whether a result that shares memory with what is written into at `place` is read after that."""
+    if not _may_alias(view):
+        return False
+    return any(
+        order[user] > place or (order[user] < place and user not in own and _is_read_after(user, place, order, own))
+        for user in view.users
+    )
 
 
 def _is_plain_write(node: torch.fx.Node) -> bool:

@@ -132,6 +132,20 @@ def sub(xp: Any, x: Any, y: Any, alpha: Any = 1) -> Any:
     return xp.subtract(x, _scaled(xp, y, alpha))
 
 
+@op("diff")
+def diff(xp: Any, x: Any, n: int = 1, dim: int = -1, prepend: Any = None, append: Any = None) -> Any:
+    """Differences of neighbours along `dim`, `n` times; of truth values whether they differ."""
+    dim %= xp.ndim(x)
+    parts = [part for part in (prepend, x, append) if part is not None]
+    if n and len(parts) > 1:
+        dtype = result_type(xp, *parts)
+        x = xp.concat([xp.cast(part, dtype) for part in parts], dim)
+    minus = xp.not_equal if xp.dtype(x) == "bool" else xp.subtract
+    for _ in range(n):
+        x = minus(xp.slice(x, dim, 1, None), xp.slice(x, dim, 0, -1))
+    return x
+
+
 @op("rsub.Tensor", "rsub.Scalar")
 def rsub(xp: Any, x: Any, y: Any, alpha: Any = 1) -> Any:
     x, y = promote(xp, x, y)

@@ -375,6 +375,16 @@ def repeat_interleave_tensor(xp: Any, repeats: Any, *, output_size: Any = None) 
     return xp.cast(xp.sum(xp.cast(xp.less_equal(ends, steps), "int64"), (1,), False), xp.dtype(repeats))
 
 
+@op("repeat_interleave.self_Tensor")
+def repeat_interleave_by(xp: Any, x: Any, repeats: Any, dim: int | None = None, *, output_size: Any = None) -> Any:
+    """Each part of `x` along `dim` as many times as `repeats`, [n] or a number for all of them, says."""
+    if dim is None:
+        x, dim = xp.reshape(x, (-1,)), 0
+    dim %= xp.ndim(x)
+    repeats = xp.broadcast_to(xp.reshape(repeats, (-1,)), (xp.shape(x)[dim],))
+    return xp.take(x, repeat_interleave_tensor(xp, repeats, output_size=output_size), dim)
+
+
 @op("histc")
 def histc(xp: Any, x: Any, bins: int = 100, min: float = 0, max: float = 0) -> Any:
     """Counts of `bins` equal ranges from `min` to `max`, or over the whole range of `x` if those are equal."""

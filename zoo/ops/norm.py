@@ -109,6 +109,15 @@ def batch_norm_no_training(
     return result, empty, empty
 
 
+@op("_weight_norm")
+def weight_norm(xp: Any, v: Any, g: Any, dim: int = 0) -> Any:
+    """`v` with the norms `g` along `dim`, or with one norm if that is -1 (Salimans and Kingma, 2016)."""
+    wide = to_wide(xp, v)
+    axes = tuple(axis for axis in range(xp.ndim(v)) if axis != dim)
+    norm = xp.sqrt(xp.sum(xp.multiply(wide, wide), axes, True))
+    return xp.cast(xp.multiply(wide, xp.divide(xp.cast(g, xp.dtype(wide)), norm)), xp.dtype(v))
+
+
 def _normed(xp: Any, x: Any, dims: int, weight: Any, bias: Any, eps: float) -> tuple[Any, ...]:
     """(result, mean, 1/std) over the last `dims` dims."""
     wide = to_wide(xp, x)

@@ -158,6 +158,21 @@ def repeat_interleave(xp: Any, x: Any, repeats: Any, dim: int | None = None, *, 
     return xp.reshape(spread, (*shape[:dim], shape[dim] * repeats, *shape[dim + 1 :]))
 
 
+@op("meshgrid", "meshgrid.indexing")
+def meshgrid(xp: Any, tensors: Any, *, indexing: str = "ij") -> Any:
+    """Each of 0-D or 1-D tensors along an axis of its own; "xy" has the first two axes the other way round."""
+    sizes = [xp.shape(x)[0] if xp.ndim(x) else 1 for x in tensors]
+    axes = list(range(len(tensors)))
+    if indexing == "xy" and len(tensors) > 1:
+        axes[:2] = 1, 0
+    shape = tuple(sizes[axes.index(i)] for i in range(len(sizes)))
+    grids = []
+    for axis, size, x in zip(axes, sizes, tensors, strict=True):
+        along = tuple(size if i == axis else 1 for i in range(len(sizes)))
+        grids.append(xp.broadcast_to(xp.reshape(x, along), shape))
+    return tuple(grids)
+
+
 @op("cat")
 def cat(xp: Any, tensors: Any, dim: int = 0) -> Any:
     dtype = result_type(xp, *tensors)
