@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from zoo.coverage import Cell, Row
+from zoo.coverage import Cell, Coverage, Row
 
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "coverage"
 
@@ -113,10 +113,13 @@ def test_the_last_finding_of_a_class_counts_and_the_first_of_one_held_out_is_kep
     path = tmp_path / "found.jsonl"
     path.write_text("".join(json.dumps(asdict(row)) + "\n" for row in (missed, hit)))
     monkeypatch.setattr(sweep, "held_out", lambda types: {"made_up"})
-    (found,) = sweep._rows(path)
-    assert found.on("jax").matches
-    assert found.held_out
-    assert found.first == {"jax": False}
+    monkeypatch.setattr(sweep, "FOUND", path)
+    for committed in ((), (replace(missed, held_out=True, first={"jax": False}),), (replace(hit, task="other"),)):
+        monkeypatch.setattr(sweep, "read", lambda rows=committed: Coverage({}, rows))
+        found = next(row for row in sweep._rows() if row.task == "feature-extraction")
+        assert found.on("jax").matches
+        assert found.held_out
+        assert found.first == {"jax": False}
 
 
 def test_a_third_of_the_unseen_types_is_held_out(sweep):
