@@ -73,19 +73,22 @@ def test_outputs_are_those_of_transformers_in_float64(
 ) -> None:
     model = Package(*captured(model_type)).load(backend)
     runs = counted(monkeypatch)
-    for index, (inputs, expected) in enumerate(references(model_type)):
+    samples = references(model_type)
+    # what torch's float32 is off by at one size alone is an accident of the rounding there
+    torchs = {name: max(expected[name][2] for _, expected in samples) for name in samples[0][1]}
+    for index, (inputs, expected) in enumerate(samples):
         # with JAX one size as users compile it, the others in less time
         with quickly_compiled() if backend == "jax" and index else nullcontext():
             outputs = {name: to_numpy(value) for name, value in model(**inputs).items()}
         assert outputs.keys() == expected.keys()
-        for name, (reference, mask, own) in expected.items():
+        for name, (reference, mask, _) in expected.items():
             assert outputs[name].shape == reference.shape, name
             values = reference[mask]
             scale = values.std() if values.size > 1 else abs(values).max()  # one image's score of one text
             assert scale > SMALLEST_STD, f"{name} is as good as constant: anything would agree"
             off = error(outputs[name], reference, mask)
-            allowed = max(FACTORS[backend, "float32"] * own, FLOOR)
-            assert off <= allowed, f"{name} of {SIZES[index]} is off by {off:.2g}, torch by {own:.2g}"
+            allowed = max(FACTORS[backend, "float32"] * torchs[name], FLOOR)
+            assert off <= allowed, f"{name} of {SIZES[index]} is off by {off:.2g}, torch by {torchs[name]:.2g}"
     if backend == "tensorflow":
         assert len(runs) == 1, "one tf.function with None dims serves all sizes"
 
