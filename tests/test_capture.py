@@ -225,6 +225,18 @@ class Selected(nn.Module):
         return result.masked_scatter(mask.flip(1)[..., None], torch.relu(x[mask]))
 
 
+class Entities(nn.Module):
+    def forward(self, input_ids: torch.Tensor, entity_ids: torch.Tensor) -> torch.Tensor:
+        return torch.cat([input_ids, entity_ids], 1) * 0.5
+
+
+def test_dims_that_differ_in_the_example_are_not_one() -> None:
+    package = zoo.capture(Entities(), input_ids=ids(2, 6), entity_ids=ids(2, 3))
+    assert [item.shape for item in package.graph.inputs] == [("batch", "sequence"), ("batch", "entity_ids_sequence")]
+    inputs = {"input_ids": ids(3, 4), "entity_ids": ids(3, 7)}
+    assert_outputs("numpy", package.load("numpy")(**inputs), Entities(), inputs)
+
+
 class Counted(nn.Module):
     """Sizes that are lengths of tensors."""
 

@@ -315,6 +315,7 @@ class _Translation:
         self.writes = _writes(program)
         self.symbols: dict[str, str] = {}  # torch's symbol -> ours
         self.ranges: dict[str, tuple[int, int | None]] = {}
+        self.examples: dict[str, int] = {}  # our symbol -> its size in the example
 
     def graph(self) -> Graph:
         specs = {spec.arg.name: spec for spec in self.program.graph_signature.input_specs if hasattr(spec.arg, "name")}
@@ -370,10 +371,15 @@ class _Translation:
                 self.symbols[str(size)] = self._new_symbol(name, axis, value.ndim, size)
 
     def _new_symbol(self, name: str, axis: int, ndim: int, size: torch.SymInt) -> str:
-        """Our name for a dynamic dim; dims of the same meaning share one, though a trace may not tie them."""
+        """Our name for a dynamic dim; dims of the same meaning share one, though a trace may not tie them: not those
+        that differ in the example, as the entities of a text from its tokens.
+        """
         ours, shared = _dim_name(name, axis, ndim, self.input_names)
-        if ours in self.ranges and not shared:
+        example = size.node.hint
+        if ours in self.ranges and not (shared and example == self.examples.get(ours, example)):
             ours = f"{name.replace('.', '_')}_{ours}"
+        if isinstance(example, int):
+            self.examples.setdefault(ours, example)
         low, high = self._range(size)
         known_low, known_high = self.ranges.get(ours, (1, None))
         highs = [bound for bound in (high, known_high) if bound is not None]
