@@ -107,11 +107,11 @@ def gathered(graph: Graph, checkpoint: Any, *, as_published: bool = True) -> Any
     Raises:
         WeightsError: of tensors that make up parameters some are missing, or have another shape; all are named.
     """
-    from converters.view import Piece, Pieces, Recipe, View
+    from converters.view import Piece, Pieces
 
     prefix = graph.meta.get("prefix") or ""
     index = _index(graph, checkpoint.infos) if graph.stored else {}
-    recipes: dict[str, Recipe | Pieces] = {}
+    recipes: dict[str, Pieces] = {}
     used: set[str] = set()
     missing, misshaped = [], []
     for group in graph.stored:
@@ -133,16 +133,14 @@ def gathered(graph: Graph, checkpoint: Any, *, as_published: bool = True) -> Any
         recipes |= {name: Pieces(graph.params[name].shape, tuple(pieces)) for name, pieces in parts.items()}
     if missing or misshaped:
         _refuse(checkpoint.path, misshaped, [], missing)
-    if not recipes:
-        return checkpoint
-    return View(checkpoint, {**{name: Recipe(name) for name in checkpoint.infos if name not in used}, **recipes})
+    return _rearranged(checkpoint, recipes, used)
 
 
 def scattered(graph: Graph, checkpoint: Any) -> Any:
     """The way back: the tensors of the class's checkpoints, out of a checkpoint that has the graph's parameters."""
-    from converters.view import Piece, Pieces, Recipe, View
+    from converters.view import Piece, Pieces
 
-    recipes: dict[str, Recipe | Pieces] = {}
+    recipes: dict[str, Pieces] = {}
     used: set[str] = set()
     for group in graph.stored:
         if not all(name in checkpoint.infos for name in group.params):
@@ -155,6 +153,13 @@ def scattered(graph: Graph, checkpoint: Any) -> Any:
             piece = Piece(own, graph.params[own].shape, box.sizes, box.in_param, box.in_tensor)
             parts[names[box.tensor]].append(piece)
         recipes |= {name: Pieces(shape, tuple(parts[name])) for name, shape in group.tensors.items()}
+    return _rearranged(checkpoint, recipes, used)
+
+
+def _rearranged(checkpoint: Any, recipes: Mapping[str, Any], used: set[str]) -> Any:
+    """The checkpoint with what recipes make, and all that they did not use."""
+    from converters.view import Recipe, View
+
     if not recipes:
         return checkpoint
     return View(checkpoint, {**{name: Recipe(name) for name in checkpoint.infos if name not in used}, **recipes})

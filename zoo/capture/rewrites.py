@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from zoo.errors import CaptureError
 
-__all__ = ["Rewrites", "rewritten"]
+__all__ = ["Rewrites", "replaced", "rewritten"]
 
 
 @dataclass
@@ -42,25 +42,23 @@ def rewritten(module: torch.nn.Module) -> Iterator[Rewrites]:
     """The module as it can be traced; what it was before, after it."""
     rewrites = Rewrites()
     with ExitStack() as stack:
-        stack.enter_context(_attribute(torch.nn.Module, "to", _to))
+        stack.enter_context(replaced(torch.nn.Module, "to", _to))
         for part in module.modules():
             forward = _plain_forward(part)
             if {"nonzero", "index_add_"} <= _names(forward) and _loops(part):
-                stack.enter_context(_attribute(part, "forward", _of_experts(part, forward)))
+                stack.enter_context(replaced(part, "forward", _of_experts(part, forward)))
             elif {"topk", "tolist"} <= _names(forward):
-                stack.enter_context(_attribute(part, "forward", _counting(part, forward)))
+                stack.enter_context(replaced(part, "forward", _counting(part, forward)))
             elif _splits(part, forward):
-                stack.enter_context(_attribute(part, "forward", _under(_Groups, part, forward)))
-        for source in {sys.modules[type(part).__module__] for part in module.modules()}:
-            if hasattr(source, _ASKED) and _solves(source):
-                stack.enter_context(_attribute(source, _ASKED, lambda: False))
+                stack.enter_context(replaced(part, "forward", _under(_Groups, part, forward)))
         if masks := sys.modules.get("transformers.masking_utils"):
-            stack.enter_context(_attribute(masks, _SKIPPED, _skipped(getattr(masks, _SKIPPED), rewrites)))
+            stack.enter_context(replaced(masks, _SKIPPED, _skipped(getattr(masks, _SKIPPED), rewrites)))
         yield rewrites
 
 
 @contextmanager
-def _attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """An attribute of a module or an object, otherwise while this lasts."""
     own, old = name in vars(owner), vars(owner).get(name)
     setattr(owner, name, value)
     try:
@@ -114,19 +112,6 @@ def _skipped(asked: Callable[..., bool], rewrites: Rewrites) -> Callable[..., bo
         return rewrites.unmasked
 
     return skipped
-
-
-# --- triangular systems -----------------------------------------------------------------------------------------------
-
-_ASKED = "is_torchdynamo_exporting"
-
-
-def _solves(source: Any) -> bool:
-    """Whether a model's file solves triangular systems, but row by row for exporters, some of which lack the operation:
-    as one it is the same numbers, and takes seconds to trace where its rows take minutes.
-    """
-    functions = [inspect.unwrap(value) for value in vars(source).values() if callable(value)]
-    return any({_ASKED, "solve_triangular"} <= _names(function) for function in functions)
 
 
 # --- experts ----------------------------------------------------------------------------------------------------------
@@ -245,7 +230,7 @@ def _counting(part: torch.nn.Module, forward: Callable[..., Any]) -> Callable[..
 
     def counting(*args: Any, **kwargs: Any) -> Any:
         tolist = FakeTensor.tolist  # a method of its own, which no mode sees
-        with _attribute(FakeTensor, "tolist", lambda self: self if self.ndim == 1 else tolist(self)):
+        with replaced(FakeTensor, "tolist", lambda self: self if self.ndim == 1 else tolist(self)):
             return forward(part, *args, **kwargs)
 
     return counting

@@ -19,7 +19,7 @@ import sysconfig
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from zoo.arrays import to_numpy
+from zoo.capture.rewrites import replaced
 from zoo.capture.training import evaluated, mode, trained
 from zoo.errors import CaptureError
 from zoo.graph.ir import DType, Graph, Input, Node, Param, Ref, ValueInfo, param_ref
@@ -182,26 +183,21 @@ def traceable(module: torch.nn.Module) -> Iterator[None]:
     """Other meanings, while the module is traced, of what would make its sizes plain numbers of the example.
 
     `len` of a tensor is its first size, as dynamic as that, and a scan takes steps that no length decides, in the files
-    of the module's classes; those that scan one by one when they are exported do so no more.
+    of the module's classes; those that scan, or solve triangular systems, row by row when they are exported do so no
+    more: the operations are the same numbers, and rows take minutes to trace.
     """
     found = {cls.__module__ for part in module.modules() for cls in type(part).__mro__}
-    files = [vars(sys.modules[name]) for name in sorted(found) if not name.startswith(("torch.", "builtins", "_"))]
-    changes: list[tuple[dict[str, Any], str, Any]] = [(file, "len", _length) for file in files if "len" not in file]
-    changes += [(file, name, _no) for file in files if (name := "is_torchdynamo_exporting") in file]
-    scans = importlib.import_module("torch._higher_order_ops.associative_scan")
-    changes.append((vars(scans), "associative_scan", _scan))
-    before = [(file, name, file.get(name, changes)) for file, name, _ in changes]
-    for file, name, value in changes:
-        file[name] = value
-    try:
-        with _uncached():
-            yield
-    finally:
-        for file, name, value in before:
-            if value is changes:  # there was none
-                del file[name]
-            else:
-                file[name] = value
+    files = [sys.modules[name] for name in sorted(found) if not name.startswith(("torch.", "builtins", "_"))]
+    with ExitStack() as stack:
+        for file in files:
+            if "len" not in vars(file):
+                stack.enter_context(replaced(file, "len", _length))
+            if "is_torchdynamo_exporting" in vars(file):
+                stack.enter_context(replaced(file, "is_torchdynamo_exporting", lambda: False))
+        scans = importlib.import_module("torch._higher_order_ops.associative_scan")
+        stack.enter_context(replaced(scans, "associative_scan", _scan))
+        stack.enter_context(_uncached())
+        yield
 
 
 def _uncached() -> Any:
@@ -211,10 +207,6 @@ def _uncached() -> Any:
 
 def _length(x: Any) -> Any:
     return x.shape[0] if isinstance(x, torch.Tensor) and x.ndim else len(x)
-
-
-def _no() -> bool:
-    return False
 
 
 _DOUBLINGS = 16

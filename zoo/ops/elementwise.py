@@ -7,6 +7,7 @@ from typing import Any
 
 from zoo.graph.ir import DType
 from zoo.ops.dtypes import is_integer, promote, result_type, to_float
+from zoo.ops.shape import cat
 from zoo.ops.table import op
 
 
@@ -136,10 +137,8 @@ def sub(xp: Any, x: Any, y: Any, alpha: Any = 1) -> Any:
 def diff(xp: Any, x: Any, n: int = 1, dim: int = -1, prepend: Any = None, append: Any = None) -> Any:
     """Differences of neighbours along `dim`, `n` times; of truth values whether they differ."""
     dim %= xp.ndim(x)
-    parts = [part for part in (prepend, x, append) if part is not None]
-    if n and len(parts) > 1:
-        dtype = result_type(xp, *parts)
-        x = xp.concat([xp.cast(part, dtype) for part in parts], dim)
+    if n:
+        x = cat(xp, [part for part in (prepend, x, append) if part is not None], dim)
     minus = xp.not_equal if xp.dtype(x) == "bool" else xp.subtract
     for _ in range(n):
         x = minus(xp.slice(x, dim, 1, None), xp.slice(x, dim, 0, -1))

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from zoo.ops.dtypes import to_wide
+from zoo.ops.reduce import norm
 from zoo.ops.table import op
 
 
@@ -114,8 +115,8 @@ def weight_norm(xp: Any, v: Any, g: Any, dim: int = 0) -> Any:
     """`v` with the norms `g` along `dim`, or with one norm if that is -1 (Salimans and Kingma, 2016)."""
     wide = to_wide(xp, v)
     axes = tuple(axis for axis in range(xp.ndim(v)) if axis != dim)
-    norm = xp.sqrt(xp.sum(xp.multiply(wide, wide), axes, True))
-    return xp.cast(xp.multiply(wide, xp.divide(xp.cast(g, xp.dtype(wide)), norm)), xp.dtype(v))
+    scale = xp.divide(xp.cast(g, xp.dtype(wide)), norm(xp, wide, 2, axes, True))
+    return xp.cast(xp.multiply(wide, scale), xp.dtype(v))
 
 
 def _normed(xp: Any, x: Any, dims: int, weight: Any, bias: Any, eps: float) -> tuple[Any, ...]:
