@@ -1128,6 +1128,7 @@ case("scatter_add", real(), 0, tensor(0), real())
 case("scatter_add", ints(0, 9, 5), 0, ints(0, 5, 7), ints(0, 9, 7))
 for _reduce in ("sum", "prod", "amax", "amin"):
     case("scatter_reduce.two", ints(-9, 9, 5), 0, ints(0, 5, 7), ints(-9, 9, 7), _reduce, include_self=False)
+    case("scatter_reduce.two", bools(5), 0, ints(0, 5, 7), bools(7), _reduce, include_self=False)
 for _dim in (0, 1, -2):
     case("index_add", real(4, 4), _dim, tensor([2, 0, 2]), real(3, 4) if _dim != 1 else real(4, 3))
     case("index_add", real(4, 4), _dim, tensor([2, 0]), real(2, 4) if _dim != 1 else real(4, 2), alpha=2)

@@ -290,9 +290,7 @@ UNDEFINED: dict[str, dict[str, str]] = {
 """Form -> operation -> why torch's result in that form is no rule."""
 
 
-_SUMS_OF_BOOLS = (
-    "index_put _unsafe_index_put scatter_add scatter_reduce.two scatter.reduce index_add index_reduce put bmm outer"
-).split()
+_SUMS_OF_BOOLS = "index_put _unsafe_index_put index_add put bmm outer".split()
 LACKS: dict[str, dict[str, dict[str, str]]] = {
     "jax": {
         "special": dict.fromkeys(

@@ -245,6 +245,8 @@ class TensorflowNamespace(Namespace):
         return tf.transpose(result, [order.index(a) for a in range(x.shape.rank)])
 
     def scatter(self, x: Any, axis: int, index: Any, src: Any, mode: str) -> Any:
+        if x.dtype == tf.bool and mode != "set":  # no kernels of its own
+            return tf.cast(self.scatter(tf.cast(x, tf.int32), axis, index, tf.cast(src, tf.int32), mode), tf.bool)
         if not x.shape.rank:
             return self.scatter(x[None], 0, tf.reshape(index, [1]), tf.reshape(src, [1]), mode)[0]
         sizes = self.shape(index)

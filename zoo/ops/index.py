@@ -113,6 +113,8 @@ def scatter_reduce(xp: Any, x: Any, dim: int, index: Any, src: Any, reduce: str,
         neutral = {"add": 0, "multiply": 1, "max": -math.inf, "min": math.inf}[kind]
         if not is_float(xp.dtype(x)) and not math.isfinite(neutral):
             neutral = 2**63 - 1 if neutral > 0 else -(2**63)  # cut to the dtype's own range
+        if xp.dtype(src) == "bool":
+            neutral = neutral > 0
         blank = xp.broadcast_to(xp.asarray(neutral, xp.dtype(src)), xp.shape(src))
         x = xp.scatter(x, dim, index, blank, "set")
     result = xp.scatter(x, dim, index, src, kind)
