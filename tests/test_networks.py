@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 import zoo
 from zoo.arrays import to_numpy
-from zoo.errors import CaptureError
+from zoo.errors import CaptureError, UnsupportedOp
 from zoo.model import Package
 from zoo.tolerances import tolerance
 
@@ -736,6 +736,18 @@ class Recommender(nn.Module):
         return torch.cat([pairs[:, upper[0], upper[1]], (near @ weights)[:, None]], 1)
 
 
+class Visible(nn.Module):
+    """Points that a mask leaves, as many as there are: each looks at all of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features, self.out = nn.Linear(3, 6), nn.Linear(6, 2)
+
+    def forward(self, points: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+        x = torch.tanh(self.features(points[seen]))
+        return self.out((x @ x.T).softmax(-1) @ x), seen.nonzero()
+
+
 def ids(low: int, high: int, *shape: int) -> np.ndarray:
     return np.random.default_rng([low, high, *shape]).integers(low, high, shape)
 
@@ -816,6 +828,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[..., Arrays], list[t
     "autoencoder": (Autoencoder, lambda b: {"x": floats(b, 1, 8, 8), "noise": floats(b, 4)}, [(2,), (5,)]),
     "quantizer": (Quantizer, lambda b, t: {"x": floats(b, t, 6)}, [(2, 5), (3, 8)]),
     "recommender": (Recommender, lambda b: {"ids": ids(0, 30, b, 3), "x": floats(b, 3)}, [(2,), (5,)]),
+    "visible": (Visible, lambda b, n: {"points": floats(b, n, 3), "seen": ids(0, 3, b, n) > 0}, [(2, 6), (3, 9)]),
 }
 
 by_network = pytest.mark.parametrize(
@@ -873,7 +886,10 @@ def test_outputs_say_something(network: str) -> None:
         assert any(array.std() > SMALLEST_STD for array in exact.values())
 
 
-GRADIENTS = ("shifted windows", "u-net", "tagger", "transformer", "experts", "graph network", "fourier", "recommender")
+GRADIENTS = (
+    *("shifted windows", "u-net", "tagger", "transformer", "experts", "graph network", "fourier", "recommender"),
+    "visible",  # JAX runs it operation by operation
+)
 
 
 @pytest.mark.parametrize("network", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in GRADIENTS])
@@ -950,3 +966,11 @@ def test_what_cannot_be_captured_is_said_by_its_line(module: nn.Module, inputs: 
     with pytest.raises(CaptureError) as caught:
         zoo.capture(module, **inputs)
     assert line in str(caught.value) and caught.value.do
+
+
+def test_jax_compiles_no_sizes_that_depend_on_values() -> None:
+    import jax
+
+    model, given = captured("visible")[1].load("jax"), references("visible")[0][0]
+    with pytest.raises(UnsupportedOp, match=r"depends on the data.*\n.*\n.*outside of jax\.jit"):
+        jax.jit(model.apply)(model.params, **given)

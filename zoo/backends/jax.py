@@ -29,19 +29,29 @@ COPIES = True
 def compile_graph(graph: Graph, operations: Mapping[str, Callable[..., Any]] | None = None) -> Any:
     """A pure function (params, inputs) -> outputs, jitted; traced again for each new set of shapes.
 
-    `operations` stand in for the table's of those names.
+    A graph with sizes that depend on the inputs' values runs operation by operation instead, which needs those values:
+    `jax.grad` with respect to params works, the caller's own `jax.jit` is refused. `operations` stand in for the table's
+    of those names.
     """
     program = Program(with_all_rows(graph), resolve_over(_XP, {**_OVERRIDES, **(operations or {})}))
     # kept as NumPy arrays: they become constants of the compiled program, on whatever device it is for
     constants = dict(graph.constants)
+    compiles = True
 
-    @jax.jit
     def run(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
         return program(params, inputs, {name: jnp.asarray(array) for name, array in constants.items()})
 
+    jitted = jax.jit(run)
+
     def apply(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
-        results = run(params, inputs)  # a pytree: JAX hands dicts back sorted
-        return {name: results[name] for name in graph.outputs}
+        nonlocal compiles
+        if compiles:
+            try:
+                results = jitted(params, inputs)  # a pytree: JAX hands dicts back sorted
+                return {name: results[name] for name in graph.outputs}
+            except _SizeOfValues:
+                compiles = False
+        return run(params, {name: jnp.asarray(array) for name, array in inputs.items()})
 
     return apply
 
@@ -316,13 +326,17 @@ def _topk(x: Any, k: int, dim: int = -1, largest: bool = True, sorted: bool = Tr
 _OVERRIDES: dict[str, Callable[..., Any]] = {"topk": _topk}
 
 
+class _SizeOfValues(UnsupportedOp):
+    """A size depends on values that are only being traced."""
+
+
 def _known(x: Any, what: str) -> Any:
     """`x`, unless JAX is tracing and the result's size would depend on its values."""
     if isinstance(x, jax.core.Tracer):
-        raise UnsupportedOp(
+        raise _SizeOfValues(
             f"{what} gives an array whose size depends on the data, which JAX cannot compile",
             expected="sizes that follow from the inputs' dims",
-            do="use another backend for this model",
+            do="call the model outside of jax.jit and jax.vmap, with arrays that are known",
         )
     return x
 
