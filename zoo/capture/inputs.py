@@ -319,7 +319,7 @@ def _global_attention_mask(made: _Example) -> torch.Tensor | None:
 def _decoder_mask(made: _Example) -> torch.Tensor | None:
     if "decoder_input_ids" not in made.inputs or "input_ids" not in made.inputs:
         return None
-    return torch.ones_like(made.inputs["decoder_input_ids"])
+    return torch.ones(made.inputs["decoder_input_ids"].shape[:2], dtype=torch.long)  # one for all channels of a moment
 
 
 # --- images ---------------------------------------------------------------------------------------------------------
