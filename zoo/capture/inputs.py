@@ -281,7 +281,10 @@ def _is_shifted(made: _Example) -> bool:
 
 def _decoder_ids(made: _Example) -> torch.Tensor | None:
     if _is_shifted(made) or not (
-        made.config.is_encoder_decoder or made.needs("decoder_input_ids") or _is_seq2seq(made)
+        made.config.is_encoder_decoder
+        or made.needs("decoder_input_ids")
+        or made.has("self_conditioning_logits")  # tokens to refine, which are drawn if there are none
+        or _is_seq2seq(made)
     ):
         return None
     channels = getattr(getattr(made.config, "decoder_config", None), "num_channels", None)
@@ -318,6 +321,8 @@ def _global_attention_mask(made: _Example) -> torch.Tensor | None:
 
 def _decoder_mask(made: _Example) -> torch.Tensor | None:
     if "decoder_input_ids" not in made.inputs or "input_ids" not in made.inputs:
+        return None
+    if made.has("self_conditioning_logits"):  # read to decide whether there is a mask
         return None
     return torch.ones(made.inputs["decoder_input_ids"].shape[:2], dtype=torch.long)  # one for all channels of a moment
 

@@ -5,9 +5,10 @@ Each rewrite is found by how a module is written, never by its name, holds while
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import CodeType
@@ -53,6 +54,9 @@ def rewritten(module: torch.nn.Module) -> Iterator[Rewrites]:
                 stack.enter_context(replaced(part, "forward", _under(_Groups, part, forward)))
         if masks := sys.modules.get("transformers.masking_utils"):
             stack.enter_context(replaced(masks, _SKIPPED, _skipped(getattr(masks, _SKIPPED), rewrites)))
+        if caches := sys.modules.get("transformers.cache_utils"):
+            cls = type(module)  # not the module's own: transformers' exporter replaces and deletes that
+            stack.enter_context(replaced(cls, "forward", _without(caches.Cache, cls.forward)))
         yield rewrites
 
 
@@ -95,6 +99,22 @@ def _to(self: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.nn.Module:
         if all(tensor.dtype == args[0] for tensor in tensors if tensor.is_floating_point()):
             return self
     return _module_to(self, *args, **kwargs)
+
+
+# --- caches -----------------------------------------------------------------------------------------------------------
+
+
+def _without(kind: type, forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A cache that a model hands out though it was told to use none is no output."""
+
+    @functools.wraps(forward)
+    def without(*args: Any, **kwargs: Any) -> Any:
+        found = forward(*args, **kwargs)
+        if isinstance(found, Mapping) and any(isinstance(value, kind) for value in found.values()):
+            return {name: value for name, value in found.items() if not isinstance(value, kind)}
+        return found
+
+    return without
 
 
 # --- masks of ones ----------------------------------------------------------------------------------------------------
