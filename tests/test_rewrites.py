@@ -10,6 +10,7 @@ import torch
 from modules import expected, floats, seeded
 from tolerances import TOLERANCES
 from torch import nn
+from transformers.cache_utils import DynamicCache
 
 import zoo
 from zoo.arrays import to_numpy
@@ -192,3 +193,41 @@ def test_a_backbone_with_windows_has_images_of_one_size() -> None:
     pixels = {"pixel_values": torch.zeros(2, 3, 8, 8)}
     assert list(_dynamic(pixels, MaskFormerConfig())["pixel_values"].values()) == [auto, auto, static, static]
     assert list(_dynamic(pixels, ViTConfig())["pixel_values"].values()) == [auto] * 4
+
+
+class Caching(nn.Module):
+    """Hands out a cache that nobody asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> dict[str, Any]:
+        return {"out": self.linear(x), "cache": DynamicCache()}
+
+
+def test_a_cache_is_no_output() -> None:
+    module = seeded(Caching)
+    with rewritten(module):
+        package = zoo.capture(module, x=floats(2, 4))
+    assert list(package.graph.outputs) == ["out"]
+    assert list(module(torch.ones(2, 4))) == ["out", "cache"]
+
+
+def checked(condition: Any) -> None:
+    assert not isinstance(condition, torch.SymBool), "what torch 2.13 says of a product that may pass 2**63"
+
+
+class Checking(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        torch_compilable_check(x.shape[0] * x.shape[1] > 1)
+        return x * 2
+
+
+torch_compilable_check = checked  # as transformers' files have it
+
+
+def test_a_check_that_the_tracer_itself_fails_stops_nothing() -> None:
+    package = zoo.capture(Checking(), x=floats(2, 4))
+    assert torch_compilable_check is checked
+    assert np.array_equal(package.load("numpy")(x=floats(3, 5))["output"], floats(3, 5) * 2)

@@ -30,8 +30,8 @@ def compile_graph(graph: Graph, operations: Mapping[str, Callable[..., Any]] | N
     """A pure function (params, inputs) -> outputs, jitted; traced again for each new set of shapes.
 
     A graph with sizes that depend on the inputs' values runs operation by operation instead, which needs those values:
-    `jax.grad` with respect to params works, the caller's own `jax.jit` is refused. `operations` stand in for the table's
-    of those names.
+    `jax.grad` with respect to params works, the caller's own `jax.jit` is refused. `operations` stand in for the
+    table's of those names.
     """
     program = Program(with_all_rows(graph), resolve_over(_XP, {**_OVERRIDES, **(operations or {})}))
     # kept as NumPy arrays: they become constants of the compiled program, on whatever device it is for
