@@ -888,7 +888,7 @@ def test_outputs_say_something(network: str) -> None:
 
 GRADIENTS = (
     *("shifted windows", "u-net", "tagger", "transformer", "experts", "graph network", "fourier", "recommender"),
-    "visible",  # JAX runs it operation by operation
+    "visible",  # JAX compiles it in parts
 )
 
 

@@ -64,29 +64,41 @@ class Program:
         self, params: Mapping[str, Any], inputs: Mapping[str, Any], constants: Mapping[str, Any]
     ) -> dict[str, Any]:
         """Outputs by name; `params` by canonical name, `inputs` and `constants` by theirs."""
+        values = self.values(params, inputs, constants)
+        for position in range(len(self.steps)):
+            self.step(position, values)
+        return {name: values[ref.name] for name, ref in self.graph.outputs.items()}
+
+    def values(
+        self, params: Mapping[str, Any], inputs: Mapping[str, Any], constants: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """What there is before the first step, by the names that nodes refer to it with."""
         values: dict[str, Any] = {**constants, **inputs}
         for param in self.graph.params.values():
             for name in (param.name, *param.aliases):
                 values[param_ref(name)] = params[param.name]
+        return values
+
+    def step(self, position: int, values: dict[str, Any]) -> None:
+        """Run one node: its results join `values`, and what no later node uses leaves them."""
+        node, function, args, kwargs, dead = self.steps[position]
 
         def value(ref: Ref) -> Any:
             return values[ref.name]
 
-        for node, function, args, kwargs, dead in self.steps:
-            try:
-                result = function(*map_refs(value, args), **map_refs(value, kwargs))
-            except ZooError:
-                raise
-            except Exception as error:
-                error.add_note(f"in node {node.name!r} ({node.op}) of the graph, inputs {_shapes(args, values)}")
-                raise
-            if len(node.outputs) == 1 and not isinstance(result, (tuple, list)):
-                values[node.outputs[0]] = result
-            else:
-                values.update(zip(node.outputs, result, strict=False))
-            for name in dead:
-                values.pop(name, None)
-        return {name: values[ref.name] for name, ref in self.graph.outputs.items()}
+        try:
+            result = function(*map_refs(value, args), **map_refs(value, kwargs))
+        except ZooError:
+            raise
+        except Exception as error:
+            error.add_note(f"in node {node.name!r} ({node.op}) of the graph, inputs {_shapes(args, values)}")
+            raise
+        if len(node.outputs) == 1 and not isinstance(result, (tuple, list)):
+            values[node.outputs[0]] = result
+        else:
+            values.update(zip(node.outputs, result, strict=False))
+        for name in dead:
+            values.pop(name, None)
 
 
 def _map_dtypes(function: Callable[[DType], Any], tree: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import string
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from zoo.backends.execute import Program, resolve_over
 from zoo.backends.namespace import BINARY, UNARY, Namespace
 from zoo.backends.numpy import _clipped, _start
 from zoo.errors import UnsupportedOp
-from zoo.graph.ir import Graph
+from zoo.graph.ir import Graph, refs
 from zoo.graph.passes import with_all_rows
 from zoo.ops.random import key_of
 
@@ -29,31 +30,98 @@ COPIES = True
 def compile_graph(graph: Graph, operations: Mapping[str, Callable[..., Any]] | None = None) -> Any:
     """A pure function (params, inputs) -> outputs, jitted; traced again for each new set of shapes.
 
-    A graph with sizes that depend on the inputs' values runs operation by operation instead, which needs those values:
+    A graph with sizes that depend on the inputs' values is compiled in parts instead, which needs those values:
     `jax.grad` with respect to params works, the caller's own `jax.jit` is refused. `operations` stand in for the
     table's of those names.
     """
     program = Program(with_all_rows(graph), resolve_over(_XP, {**_OVERRIDES, **(operations or {})}))
     # kept as NumPy arrays: they become constants of the compiled program, on whatever device it is for
     constants = dict(graph.constants)
-    compiles = True
+    parts: _Parts | None = None
 
+    @jax.jit
     def run(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
         return program(params, inputs, {name: jnp.asarray(array) for name, array in constants.items()})
 
-    jitted = jax.jit(run)
-
     def apply(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
-        nonlocal compiles
-        if compiles:
+        nonlocal parts
+        if parts is None:
             try:
-                results = jitted(params, inputs)  # a pytree: JAX hands dicts back sorted
+                results = run(params, inputs)  # a pytree: JAX hands dicts back sorted
                 return {name: results[name] for name in graph.outputs}
             except _SizeOfValues:
-                compiles = False
-        return run(params, {name: jnp.asarray(array) for name, array in inputs.items()})
+                parts = _Parts(program)
+        return parts(params, inputs, constants)
 
     return apply
+
+
+class _Parts:
+    """A graph compiled in parts, between which there are values that decide sizes.
+
+    The nodes whose results have such a size run as they are; they are found by tracing what is before them.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self._alone: set[int] = set()
+        self._compiled: dict[Any, tuple[Callable[..., Any], dict[str, Any]]] = {}
+        self._last = {name: len(program.steps) for name in (ref.name for ref in program.graph.outputs.values())}
+        for position in reversed(range(len(program.steps))):
+            for name in self._used(position):
+                self._last.setdefault(name, position)
+
+    def __call__(
+        self, params: Mapping[str, Any], inputs: Mapping[str, Any], constants: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        arrays = {name: jnp.asarray(array) for name, array in {**constants, **inputs}.items()}
+        values = self.program.values(params, arrays, {})
+        start, end = 0, len(self.program.steps)
+        while start < end:
+            stop = min((position for position in self._alone if position >= start), default=end)
+            try:
+                if stop > start:
+                    values |= self._part(start, stop, values)
+            except _SizeOfValues as error:
+                self._alone.add(error.position)
+                continue
+            if stop < end:
+                self.program.step(stop, values)
+            start = stop + 1
+        return {name: values[ref.name] for name, ref in self.program.graph.outputs.items()}
+
+    def _used(self, position: int) -> set[str]:
+        _, _, args, kwargs, _ = self.program.steps[position]
+        return {ref.name for ref in refs((args, kwargs))}
+
+    def _part(self, start: int, stop: int, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Results of some nodes that later ones use. Sizes are Python's numbers, and part of what is compiled."""
+        needed = set().union(*map(self._used, range(start, stop)))
+        given = {name: values[name] for name in needed if name in values}
+        arrays = {name: value for name, value in given.items() if isinstance(value, (jax.Array, np.ndarray))}
+        sizes = {name: value for name, value in given.items() if name not in arrays}
+        shapes = tuple((name, value.shape, value.dtype) for name, value in sorted(arrays.items()))
+        key = (start, stop, tuple(sorted(sizes.items())), shapes)
+        if key not in self._compiled:
+            found: dict[str, Any] = {}
+            self._compiled[key] = jax.jit(functools.partial(self._traced, start, stop, sizes, found)), found
+        function, found = self._compiled[key]
+        return {**function(arrays), **found}
+
+    def _traced(
+        self, start: int, stop: int, sizes: Mapping[str, Any], found: dict[str, Any], arrays: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        values = {**arrays, **sizes}
+        for position in range(start, stop):
+            try:
+                self.program.step(position, values)
+            except _SizeOfValues as error:
+                error.position = position
+                raise
+        made = {name for position in range(start, stop) for name in self.program.steps[position][0].outputs}
+        later = {name: values[name] for name in made if name in values and self._last.get(name, -1) >= stop}
+        found.update((name, value) for name, value in later.items() if not isinstance(value, jax.Array))
+        return {name: value for name, value in later.items() if name not in found}
 
 
 def params_from(arrays: Mapping[str, np.ndarray], graph: Graph) -> dict[str, jax.Array]:
@@ -328,6 +396,9 @@ _OVERRIDES: dict[str, Callable[..., Any]] = {"topk": _topk}
 
 class _SizeOfValues(UnsupportedOp):
     """A size depends on values that are only being traced."""
+
+    position = -1
+    """The node's place in the graph."""
 
 
 def _known(x: Any, what: str) -> Any:
