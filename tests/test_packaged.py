@@ -242,7 +242,9 @@ assert all(np.array_equal(value, found[name]) for name, value in again(**inputs)
 for form in ("tf-h5", "flax"):
     zoo.convert(folder, f"{folder}-{form}-{backend}", form)
     again = zoo.load(f"{folder}-{form}-{backend}", backend)
-    assert all(np.array_equal(value, found[name]) for name, value in again(**inputs).items())
+    assert all(np.array_equal(np.asarray(x), np.asarray(model.params[name])) for name, x in again.params.items())
+    for name, value in again(**inputs).items():  # matrices that lie otherwise in memory may be summed in another order
+        assert abs(np.asarray(value, np.float64) - found[name]).max() <= 1e-5 * abs(found[name]).max(), (form, name)
 sys.modules["torch"] = sys.modules["transformers"] = None  # what find_spec takes for "not installed"
 try:
     zoo.load(folder, backend, "token-classification")
