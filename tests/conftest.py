@@ -21,7 +21,7 @@ for _name, _value in {
     "TF_CPP_MIN_LOG_LEVEL": "3",
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
     "JAX_PLATFORMS": "cpu",
-    # less time for compilation, the same arithmetic; test_parity.py compiles one model as users do, and so does the demo
+    # quicker to compile, the same arithmetic; test_parity.py compiles one model as users do, and so does the demo
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     # of the three that graphs run on the one that compiles nothing; test_keras.py starts a process for each
     "KERAS_BACKEND": "torch",

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 import zoo
 from zoo.arrays import to_numpy
-from zoo.errors import CaptureError, UnsupportedOp
+from zoo.errors import CaptureError
 from zoo.model import Package
 from zoo.tolerances import tolerance
 
@@ -966,11 +966,3 @@ def test_what_cannot_be_captured_is_said_by_its_line(module: nn.Module, inputs: 
     with pytest.raises(CaptureError) as caught:
         zoo.capture(module, **inputs)
     assert line in str(caught.value) and caught.value.do
-
-
-def test_jax_compiles_no_sizes_that_depend_on_values() -> None:
-    import jax
-
-    model, given = captured("visible")[1].load("jax"), references("visible")[0][0]
-    with pytest.raises(UnsupportedOp, match=r"depends on the data.*\n.*\n.*outside of jax\.jit"):
-        jax.jit(model.apply)(model.params, **given)

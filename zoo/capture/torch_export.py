@@ -549,8 +549,14 @@ class _Translation:
         else:
             names, infos = (f"n:{node.name}",), (self._info(value),)
             self.values[node.name] = Ref(names[0])
+        if op == "view":  # a -1 that is a known size is one on every backend
+            args = (args[0], tuple(self._known(size, dim) for size, dim in zip(args[1], infos[0].shape, strict=True)))
         self.sources.setdefault(op, _source(node))
         self.nodes.append(Node(op, tuple(args), dict(kwargs), names, infos))
+
+    @staticmethod
+    def _known(size: Any, dim: int | str) -> Any:
+        return dim if size == -1 and isinstance(dim, int) else size
 
     def _scalar(self, node: Any) -> Any:
         """The number or size that an integer zero-dim tensor was computed from, or None: then it depends on data."""
