@@ -198,7 +198,7 @@ def traceable(module: torch.nn.Module) -> Iterator[None]:
                 stack.enter_context(replaced(file, "torch_compilable_check", _lenient(check)))
         scans = importlib.import_module("torch._higher_order_ops.associative_scan")
         stack.enter_context(replaced(scans, "associative_scan", _scan))
-        stack.enter_context(_uncached())
+        stack.enter_context(_tracing())
         yield
 
 
@@ -212,9 +212,17 @@ def _lenient(check: Callable[..., None]) -> Callable[..., None]:
     return lenient
 
 
-def _uncached() -> Any:
-    """No cache of shapes: with symbolic sizes as keys its entries take longer than to compute the shapes again."""
-    return torch._dynamo.config.patch(fake_tensor_cache_enabled=False)
+@contextmanager
+def _tracing() -> Iterator[None]:
+    """No cache of shapes: with symbolic sizes as keys its entries take longer than to compute the shapes again. A
+    `torch.vmap` that a failed trace of its steps left open is closed.
+    """
+    depth = torch._C._functorch.get_dynamic_layer_stack_depth()
+    try:
+        with torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
+            yield
+    finally:
+        torch._C._functorch.pop_dynamic_layer_stack_and_undo_to_depth(depth)
 
 
 def _length(x: Any) -> Any:
@@ -283,7 +291,7 @@ def capture_program(
     """
     if not _expressible(program):
         try:
-            with _uncached():
+            with _tracing():
                 program = program.run_decompositions(_decompositions())
         except Exception as error:
             raise CaptureError(
