@@ -958,6 +958,7 @@ case("stack", (real(2, 3), ints(0, 5, 2, 3)), -1)
 case("stack", (real(), real()), 0)
 case("stack", (real(2), real(2), real(2)), 1)
 _SLICES = "slice.Tensor slice_copy.Tensor"
+case(_SLICES, real(9, 3), 0, Size(1), Size(8), Size(3))
 for _range in (
     (0, 1, 4),
     (0, 0, _END),

@@ -115,5 +115,7 @@ def _shapes(args: Any, values: Mapping[str, Any]) -> str:
     found = []
     for ref in refs(args):
         array = values.get(ref.name)
-        found.append(f"{ref.name}: {getattr(array, 'dtype', '')}{tuple(getattr(array, 'shape', ()))}")
+        shape = getattr(array, "shape", ())
+        known = getattr(shape, "rank", 0) is not None  # TensorFlow's may not even have a rank
+        found.append(f"{ref.name}: {getattr(array, 'dtype', '')}{tuple(shape) if known else shape}")
     return ", ".join(found)

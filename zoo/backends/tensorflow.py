@@ -182,7 +182,10 @@ class TensorflowNamespace(Namespace):
         return tf.concat(xs, axis)
 
     def slice(self, x: Any, axis: int, start: Any, stop: Any, step: int = 1) -> Any:
-        return x[(slice(None),) * axis + (slice(start, stop, step),)]
+        result = x[(slice(None),) * axis + (slice(start, stop, step),)]
+        if result.shape.rank is None:  # of a step that is no number yet TensorFlow says nothing
+            result.set_shape([None if at == axis else size for at, size in enumerate(x.shape)])
+        return result
 
     def pad(self, x: Any, widths: Sequence[tuple[Any, Any]], value: Any) -> Any:
         return tf.pad(x, _sizes([_sizes(pair) for pair in widths]), constant_values=self.asarray(value, x.dtype.name))
