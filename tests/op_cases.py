@@ -958,7 +958,6 @@ case("stack", (real(2, 3), ints(0, 5, 2, 3)), -1)
 case("stack", (real(), real()), 0)
 case("stack", (real(2), real(2), real(2)), 1)
 _SLICES = "slice.Tensor slice_copy.Tensor"
-case(_SLICES, real(9, 3), 0, Size(1), Size(8), Size(3))
 for _range in (
     (0, 1, 4),
     (0, 0, _END),
@@ -977,6 +976,7 @@ for _range in (
     (0, size(1), size(4)),
     (0, size(2), _END),
     (0, -2, size(5)),
+    (0, size(1), size(6), size(2)),
 ):
     case(_SLICES, real(6, 3), *_range)
 case(_SLICES, ints(0, 5, 4))
