@@ -218,6 +218,7 @@ def other_names(graph: Graph, name: str) -> Iterator[str]:
         outer = re.fullmatch(r"\^(\w+)\\\.\(\.\+\)", pattern)  # a module that was around all others
         if outer and replacement == r"\1":
             yield f"{outer[1]}.{name}"
+    yield from _spellings(name)
 
 
 def prune(graph: Graph, fitted: Fit, where: object) -> tuple[Graph, dict[str, str]]:
