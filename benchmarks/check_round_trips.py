@@ -10,7 +10,8 @@ The same files are converted only once, so where A → B gives what the original
 A form either holds a model or refuses it, and says why; a form may leave out a tensor that no output needs, if it has
 no place for it, and says so. Every other tensor has to come back under its name, with its shape, dtype and bytes, and
 tied to what it was tied to. Models that are done are kept in a folder of the cache, so that a run goes on where it
-stopped (--again starts anew); benchmarks/results/round_trips.json is written at the end, of all that are done.
+stopped (--again starts anew); benchmarks/results/round_trips.json is written at the end, or when it is interrupted, of
+all that are done.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ import transformers
 from common import environment, record
 
 import zoo.loading
-from converters import open_checkpoint
+from converters import atomic, open_checkpoint
 from converters.checkpoint import Checkpoint
 from converters.targets import TARGETS
 from zoo.convert import RECORD, convert
@@ -95,14 +96,18 @@ def main() -> None:
         path = kept / f"{model.name}.json"
         if not path.is_file() or options.again:
             started = time.perf_counter()
-            with tempfile.TemporaryDirectory(dir=_memory()) as folder, _quick():
-                found = Trips(Path(folder)).of(model)
+            try:
+                with tempfile.TemporaryDirectory(dir=_memory()) as folder, _quick():
+                    found = Trips(Path(folder)).of(model)
+            except KeyboardInterrupt:
+                break
             path.write_text(json.dumps(found))
             gc.collect()
             print(f"{number} of {len(models)} {model.name}: {say(found)} ({time.perf_counter() - started:.0f} s)")
             sys.stdout.flush()
-    done = {model.name: json.loads((kept / f"{model.name}.json").read_text()) for model in models}
-    totals = summary(done)
+    paths = {model.name: kept / f"{model.name}.json" for model in models}
+    done = {name: json.loads(path.read_text()) for name, path in paths.items() if path.is_file()}
+    totals = summary(done) | {"models not tried yet": len(models) - len(done)}
     print(json.dumps(totals, indent=1))
     if options.sample is None and list(options.only) == FAMILIES:
         record("round_trips", {"totals": totals, "models": done})
@@ -167,7 +172,8 @@ _HEADS = {  # of those whose configs differ
 }
 
 
-def _build(model: Model, folder: Path) -> None:
+def build(model: Model, folder: Path) -> None:
+    """Saves it as transformers does; its values depend on the model alone."""
     head = next((head for part, head in _HEADS.items() if part in model.cls), "base")
     built = tiny.build(tiny.Case(model.variant, head, {"torch": model.cls}))
     parameters = dict(built.named_parameters())
@@ -204,7 +210,7 @@ class Trips:
     def of(self, model: Model) -> dict[str, Any]:
         found: dict[str, Any] = {"family": model.family, "class": model.cls}
         try:
-            _build(model, self.root / "source")
+            build(model, self.root / "source")
         except Exception as error:  # such a model there is not
             return found | {"not built": _line(error)}
         source = self.state(self.root / "source", {})
@@ -308,7 +314,11 @@ def _quick() -> Iterator[None]:
             graphs[key] = graph_for(config, *rest, **options)
         return graphs[key]
 
-    with mock.patch.object(os, "fsync", lambda _: None), mock.patch.object(zoo.loading, "graph_for", remembered):
+    with (
+        mock.patch.object(os, "fsync", lambda _: None),
+        mock.patch.object(atomic, "_flushing", lambda _: contextlib.nullcontext()),
+        mock.patch.object(zoo.loading, "graph_for", remembered),
+    ):
         yield
 
 

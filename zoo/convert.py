@@ -100,7 +100,7 @@ def convert(
         SourceError: the disk has not enough room, or cannot be written to; the folder is as it was.
     """
     from zoo.loading import config_of, fetch_checkpoint, graph_for
-    from zoo.weights import expected_shapes, gathered, scattered
+    from zoo.weights import as_saved, expected_shapes, gathered, scattered
 
     target = find_target(to)
     out = Path(folder)
@@ -126,7 +126,7 @@ def convert(
         ours, placed, homeless = _in_places(ours, graph, target, config)
         restored: set[str] = set()  # put together with others and taken apart again: as it was
         if target.dialect is None:
-            placed = scattered(graph, placed)
+            placed = as_saved(graph, scattered(graph, placed))
             restored = {name for group in graph.stored for name in group.tensors if read is raw and name in raw.infos}
         written: Checkpoint = target.view(placed, config)
         kept = _used(written, ours)

@@ -17,6 +17,7 @@ from zoo.graph.ir import Graph, param_ref, refs
 __all__ = [
     "Fit",
     "as_dtype",
+    "as_saved",
     "expected_shapes",
     "fit",
     "gathered",
@@ -154,6 +155,24 @@ def scattered(graph: Graph, checkpoint: Any) -> Any:
             parts[names[box.tensor]].append(piece)
         recipes |= {name: Pieces(shape, tuple(parts[name])) for name, shape in group.tensors.items()}
     return _rearranged(checkpoint, recipes, used)
+
+
+def as_saved(graph: Graph, checkpoint: Any) -> Any:
+    """Tied weights under the name that the class's checkpoints have for them: the one in the base model.
+
+    A class whose head comes before its base model (XLM-RoBERTa's) has the head's name first.
+    """
+    from converters.view import Recipe, View
+
+    prefix = f"{graph.meta.get('prefix')}."
+    names = {}
+    for name in checkpoint.infos:
+        others = graph.params[name].aliases if name in graph.params and not name.startswith(prefix) else ()
+        inside = (other for other in others if other.startswith(prefix) and other not in checkpoint.infos)
+        names[next(inside, name)] = name
+    if all(name == own for name, own in names.items()):
+        return checkpoint
+    return View(checkpoint, {name: Recipe(own) for name, own in names.items()})
 
 
 def _rearranged(checkpoint: Any, recipes: Mapping[str, Any], used: set[str]) -> Any:
