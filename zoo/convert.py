@@ -100,7 +100,7 @@ def convert(
         SourceError: the disk has not enough room, or cannot be written to; the folder is as it was.
     """
     from zoo.loading import config_of, fetch_checkpoint, graph_for
-    from zoo.weights import expected_shapes, gathered, scattered
+    from zoo.weights import as_saved, expected_shapes, gathered, scattered
 
     target = find_target(to)
     out = Path(folder)
@@ -126,7 +126,7 @@ def convert(
         ours, placed, homeless = _in_places(ours, graph, target, config)
         restored: set[str] = set()  # put together with others and taken apart again: as it was
         if target.dialect is None:
-            placed = scattered(graph, placed)
+            placed = as_saved(graph, scattered(graph, placed))
             restored = {name for group in graph.stored for name in group.tensors if read is raw and name in raw.infos}
         written: Checkpoint = target.view(placed, config)
         kept = _used(written, ours)
@@ -227,18 +227,23 @@ def _in_places(
     if has_place is None:
         return ours, ours, {}
     wanted = needed(graph) if graph.nodes else set(ours.infos)
-    names, gone, known = {}, {}, False
-    for name in ours.infos:
+    names: dict[str, str] = {}
+    gone, known = {}, False
+    for name in sorted(ours.infos, key=lambda name: name not in wanted):  # what outputs need has its place first
         own = ours.sources(name)
-        others = (other for other in other_names(graph, name) if other not in ours.infos)
+        others = (other for other in other_names(graph, name) if other not in wanted)
         found = next(filter(has_place, (*own, name, *others)), None)
         known |= found is not None
-        if found is not None or (own and name in wanted):
+        if found in names and name not in wanted:
+            gone[name] = "no output needs it, and its place in the form is another's"
+        elif found is not None or (own and name in wanted):
             names[found or name] = name
         else:
             gone[name] = "no output needs it, and the form has no place for it" if own else COMPUTED
     if not known:  # the form does not know the class, and says so itself
         return ours, ours, {}
+    order = {name: number for number, name in enumerate(ours.infos)}
+    names = dict(sorted(names.items(), key=lambda item: order[item[1]]))
     ours = Subset(ours, names.values())
     return ours, View(ours, {place: Recipe(name) for place, name in names.items()}), gone
 

@@ -17,6 +17,7 @@ from zoo.graph.ir import Graph, param_ref, refs
 __all__ = [
     "Fit",
     "as_dtype",
+    "as_saved",
     "expected_shapes",
     "fit",
     "gathered",
@@ -156,6 +157,24 @@ def scattered(graph: Graph, checkpoint: Any) -> Any:
     return _rearranged(checkpoint, recipes, used)
 
 
+def as_saved(graph: Graph, checkpoint: Any) -> Any:
+    """Tied weights under the name that the class's checkpoints have for them: the one in the base model.
+
+    A class whose head comes before its base model (XLM-RoBERTa's) has the head's name first.
+    """
+    from converters.view import Recipe, View
+
+    prefix = f"{graph.meta.get('prefix')}."
+    names = {}
+    for name in checkpoint.infos:
+        others = graph.params[name].aliases if name in graph.params and not name.startswith(prefix) else ()
+        inside = (other for other in others if other.startswith(prefix) and other not in checkpoint.infos)
+        names[next(inside, name)] = name
+    if all(name == own for name, own in names.items()):
+        return checkpoint
+    return View(checkpoint, {name: Recipe(own) for name, own in names.items()})
+
+
 def _rearranged(checkpoint: Any, recipes: Mapping[str, Any], used: set[str]) -> Any:
     """The checkpoint with what recipes make, and all that they did not use."""
     from converters.view import Recipe, View
@@ -218,6 +237,7 @@ def other_names(graph: Graph, name: str) -> Iterator[str]:
         outer = re.fullmatch(r"\^(\w+)\\\.\(\.\+\)", pattern)  # a module that was around all others
         if outer and replacement == r"\1":
             yield f"{outer[1]}.{name}"
+    yield from _spellings(name)
 
 
 def prune(graph: Graph, fitted: Fit, where: object) -> tuple[Graph, dict[str, str]]:

@@ -36,6 +36,8 @@ _ROBERTA = ("roberta", "xlm-roberta")
 # Classes of a base model alone, whose checkpoints have no prefix; the others are decoders with their output layer.
 _BARE = (*_ROBERTA, "bert", "distilbert", "albert", "gpt2", "t5", "vit", "whisper")
 
+_BOTH = ("t5", "whisper")
+
 
 def recognises(checkpoint: Checkpoint) -> bool:
     """Whether the names are Keras 3's, and a preset's config.json lies beside."""
@@ -69,9 +71,15 @@ def foreign(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Reci
 
     Raises:
         ConfigError: keras-hub has no such backbone.
-        WeightsError: tensors without a place, heads among them; or a RoBERTa with token types.
+        WeightsError: tensors without a place, heads among them; a RoBERTa with token types; half of a T5 or Whisper.
     """
     kind = config.get("model_type")
+    keras_hub_configs.to_preset(config, checkpoint.path)  # refuses what the preset cannot say
+    for part in ("encoder", "decoder") if kind in _BOTH else ():
+        if not any(name.removeprefix("model.").startswith(f"{part}.") for name in checkpoint.infos):
+            raise WeightsError(
+                f"keras-hub has this model with encoder and decoder only; there is no {part}", where=checkpoint.path
+            )
     kept = [name for name in checkpoint.infos if checkpoint.aliases.get(name, name) == name]
     if kind in _ROBERTA:
         types = [name for name in kept if name.endswith("embeddings.token_type_embeddings.weight")]

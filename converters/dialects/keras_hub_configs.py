@@ -66,6 +66,10 @@ def to_preset(config: Config, where: object) -> dict[str, Any]:
     if backbone is None:
         known = sorted({one.model_type for one in BACKBONES})
         raise ConfigError("keras-hub has no such backbone", where=where, expected=", ".join(known), got=kind)
+    for name, value in _EQUAL.get(backbone.model_type, {}).items():
+        wanted = config.get(value) if isinstance(value, str) else value
+        if config.get(name, wanted) != wanted:
+            raise ConfigError(f"keras-hub's {backbone.name} has no such {name}", expected=wanted, got=config[name])
     own = {ours: config[theirs] for ours, theirs in backbone.fields.items() if config.get(theirs) is not None}
     own |= _special_back(backbone, config, own)
     return {
@@ -130,8 +134,25 @@ def _special(backbone: Backbone, own: Config, where: object) -> dict[str, Any]:
         found = {"max_source_positions": own["max_encoder_sequence_length"] // 2, "num_hidden_layers": layers}
         for part in ("encoder", "decoder"):
             found |= {f"{part}_layers": layers, f"{part}_attention_heads": heads, f"{part}_ffn_dim": wide}
+        if own["vocabulary_size"] <= 50257:  # less than any published one: the usual padding is no token of it
+            found["pad_token_id"] = None
         return found
     return {}
+
+
+_EQUAL: Mapping[str, Mapping[str, Any]] = {
+    "t5": {
+        "relative_attention_num_buckets": 32,
+        "relative_attention_max_distance": 128,
+        "num_decoder_layers": "num_layers",
+    },
+    "whisper": {
+        "decoder_layers": "encoder_layers",
+        "decoder_attention_heads": "encoder_attention_heads",
+        "decoder_ffn_dim": "encoder_ffn_dim",
+    },
+}
+"""Fields that have one value in a backbone, or that of another field."""
 
 
 def _special_back(backbone: Backbone, config: Config, own: Config) -> dict[str, Any]:

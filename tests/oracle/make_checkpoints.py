@@ -461,6 +461,7 @@ _EXTRA_HEADS: dict[str, dict[str, str]] = {
     "gpt2": {"double-heads": "GPT2DoubleHeadsModel"},
     "openai-gpt": {"double-heads": "OpenAIGPTDoubleHeadsModel"},
     "gptj": {"question-answering": "GPTJForQuestionAnswering"},
+    "beit": {"masked-image-modeling": "BeitForMaskedImageModeling"},
     "deit": {"image-classification-teacher": "DeiTForImageClassificationWithTeacher"},
     "efficientformer": {"image-classification-teacher": "EfficientFormerForImageClassificationWithTeacher"},
     "clip": {

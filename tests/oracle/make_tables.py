@@ -1,6 +1,6 @@
 """Derives converters/dialects/hf_names.json.gz: where transformers 4 keeps each tensor in TensorFlow and in Flax.
 
-    python tests/oracle/make_tables.py CHECKPOINTS
+    python tests/oracle/make_tables.py CHECKPOINTS [--add]
 
 CHECKPOINTS is what make_checkpoints.py wrote. Every tensor there has values of its own, so a TensorFlow or Flax
 tensor is matched with the torch tensor that holds the same values in some order: names are found by value, and no
@@ -37,8 +37,11 @@ KERNELS = {"kernel": (1, 0), "kernel1d": (2, 1, 0), "kernel2d": (3, 2, 0, 1)}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoints", type=Path)
+    parser.add_argument("--add", action="store_true", help="keep what the table has of classes that are not there")
     options = parser.parse_args()
     table: dict[str, dict[str, Any]] = {kind: {} for kind in FILES}
+    if options.add:
+        table = json.loads(gzip.decompress(TABLE.read_bytes()))
     for folder in sorted(options.checkpoints.iterdir()):
         report = folder / "report.json"
         if not report.is_file():

@@ -1,0 +1,137 @@
+"""Whether `zoo.load` reads what transformers 4.57 wrote for torch, TensorFlow and Flax, and computes what torch did.
+
+    <python of the project> tests/oracle/check_read.py CHECKPOINTS OUT
+
+CHECKPOINTS is what make_checkpoints.py wrote, OUT a folder for what was found of each. Every torch/, tf/ and flax/ is
+loaded as it is on numpy, which computes in float64, run on inputs.npz, and compared with torch_out.npz where that is no
+padding; a few of TensorFlow's and Flax's also on every other backend. benchmarks/results/read_from_oracle.json says how
+each ended, and why it did if not well:
+
+    same as torch          every output is there, within the ceiling of zoo/tolerances.py
+    other weights          transformers 4.57 itself wrote other weights into this file than torch has; it says which
+    not written            transformers 4.57 could not write the file
+    cannot be built        transformers 5 has no such model or cannot run it, so there is no graph
+    refused                zoo says why
+    differs                ours to mend
+
+It goes on where it stopped; --again does everything anew, --only takes the beginnings of folders' names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import platform
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "torch", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+import torch  # before TensorFlow: the other order has crashed
+
+# isort: split
+import make_checkpoints as oracle
+import numpy as np
+from check_written import versions, worst
+
+import zoo
+from zoo.arrays import to_numpy
+from zoo.tolerances import CEILINGS
+
+FRAMEWORKS = ("torch", "tf", "flax")
+EVERYWHERE = set("bert-masked-lm gpt2-causal-lm t5-seq2seq-lm vit-base resnet-base whisper-base albert-base".split())
+BACKENDS = ("torch", "jax", "tensorflow", "keras")  # these there
+RESULT = Path(__file__).parents[2] / "benchmarks" / "results" / "read_from_oracle.json"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoints", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--only", default="", help="beginnings of folders' names, joined by commas")
+    parser.add_argument("--again", action="store_true", help="also what was done before")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    names = [path.parent.name for path in sorted(options.checkpoints.glob("*/report.json"))]
+    chosen = [name for name in names if name.startswith(tuple(options.only.split(",")))]
+    options.out.mkdir(parents=True, exist_ok=True)
+    todo = [name for name in chosen if options.again or not (options.out / f"{name}.json").is_file()]
+    for number, name in enumerate(todo, 1):
+        found = read_folder(options.checkpoints / name)
+        (options.out / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+        odd = {key: entry for key, entry in found.items() if entry["status"] != "same as torch"}
+        print(f"{number} of {len(todo)} {name}: {len(found) - len(odd)} same {json.dumps(odd)[:400]}", flush=True)
+        gc.collect()
+    collect(options.checkpoints, options.out, names)
+
+
+def read_folder(folder: Path) -> dict[str, Any]:
+    """ "<framework> on <backend>" -> what came of it."""
+    report = json.loads((folder / "report.json").read_text())
+    found: dict[str, Any] = {}
+    for framework in FRAMEWORKS:
+        if framework not in report["classes"]:
+            continue
+        if not report[framework]["written"]:
+            reason = str(report[framework].get("reason")).replace(f"{folder.parent}/", "")
+            found[f"{framework} on numpy"] = {"status": "not written", "reason": reason}
+            continue
+        everywhere = framework != "torch" and folder.name in EVERYWHERE
+        for backend in ("numpy", *(BACKENDS if everywhere else ())):
+            found[f"{framework} on {backend}"] = read_one(folder, framework, backend, report)
+    return found
+
+
+def read_one(folder: Path, framework: str, backend: str, report: dict[str, Any]) -> dict[str, Any]:
+    """Load one file on one backend, and compare what it computes."""
+    inputs, expected = (dict(np.load(folder / f"{name}.npz")) for name in ("inputs", "torch_out"))
+    try:
+        model = zoo.load(folder / framework, backend, offline=True)
+        taken = {item.name: inputs[item.name] for item in model.graph.inputs if item.name in inputs}
+        outputs = {name: to_numpy(value).astype(np.float64) for name, value in model(**taken).items()}
+    except Exception as error:
+        kind = {zoo.errors.CaptureError: "cannot be built"}.get(type(error), "refused")
+        status = kind if isinstance(error, zoo.ZooError) else "differs"
+        text = str(error).replace(f"{folder.parent}/", "")
+        return {"status": status, "reason": re.sub(r"\s+", " ", f"{type(error).__name__}: {text}")[:600]}
+    compared = oracle.compare(outputs, expected, inputs)
+    lacking = {name: entry["reason"] for name, entry in compared["outputs"].items() if "reason" in entry}
+    largest = worst(compared)
+    if not lacking and largest is not None and largest <= CEILINGS["float32"]:
+        return {"status": "same as torch", "max relative difference": largest}
+    result = {"status": "differs", "max relative difference": largest, "reason": lacking or compared.get("reason")}
+    if framework != "torch" and not report[framework]["verified"]:
+        odd = {key: report[framework].get("names", {}).get(key) for key in ("unmatched", "absent")}
+        if any(odd.values()):
+            return result | {"status": "other weights", "of its file": odd}
+    return result
+
+
+def collect(checkpoints: Path, out: Path, names: list[str]) -> None:
+    """Write the result and print how many there are of each status, and every one that is not well."""
+    results: dict[str, Any] = {}
+    counts: dict[str, Counter[str]] = {}
+    for name in names:
+        path = out / f"{name}.json"
+        if not path.is_file():
+            continue
+        for key, entry in json.loads(path.read_text()).items():
+            results[f"{name} {key}"] = entry
+            counts.setdefault(key, Counter())[entry["status"]] += 1
+            if entry["status"] != "same as torch":
+                print(f"{name} {key}: {entry['status']}: {entry.get('reason')}"[:300])
+    environment = {"python": platform.python_version(), "command": "check_read.py"}
+    environment |= versions("torch", "transformers", "jax", "tensorflow-cpu", "keras", "numpy", "h5py", "msgpack")
+    types = sorted({json.loads((checkpoints / name / "report.json").read_text())["type"] for name in names})
+    document = {"environment": environment, "types": types, "counts": counts, "result": results}
+    RESULT.write_text(json.dumps(document, indent=1) + "\n")
+    for key, found in counts.items():
+        print(f"{key}: {sum(found.values())} in all; " + ", ".join(f"{n} {status}" for status, n in found.items()))
+
+
+if __name__ == "__main__":
+    main()
