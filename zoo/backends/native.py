@@ -19,6 +19,7 @@ from zoo.graph.passes import evaluating
 from zoo.native import kernels
 from zoo.native.kernels import supported
 from zoo.native.library import library
+from zoo.native.packing import PACKED, NotPacked, packed
 from zoo.native.passes import fused
 from zoo.native.program import Program
 
@@ -31,15 +32,41 @@ COPIES = False
 
 
 def compile_graph(graph: Graph) -> Any:
-    """A function (params, inputs) -> outputs on NumPy arrays, in the graph's own dtype. Threads may share it."""
+    """A function (params, inputs) -> outputs on NumPy arrays, in the graph's own dtype. Threads may share it.
+
+    Its attribute `packed` is the same without padding (`zoo.native.packing`): outputs are 0 there. A graph or call that
+    cannot do without goes the usual way.
+    """
     weights = Weights()
-    program = Program(fused(evaluating(graph)), {**DIRECT, **weights.direct}, resolve_over(_XP, {}))
+    graph = evaluating(graph)
+
+    def program_of(graph: Graph) -> Program:
+        return Program(fused(graph), {**DIRECT, **weights.direct}, resolve_over(_XP, {}))
+
+    program = program_of(graph)
+
+    @functools.cache
+    def without_padding() -> tuple[Program, str] | None:
+        found = packed(graph)
+        return None if found is None else (program_of(found[0]), found[1])
 
     def apply(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
         weights.keep(list(params.values()))
         with np.errstate(all="ignore"):
             return program(params, {name: np.asarray(array) for name, array in inputs.items()})
 
+    def apply_packed(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+        found = without_padding()
+        if found is not None and not np.all(inputs[found[1]]):
+            weights.keep(list(params.values()))
+            try:
+                with np.errstate(all="ignore"):
+                    return found[0].once(params, {name: np.asarray(array) for name, array in inputs.items()})
+            except NotPacked:
+                pass
+        return apply(params, inputs)
+
+    apply.packed = apply_packed  # type: ignore[attr-defined]
     return apply
 
 
@@ -322,5 +349,6 @@ DIRECT: dict[str, Callable[..., Any]] = {
     "native::norm": _norm,
     "native::gated": kernels.binary,
     "native::mask": kernels.PreparedMask,
+    **PACKED,
 }
 """Operations that are kernels as a whole, in the table's names and in those of `zoo.native.passes`."""

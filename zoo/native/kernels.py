@@ -159,10 +159,15 @@ def attention(
     mask: PreparedMask | None = None,
     causal: bool = False,
     scale: float | None = None,
+    offsets: np.ndarray | None = None,
 ) -> np.ndarray:
     """softmax(q k.T * scale + mask) v of [B, H, T, D], [B, G, S, D], [B, G, S, E], each of G heads serving H / G.
 
     With `causal` a query sees the keys up to its own position, and the mask is not read.
+
+    With `offsets` (int64, in ascending order) B is 1, and T and S are sequences one after another, each of which sees
+    itself alone: number b is offsets[b] to offsets[b + 1]. The mask is that of one sequence, counted from its start,
+    and reaches the longest.
 
     The result [B, H, T, E] lies in memory as [B, T, H, E], which is how models go on.
     """
@@ -170,16 +175,26 @@ def attention(
     kv_heads, keys, value_width = v.shape[1:]
     if k.shape != (batch, kv_heads, keys, width) or v.shape[0] != batch or heads % kv_heads:
         raise ValueError(f"attention of {q.shape}, {k.shape} and {v.shape}")
+    if offsets is not None:
+        if batch != 1 or queries != keys:
+            raise ValueError(f"attention within sequences of {q.shape} and {k.shape}")
+        offsets = np.ascontiguousarray(offsets, np.int64)
+        batch = len(offsets) - 1
+        longest = int(np.diff(offsets).max(initial=0))
+        if mask is not None and mask.array is not None:
+            shape, needed = mask.array.shape, (1, heads, longest, longest)
+            if any(size != 1 and size < least for size, least in zip(shape, needed, strict=True)) or shape[0] != 1:
+                raise ValueError(f"a mask of {shape} for sequences of up to {longest}")
     q, k, v = (_inner(x) for x in (q, k, v))
-    out = empty((batch, queries, heads, value_width)).transpose(0, 2, 1, 3)
+    out = empty((q.shape[0], queries, heads, value_width)).transpose(0, 2, 1, 3)
     struct = mask.struct if mask is not None and not causal else lib.Mask(causal=causal)
     call(
         lib.Attention(
             q.ctypes.data, k.ctypes.data, v.ctypes.data, ctypes.pointer(struct), out.ctypes.data, batch, heads,
             heads // kv_heads, queries, keys, width, value_width, _strides(q)[:3], _strides(k)[:3], _strides(v)[:3],
-            _strides(out)[:3], 1 / math.sqrt(width) if scale is None else scale,
+            _strides(out)[:3], 1 / math.sqrt(width) if scale is None else scale, _address(offsets),
         ),
-        q, k, v, mask, struct, out,
+        q, k, v, mask, struct, out, offsets,
     )  # fmt: skip
     return out
 

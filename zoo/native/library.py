@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 SUFFIXES = (".so", ".dylib")
-ABI = 2
+ABI = 3
 
 ACTIVATIONS = {
     name: number
@@ -162,7 +162,7 @@ class Attention(Structure):
         ("q", c_void_p), ("k", c_void_p), ("v", c_void_p), ("mask", POINTER(Mask)), ("out", c_void_p),
         ("batch", c_int64), ("heads", c_int64), ("kv_group", c_int64), ("queries", c_int64), ("keys", c_int64),
         ("width", c_int64), ("value_width", c_int64), ("q_stride", c_int64 * 3), ("k_stride", c_int64 * 3),
-        ("v_stride", c_int64 * 3), ("out_stride", c_int64 * 3), ("scale", c_float),
+        ("v_stride", c_int64 * 3), ("out_stride", c_int64 * 3), ("scale", c_float), ("offsets", c_void_p),
     ]  # fmt: skip
 
 

@@ -17,7 +17,7 @@
 extern "C" {
 #endif
 
-#define ZOO_ABI 2
+#define ZOO_ABI 3
 
 enum zoo_status { ZOO_OK = 0, ZOO_BAD_ARGUMENT = 1, ZOO_OUT_OF_MEMORY = 2, ZOO_OUT_OF_RANGE = 3, ZOO_DEVICE_ERROR = 4 };
 
@@ -77,7 +77,10 @@ typedef struct {
 } zoo_mask;
 
 /* out = softmax(q k^T * scale + mask) v. Innermost strides of q, k, v and out are 1; the others are of B, H, and T or S.
-   A query with no key gives zeros if there is a mask. `kv_group` query heads share a head of k and v. */
+   A query with no key gives zeros if there is a mask. `kv_group` query heads share a head of k and v.
+   With offsets, `batch` sequences lie one after another along T and S: number b from offsets[b] to offsets[b + 1], those
+   of queries and keys being the same. The strides of B are not read then but for the mask, which counts T and S within
+   the sequence; queries and keys are the lengths of all together. */
 typedef struct {
     const float* q;
     const float* k;
@@ -87,6 +90,7 @@ typedef struct {
     int64_t batch, heads, kv_group, queries, keys, width, value_width;
     int64_t q_stride[3], k_stride[3], v_stride[3], out_stride[3];
     float scale;
+    const int64_t* offsets; /* batch + 1 of them; may be NULL */
 } zoo_attention_args;
 ZOO_API int zoo_attention(const zoo_attention_args* args);
 

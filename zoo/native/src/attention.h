@@ -187,20 +187,28 @@ static void attend_few(const Attention& x, const float* q, const float* k, const
 }
 
 static void attend(void* context, int64_t task) {
-    Attention& x = *(Attention*)context;
+    Attention& all = *(Attention*)context;
+    Attention x = all;
     int64_t chunk = task % x.chunks, h = task / x.chunks % x.heads, b = task / (x.chunks * x.heads);
     int64_t kv = h / x.kv_group;
-    const float* q = x.q + b * x.q_stride[0] + h * x.q_stride[1];
-    const float* k = x.k + b * x.k_stride[0] + kv * x.k_stride[1];
-    const float* v = x.v + b * x.v_stride[0] + kv * x.v_stride[1];
-    float* out = x.out + b * x.out_stride[0] + h * x.out_stride[1];
     const float* mask = x.masked ? x.mask->data + b * x.mask_stride[0] + h * x.mask_stride[1] : nullptr;
+    int64_t axis = 0, place = b;  // where this one's numbers begin: in the batch, or in the row of all sequences
+    if (x.offsets) {
+        axis = 2, place = x.offsets[b];
+        x.queries = x.keys = x.offsets[b + 1] - place;
+        x.panels = ceil_div(x.queries, NR);
+        if (!x.keys) return;
+    }
+    const float* q = x.q + place * x.q_stride[axis] + h * x.q_stride[1];
+    const float* k = x.k + place * x.k_stride[axis] + kv * x.k_stride[1];
+    const float* v = x.v + place * x.v_stride[axis] + kv * x.v_stride[1];
+    float* out = x.out + place * x.out_stride[axis] + h * x.out_stride[1];
     const int64_t D = x.width, E = x.value_width, S = x.keys;
     int64_t keys = visible(x, mask);
     int64_t work = (D + kKeyBlock + MR + E) * NR;
     float* memory = scratch(kAttention, (size_t)(work + S * (D + E) + S + NR));
     if (!memory) {
-        __atomic_store_n(&x.failed, true, __ATOMIC_RELAXED);
+        __atomic_store_n(&all.failed, true, __ATOMIC_RELAXED);
         return;
     }
     if (x.queries < 5) return attend_few(x, q, k, v, mask, out, keys, memory);

@@ -115,6 +115,11 @@ int zoo_matmul(const zoo_matmul_args* x) {
 int zoo_attention(const zoo_attention_args* x) {
     if (any_negative({x->batch, x->heads, x->queries, x->keys, x->width, x->value_width})) return ZOO_BAD_ARGUMENT;
     if (x->kv_group < 1 || x->heads % x->kv_group) return ZOO_BAD_ARGUMENT;
+    if (x->offsets) {
+        if (x->queries != x->keys || x->offsets[0] < 0 || x->offsets[x->batch] > x->keys) return ZOO_BAD_ARGUMENT;
+        for (int64_t b = 0; b < x->batch; ++b)
+            if (x->offsets[b] > x->offsets[b + 1]) return ZOO_BAD_ARGUMENT;
+    }
     return kernels().attention(x);
 }
 
