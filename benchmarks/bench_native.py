@@ -8,11 +8,10 @@ torch is transformers' own eager BertModel. Weights are random. ONNX Runtime run
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import tempfile
 from pathlib import Path
 
-from common import interleaved, one_thread, record
+from common import interleaved, one_thread, onnx_session, record
 
 one_thread()
 
@@ -88,32 +87,6 @@ def random_checkpoint(name: str, folder: Path) -> torch.nn.Module:
     model = transformers.BertModel(config).eval()
     model.save_pretrained(folder)
     return model
-
-
-def onnx_session(model: torch.nn.Module, folder: Path):
-    """The model on ONNX Runtime, exported as its users do it; None where onnxruntime is not installed."""
-    if importlib.util.find_spec("onnxruntime") is None:
-        return None
-    import onnxruntime
-
-    class Hidden(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.model = model
-
-        def forward(self, input_ids, attention_mask):
-            return self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-
-    ids = torch.randint(1000, 2000, (2, 8))
-    names = ["input_ids", "attention_mask"]
-    axes = {0: "batch", 1: "sequence"}
-    torch.onnx.export(
-        Hidden().eval(), (ids, torch.ones_like(ids)), folder / "model.onnx", input_names=names, dynamo=False,
-        output_names=["last_hidden_state"], dynamic_axes=dict.fromkeys([*names, "last_hidden_state"], axes),
-    )  # fmt: skip
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    return onnxruntime.InferenceSession(str(folder / "model.onnx"), options)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import platform
@@ -49,6 +50,33 @@ def record(name: str, result: Any) -> Path:
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({"environment": environment(), "result": result}, indent=1) + "\n")
     return path
+
+
+def onnx_session(model: Any, folder: Path, threads: int = 1) -> Any:
+    """The model on ONNX Runtime, exported as its users do it; None where onnxruntime is not installed."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        return None
+    import onnxruntime
+    import torch
+
+    class Hidden(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids, attention_mask):
+            return self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+
+    ids = torch.randint(1000, 2000, (2, 8))
+    names = ["input_ids", "attention_mask"]
+    axes = {0: "batch", 1: "sequence"}
+    torch.onnx.export(
+        Hidden().eval(), (ids, torch.ones_like(ids)), folder / "model.onnx", input_names=names, dynamo=False,
+        output_names=["last_hidden_state"], dynamic_axes=dict.fromkeys([*names, "last_hidden_state"], axes),
+    )  # fmt: skip
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    return onnxruntime.InferenceSession(str(folder / "model.onnx"), options)
 
 
 def environment() -> dict[str, Any]:

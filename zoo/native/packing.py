@@ -3,9 +3,9 @@
 `packed` looks for the input that says which tokens are real, and follows what is computed from the tokens. As long as
 each number of a result comes from numbers of the same token (linear layers, norms, activations, what is broadcast over
 tokens), a result [batch, sequence, …] may as well be computed as [1, rows, …], the rows being the real tokens.
-Attention stays within a sequence by offsets. All that is not computed from packed values (masks, positions, ids) is computed as
-ever and its rows are taken out where they meet packed ones, so it needs no proof. One node that does anything else with
-packed tokens (a convolution or a mean over them), and the graph is not packed at all.
+Attention stays within a sequence by offsets. All that is not computed from packed values (masks, positions, ids) is
+computed as ever and its rows are taken out where they meet packed ones, so it needs no proof. One node that does
+anything else with packed tokens (a convolution or a mean over them), and the graph is not packed at all.
 
 That padding takes no part in attention is checked at each call, by the masks' own values: real queries see no key that
 is padding, and the rest of the mask is the same for all sequences. Otherwise, or if padding is not at the end of each
