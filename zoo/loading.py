@@ -201,13 +201,17 @@ def assemble(name: str, backend: str, graph: Graph, place: Path, config: dict[st
     """Weights from a folder or file into the graph's parameters, as the backend's arrays."""
     from converters import open_checkpoint
     from converters.checkpoint import release
-    from converters.dialects import canonical
     from zoo.backends import get_backend
+    from zoo.graph.computed import is_computed
     from zoo.weights import as_dtype, expected_shapes, fit, gathered, prune, untie
 
     module = get_backend(backend)
     with open_checkpoint(place) as raw:
-        read = canonical(raw, config, expected_shapes(graph))
+        read, expected = raw, expected_shapes(graph)
+        if not all(name in expected or is_computed(name) for name in raw.infos):
+            from converters.dialects import canonical
+
+            read = canonical(raw, config, expected)
         checkpoint = gathered(graph, read, as_published=read is raw)
         shapes = {name: info.shape for name, info in checkpoint.infos.items()}
         graph = untie(graph, checkpoint)

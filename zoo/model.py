@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,6 +80,8 @@ class Package:
         Raises:
             ConfigError: the package has no weights, or the folder exists and is not a package.
         """
+        import shutil
+
         from converters import safetensors
         from converters.atomic import replacing
         from converters.checkpoint import MemoryCheckpoint

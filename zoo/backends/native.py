@@ -19,7 +19,7 @@ from zoo.graph.passes import evaluating
 from zoo.native import kernels
 from zoo.native.kernels import supported
 from zoo.native.library import library
-from zoo.native.packing import PACKED, NotPacked, packed
+from zoo.native.packing import PACKED, NotPacked, mask_inputs, packed
 from zoo.native.passes import fused
 from zoo.native.program import Program
 
@@ -44,11 +44,12 @@ def compile_graph(graph: Graph) -> Any:
         return Program(fused(graph), {**DIRECT, **weights.direct}, resolve_over(_XP, {}))
 
     program = program_of(graph)
+    masks = [item.name for item in mask_inputs(graph)]
 
     @functools.cache
-    def without_padding() -> tuple[Program, str] | None:
+    def without_padding() -> Program | None:
         found = packed(graph)
-        return None if found is None else (program_of(found[0]), found[1])
+        return None if found is None else program_of(found)
 
     def apply(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
         weights.keep(list(params.values()))
@@ -56,12 +57,14 @@ def compile_graph(graph: Graph) -> Any:
             return program(params, {name: np.asarray(array) for name, array in inputs.items()})
 
     def apply_packed(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
-        found = without_padding()
-        if found is not None and not np.all(inputs[found[1]]):
+        # a call without padding needs no other program
+        padded = any(not np.all(inputs[name]) for name in masks if name in inputs)
+        found = without_padding() if padded else None
+        if found is not None:
             weights.keep(list(params.values()))
             try:
                 with np.errstate(all="ignore"):
-                    return found[0].once(params, {name: np.asarray(array) for name, array in inputs.items()})
+                    return found.once(params, {name: np.asarray(array) for name, array in inputs.items()})
             except NotPacked:
                 pass
         return apply(params, inputs)

@@ -37,7 +37,7 @@ from zoo.graph.passes.masks import ELEMENTWISE
 from zoo.native import kernels
 from zoo.native.passes import Values
 
-__all__ = ["PACKED", "NotPacked", "packed"]
+__all__ = ["PACKED", "NotPacked", "mask_inputs", "packed"]
 
 
 class NotPacked(Exception):
@@ -48,19 +48,27 @@ class _Unproven(Exception):
     """A node that may mix tokens."""
 
 
-def packed(graph: Graph) -> tuple[Graph, str] | None:
-    """The graph over real tokens alone, and the input that says which those are; None if that is not proven right.
+def mask_inputs(graph: Graph) -> list[Input]:
+    """The inputs that may say which tokens are real: [batch, sequence], all ones if left out."""
+    return [
+        item
+        for item in graph.inputs
+        if (item.default == 1 or item.name == "attention_mask")
+        and len(item.shape) == len(set(item.shape)) == 2
+        and all(isinstance(dim, str) for dim in item.shape)
+    ]
+
+
+def packed(graph: Graph) -> Graph | None:
+    """The graph over real tokens alone; None if that is not proven right.
 
     Outputs are in the shapes of the graph's own, 0 at padding. Before other passes: it knows the op table's names.
     """
-    for item in graph.inputs:
-        if item.default != 1 and item.name != "attention_mask":
+    for item in mask_inputs(graph):
+        try:
+            return _Packing(graph, item).graph()
+        except _Unproven:
             continue
-        if len(item.shape) == len(set(item.shape)) == 2 and all(isinstance(dim, str) for dim in item.shape):
-            try:
-                return _Packing(graph, item).graph(), item.name
-            except _Unproven:
-                continue
     return None
 
 

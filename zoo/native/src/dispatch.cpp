@@ -3,6 +3,10 @@
 #include <cstdlib>
 #include <cstring>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "kernels.h"
 
 namespace zoo {
@@ -61,6 +65,16 @@ bool known(int32_t op) { return op >= ZOO_NONE && op <= ZOO_ERF; }
 
 void* allocate(size_t bytes) {
     if (bytes > SIZE_MAX / 2) return nullptr;
+#if defined(__linux__)
+    // large pages: a five-hundredth of the faults when a weight is packed
+    constexpr size_t kLarge = 2 << 20;
+    if (bytes >= kLarge) {
+        bytes = (bytes + kLarge - 1) / kLarge * kLarge;
+        void* memory = std::aligned_alloc(kLarge, bytes);
+        if (memory) madvise(memory, bytes, MADV_HUGEPAGE);
+        return memory;
+    }
+#endif
     return std::aligned_alloc(64, (bytes + 63) / 64 * 64);
 }
 
