@@ -221,6 +221,6 @@ def test_offsets_that_do_not_fit_are_an_error() -> None:
             kernels.attention(x, x, x, None, False, None, np.array(offsets))
     with pytest.raises(ValueError, match="within sequences"):
         kernels.attention(x, x[:, :, :5], x[:, :, :5], None, False, None, np.array([0, 5]))
-    with pytest.raises(ValueError, match="a mask of"):
+    with pytest.raises(ValueError, match="an attention mask of"):
         mask = kernels.PreparedMask(np.eye(3, dtype=bool))
         kernels.attention(x, x, x, mask, False, None, np.array([0, 6]))

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from zoo.errors import InputError
 from zoo.native import library as lib
 from zoo.native.tape import call, empty, step
 
@@ -57,6 +58,7 @@ class Packed:
 
 def pack_weight(weight: np.ndarray) -> Packed:
     """The weight of a linear layer, [out, in]."""
+    weight = _sound(weight)
     n, k = weight.shape
     row, col = _strides(weight)
     return Packed(lib.library().zoo_pack_right(weight.ctypes.data, k, n, col, row), (n, k))
@@ -64,7 +66,7 @@ def pack_weight(weight: np.ndarray) -> Packed:
 
 def pack_conv(weight: np.ndarray, groups: int) -> Packed:
     """The weight of a convolution, [out, in / groups, *kernel]."""
-    weight = np.ascontiguousarray(weight)
+    weight = _contiguous(weight)
     m, k = weight.shape[0] // groups, math.prod(weight.shape[1:])
     return Packed(lib.library().zoo_pack_left(weight.ctypes.data, groups, m, k), (weight.shape[0], k), groups)
 
@@ -86,7 +88,7 @@ def linear(
     if residual is not None:
         residual, ldr = _rows(np.broadcast_to(residual, out.shape))
     if bias is not None:
-        bias = _contiguous(bias)
+        bias = _sized(bias, n, "bias")
     call(
         lib.Linear(
             x.ctypes.data, math.prod(x.shape[:-1]), k, lda, weight.handle, _address(bias), _address(residual), ldr,
@@ -103,6 +105,7 @@ def matmul(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     if k != k2:
         raise ValueError(f"matmul of {x.shape} and {y.shape}")
     batch = np.broadcast_shapes(x.shape[:-2], y.shape[:-2])
+    x, y = _sound(x), _sound(y)
     out = empty((*batch, m, n))
     x, y = (np.broadcast_to(v, (*batch, *v.shape[-2:])) for v in (x, y))
     lead = (1,) * (3 - len(batch))
@@ -175,16 +178,19 @@ def attention(
     kv_heads, keys, value_width = v.shape[1:]
     if k.shape != (batch, kv_heads, keys, width) or v.shape[0] != batch or heads % kv_heads:
         raise ValueError(f"attention of {q.shape}, {k.shape} and {v.shape}")
+    sizes = (batch, heads, queries, keys)
     if offsets is not None:
         if batch != 1 or queries != keys:
             raise ValueError(f"attention within sequences of {q.shape} and {k.shape}")
         offsets = np.ascontiguousarray(offsets, np.int64)
         batch = len(offsets) - 1
         longest = int(np.diff(offsets).max(initial=0))
-        if mask is not None and mask.array is not None:
-            shape, needed = mask.array.shape, (1, heads, longest, longest)
-            if any(size != 1 and size < least for size, least in zip(shape, needed, strict=True)) or shape[0] != 1:
-                raise ValueError(f"a mask of {shape} for sequences of up to {longest}")
+        sizes = (1, heads, longest, longest)
+    if mask is not None and mask.array is not None and not causal:
+        for axis, (size, wanted) in enumerate(zip(mask.array.shape, sizes, strict=True)):
+            # of one sequence among several it may reach further than the longest
+            if size not in (1, wanted) and (offsets is None or axis < 2 or size < wanted):
+                raise ValueError(f"an attention mask of {mask.array.shape} for {sizes}")
     q, k, v = (_inner(x) for x in (q, k, v))
     out = empty((q.shape[0], queries, heads, value_width)).transpose(0, 2, 1, 3)
     struct = mask.struct if mask is not None and not causal else lib.Mask(causal=causal)
@@ -216,11 +222,13 @@ def norm(
         residual, stride_residual = _rows(np.broadcast_to(residual, x.shape))
         total = empty(x.shape)
     out = empty(x.shape)
-    weight, bias = (None if v is None else _contiguous(v) for v in (weight, bias))
+    weight, bias = (None if v is None else _sized(v, cols, "weight or bias") for v in (weight, bias))
+    if cols <= 0 or x.size % cols:
+        raise ValueError(f"a norm of runs of {cols} numbers is given {x.shape}")
     call(
         lib.Norm(
             x.ctypes.data, _address(residual), _address(weight), _address(bias),
-            None if residual is None else total.ctypes.data, out.ctypes.data, x.size // cols if cols else 0, cols,
+            None if residual is None else total.ctypes.data, out.ctypes.data, x.size // cols, cols,
             stride, stride_residual, eps, rms,
         ),
         x, residual, weight, bias, total, out,
@@ -248,7 +256,7 @@ def unary(x: np.ndarray, op: str) -> np.ndarray:
 def binary(a: np.ndarray, b: np.ndarray, op: str) -> np.ndarray:
     """One of `BINARY`, element by element, with NumPy's broadcasting; up to six dims once joined."""
     shape = np.broadcast_shapes(a.shape, b.shape)
-    a, b = np.broadcast_to(a, shape), np.broadcast_to(b, shape)
+    a, b = np.broadcast_to(_sound(a), shape), np.broadcast_to(_sound(b), shape)
     out = empty(shape)
     sizes, a_strides, b_strides = _joined(shape, _strides(a), _strides(b))
     call(
@@ -261,7 +269,7 @@ def binary(a: np.ndarray, b: np.ndarray, op: str) -> np.ndarray:
 def copy(x: np.ndarray) -> np.ndarray:
     """The array without gaps."""
     out = empty(x.shape, x.dtype)
-    if x.dtype != F32 or x.ndim > 6:
+    if x.dtype != F32 or x.ndim > 6 or not x.flags.aligned:
         step(np.copyto, out, x)
         return out
     sizes, strides, _ = _joined(x.shape, _strides(x), _strides(x))
@@ -273,7 +281,7 @@ def embedding(table: np.ndarray, index: np.ndarray) -> np.ndarray:
     """Rows of a table [rows, width] of any dtype."""
     table = np.ascontiguousarray(table)
     out = empty((*index.shape, table.shape[1]), table.dtype)
-    if index.dtype != np.int64 or not index.flags.c_contiguous:
+    if index.dtype != np.int64 or not index.flags.c_contiguous or not index.flags.aligned:
         given, index = index, empty(index.shape, np.int64)
         step(np.copyto, index, given)
     call(
@@ -318,7 +326,11 @@ def conv(
     if min(sizes) < 0:
         raise ValueError(f"a window of {kernel} does not fit {(height, width)}")
     out = empty((batch, out_channels, *sizes))
-    bias, residual = (None if v is None else _contiguous(v) for v in (bias, residual))
+    bias = None if bias is None else _sized(bias, out_channels, "bias")
+    if residual is not None:
+        residual = _contiguous(np.broadcast_to(residual, out.shape))
+    if packed is not None and packed.shape != (out_channels, per_group * math.prod(kernel)):
+        raise ValueError(f"a weight of {packed.shape}, packed, for one of {weight.shape}")
     before = tuple(low for low, _ in padding)
     if per_group == 1 and out_channels == channels and residual is None:
         weight = _contiguous(weight)
@@ -373,17 +385,33 @@ def _strides(x: np.ndarray) -> tuple[int, ...]:
     return tuple(stride // x.itemsize for stride in x.strides)
 
 
+def _sound(x: np.ndarray) -> np.ndarray:
+    """`x`, its numbers where a float32 may lie."""
+    if x.dtype != F32:
+        raise InputError("the native engine's kernels take float32 alone", got=f"{x.dtype} {list(x.shape)}")
+    return x if x.flags.aligned else copy(x)
+
+
+def _sized(x: np.ndarray, size: int, what: str) -> np.ndarray:
+    if x.size != size:
+        raise ValueError(f"a {what} of {x.shape} where {size} numbers are needed")
+    return _contiguous(x)
+
+
 def _contiguous(x: np.ndarray) -> np.ndarray:
+    x = _sound(x)
     return x if x.flags.c_contiguous else copy(x)
 
 
 def _inner(x: np.ndarray) -> np.ndarray:
     """`x`, its last dim without gaps."""
+    x = _sound(x)
     return x if x.strides[-1] == x.itemsize or x.shape[-1] == 1 else copy(x)
 
 
 def _rows(x: np.ndarray) -> tuple[np.ndarray, int]:
     """`x` and the distance between its rows (all dims but the last), copied if they are not at equal distances."""
+    x = _sound(x)
     if x.flags.c_contiguous:
         return x, x.shape[-1]
     if x.strides[-1] == x.itemsize and x.strides[0] > 0:

@@ -59,6 +59,14 @@ bool any_negative(std::initializer_list<int64_t> sizes) {
     return false;
 }
 
+// Whether so many numbers, rounded up to whole tiles, have an address each.
+bool countable(std::initializer_list<int64_t> sizes) {
+    int64_t count = 1024;
+    for (int64_t size : sizes)
+        if (__builtin_mul_overflow(count, size + 64, &count)) return false;
+    return true;
+}
+
 bool known(int32_t op) { return op >= ZOO_NONE && op <= ZOO_ERF; }
 
 }  // namespace
@@ -93,18 +101,19 @@ float* scratch(Slot slot, size_t floats) {
 }  // namespace zoo
 
 using zoo::any_negative;
+using zoo::countable;
 using zoo::kernels;
 using zoo::known;
 
 extern "C" {
 
 zoo_packed* zoo_pack_right(const float* b, int64_t k, int64_t n, int64_t stride_k, int64_t stride_n) {
-    if (any_negative({k, n}) || (!b && k * n)) return nullptr;
+    if (any_negative({k, n}) || !countable({k, n}) || (!b && k * n)) return nullptr;
     return kernels().pack_right(b, k, n, stride_k, stride_n);
 }
 
 zoo_packed* zoo_pack_left(const float* a, int64_t groups, int64_t m, int64_t k) {
-    if (any_negative({groups, m, k}) || (!a && groups * m * k)) return nullptr;
+    if (any_negative({groups, m, k}) || !countable({groups, m, k}) || (!a && groups * m * k)) return nullptr;
     return kernels().pack_left(a, groups, m, k);
 }
 
