@@ -30,9 +30,15 @@ COPIES = False
 """Whether `params_from` copies, so that the checkpoint's pages are not needed any more."""
 
 
-def compile_graph(graph: Graph) -> Any:
-    """A function (params, inputs) -> outputs on NumPy arrays, in the graph's own dtype. Threads may share it."""
-    weights = Weights()
+def compile_graph(graph: Graph, precision: str = "float32") -> Any:
+    """A function (params, inputs) -> outputs on NumPy arrays, in the graph's own dtype. Threads may share it.
+
+    Args:
+        graph: what to compute.
+        precision: of the float32 products with parameters (linear layers), the results being float32 all the same:
+            "float32", "bfloat16", or "int8" (weights scaled per output, activations per row).
+    """
+    weights = Weights(precision)
     program = Program(fused(evaluating(graph)), {**DIRECT, **weights.direct}, resolve_over(_XP, {}))
 
     def apply(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,7 +70,8 @@ def module_of(model: Any) -> Any:
 class Weights:
     """Parameters in the kernels' layout: packed when first used, and kept while they are the same arrays."""
 
-    def __init__(self) -> None:
+    def __init__(self, precision: str) -> None:
+        self.pack = functools.partial(_pack_all, precision)
         self.params: list[Any] = []
         self.known: dict[tuple[int, ...], tuple[tuple[Any, ...], Any]] = {}
         self.direct: dict[str, Callable[..., Any]] = {"native::linear": self.linear, "native::conv": self.conv}
@@ -83,7 +90,7 @@ class Weights:
         return found[1]
 
     def linear(self, x: Any, weights: Any, biases: Any, activation: str, residual: Any) -> Any:
-        packed = self.made(_pack_all, *weights)
+        packed = self.made(self.pack, *weights)
         bias = self.made(_join, *biases) if biases else None
         result = kernels.linear(x, packed, bias, activation, residual)
         if len(weights) == 1:
@@ -119,8 +126,8 @@ def _each(value: Any, dims: int) -> tuple[int, ...]:
     return value * dims if len(value) == 1 else value
 
 
-def _pack_all(*weights: np.ndarray) -> kernels.Packed:
-    return kernels.pack_weight(_join(*weights))
+def _pack_all(precision: str, *weights: np.ndarray) -> kernels.Packed:
+    return kernels.pack_weight(_join(*weights), precision)
 
 
 def _join(*arrays: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from zoo.errors import ZooError
 from zoo.native import library as lib
 from zoo.native.tape import call, empty, step
 
@@ -55,11 +56,21 @@ class Packed:
         weakref.finalize(self, lib.library().zoo_packed_free, handle)
 
 
-def pack_weight(weight: np.ndarray) -> Packed:
-    """The weight of a linear layer, [out, in]."""
+def pack_weight(weight: np.ndarray, precision: str = "float32") -> Packed:
+    """The weight of a linear layer, [out, in], for products in one of `PRECISIONS`; what goes in and out is float32.
+
+    Raises:
+        ZooError: no such precision, or the weight is not float32.
+    """
+    if precision not in lib.PRECISIONS:
+        raise ZooError("products are not computed in this", expected=", ".join(lib.PRECISIONS), got=precision)
+    if not supported(weight) or weight.ndim != 2:
+        got = f"{getattr(weight, 'dtype', type(weight).__name__)} {list(np.shape(weight))}"
+        raise ZooError("this weight cannot be packed", expected="float32 [out, in]", got=got)
     n, k = weight.shape
     row, col = _strides(weight)
-    return Packed(lib.library().zoo_pack_right(weight.ctypes.data, k, n, col, row), (n, k))
+    handle = lib.library().zoo_pack_right_as(weight.ctypes.data, k, n, col, row, lib.PRECISIONS[precision])
+    return Packed(handle, (n, k))
 
 
 def pack_conv(weight: np.ndarray, groups: int) -> Packed:

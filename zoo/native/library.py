@@ -15,7 +15,9 @@ from zoo.errors import MissingFramework, ZooError
 __all__ = [
     "ACTIVATIONS",
     "BINARY",
+    "ISAS",
     "KERNELS",
+    "PRECISIONS",
     "fail",
     "find",
     "get_isa",
@@ -27,12 +29,18 @@ __all__ = [
 ]
 
 SUFFIXES = (".so", ".dylib")
-ABI = 2
+ABI = 3
 
 ACTIVATIONS = {
     name: number
     for number, name in enumerate(("none", "relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid", "exp", "erf"))
 }
+
+PRECISIONS = {name: number for number, name in enumerate(("float32", "bfloat16", "int8"))}
+"""What products with packed weights are computed in."""
+
+ISAS = ("base", "avx2", "avx512", "avx512_vnni", "avx512_bf16")
+"""Instruction sets; the last two are AVX-512 with instructions for int8, and for int8 and bfloat16."""
 
 BINARY = {
     **{name: number for number, name in enumerate(("copy", "add", "sub", "mul", "div"))},
@@ -78,6 +86,8 @@ def library() -> ctypes.CDLL:
         )
     loaded.zoo_pack_right.restype = c_void_p
     loaded.zoo_pack_right.argtypes = [c_void_p, c_int64, c_int64, c_int64, c_int64]
+    loaded.zoo_pack_right_as.restype = c_void_p
+    loaded.zoo_pack_right_as.argtypes = [c_void_p, c_int64, c_int64, c_int64, c_int64, c_int32]
     loaded.zoo_pack_left.restype = c_void_p
     loaded.zoo_pack_left.argtypes = [c_void_p, c_int64, c_int64, c_int64]
     loaded.zoo_packed_free.argtypes = [c_void_p]
@@ -122,13 +132,13 @@ def get_threads() -> int:
 
 
 def set_isa(name: str) -> None:
-    """Take the kernels of an instruction set: "base", "avx2" or "avx512". What is packed keeps the one it has.
+    """Take the kernels of an instruction set, one of `ISAS`. What is packed keeps the one it has.
 
     Raises:
         ZooError: this machine lacks it, or the build does.
     """
     if library().zoo_set_isa(name.encode()):
-        raise ZooError("no such instruction set on this machine", expected="base, avx2 or avx512", got=name)
+        raise ZooError("no such instruction set on this machine", expected=", ".join(ISAS), got=name)
 
 
 def get_isa() -> str:
