@@ -20,6 +20,7 @@ __all__ = [
     "PRECISIONS",
     "fail",
     "find",
+    "float32_isa",
     "get_isa",
     "get_threads",
     "library",
@@ -143,6 +144,11 @@ def set_isa(name: str) -> None:
 
 def get_isa() -> str:
     return str(library().zoo_get_isa().decode())
+
+
+def float32_isa() -> str:
+    """The instruction set whose float32 kernels are in use: those for int8 and bfloat16 add nothing to them."""
+    return get_isa().split("_")[0]
 
 
 class Linear(Structure):
