@@ -264,8 +264,10 @@ def test_attention(
         mask = np.where(rng.random((heads, 1, keys)) < 0.8, 0, -np.inf).astype(np.float32)
     for scale in (width**-0.5, 0.3):
         truth = reference_attention(q, k, v, mask, kind == "causal", scale)
-        got = kernels.attention(q, k, v, None if mask is None else kernels.PreparedMask(mask), kind == "causal", scale)
-        close(got, truth)
+        prepared = None if mask is None else kernels.PreparedMask(mask)
+        close(kernels.attention(q, k, v, prepared, kind == "causal", scale), truth)
+        got = kernels.attention(q, k, v, prepared, kind == "causal", scale, "bfloat16")
+        assert np.abs(got - truth).max() <= TOLERANCES["native", "bfloat16"] * np.abs(truth).max()
 
 
 def test_a_mask_that_masks_nothing_costs_nothing() -> None:
@@ -432,6 +434,8 @@ def test_what_does_not_fit_is_an_error() -> None:
             kernels.pack_weight(wrong, "int8")
     assert not library.library().zoo_pack_right_as(numbers(4, 6).ctypes.data, 6, 4, 1, 6, 3)
     assert not library.library().zoo_pack_right_as(None, 6, 4, 1, 6, 2)
+    with pytest.raises(ZooError, match="zoo_attention"):
+        library.run(library.Attention(kv_group=1, precision=library.PRECISIONS["int8"]))
     convolution = kernels.pack_conv(numbers(4, 6, 1, 1), 1)
     with pytest.raises(ZooError, match="zoo_linear"):
         library.run(library.Linear(m=1, k=6, b=convolution.handle))

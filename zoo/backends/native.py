@@ -36,7 +36,8 @@ def compile_graph(graph: Graph, precision: str = "float32") -> Any:
     Args:
         graph: what to compute.
         precision: of the float32 products with parameters (linear layers), the results being float32 all the same:
-            "float32", "bfloat16", or "int8" (weights scaled per output, activations per row).
+            "float32", "bfloat16", or "int8" (weights scaled per output, activations per row). Below float32, attention
+            multiplies in bfloat16 where the processor does.
     """
     weights = Weights(precision)
     program = Program(fused(evaluating(graph)), {**DIRECT, **weights.direct}, resolve_over(_XP, {}))
@@ -75,6 +76,9 @@ class Weights:
         self.params: list[Any] = []
         self.known: dict[tuple[int, ...], tuple[tuple[Any, ...], Any]] = {}
         self.direct: dict[str, Callable[..., Any]] = {"native::linear": self.linear, "native::conv": self.conv}
+        if precision != "float32":  # scores are too sensitive for int8
+            attention = functools.partial(_attention, precision="bfloat16")
+            self.direct |= dict.fromkeys(("scaled_dot_product_attention", "native::attention"), attention)
 
     def keep(self, params: list[Any]) -> None:
         """Forget what was packed if these are not the parameters of the call before."""
@@ -250,6 +254,7 @@ def _attention(
     *,
     scale: float | None = None,
     enable_gqa: bool = False,
+    precision: str = "float32",
 ) -> Any:
     if not supported(query, key, value) or not query.ndim == key.ndim == value.ndim == 4:
         return NotImplemented
@@ -258,7 +263,7 @@ def _attention(
     mask = attn_mask
     if mask is not None and not isinstance(mask, kernels.PreparedMask):
         mask = kernels.PreparedMask(mask)
-    return kernels.attention(query, key, value, mask, is_causal, scale)
+    return kernels.attention(query, key, value, mask, is_causal, scale, precision)
 
 
 def _norm(x: Any, residual: Any, cols: int, weight: Any, bias: Any, eps: float, rms: bool) -> Any:

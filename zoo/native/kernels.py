@@ -170,10 +170,12 @@ def attention(
     mask: PreparedMask | None = None,
     causal: bool = False,
     scale: float | None = None,
+    precision: str = "float32",
 ) -> np.ndarray:
     """softmax(q k.T * scale + mask) v of [B, H, T, D], [B, G, S, D], [B, G, S, E], each of G heads serving H / G.
 
-    With `causal` a query sees the keys up to its own position, and the mask is not read.
+    With `causal` a query sees the keys up to its own position, and the mask is not read. With "bfloat16" as the precision
+    both products are of numbers rounded to it, where there are instructions for that.
 
     The result [B, H, T, E] lies in memory as [B, T, H, E], which is how models go on.
     """
@@ -189,6 +191,7 @@ def attention(
             q.ctypes.data, k.ctypes.data, v.ctypes.data, ctypes.pointer(struct), out.ctypes.data, batch, heads,
             heads // kv_heads, queries, keys, width, value_width, _strides(q)[:3], _strides(k)[:3], _strides(v)[:3],
             _strides(out)[:3], 1 / math.sqrt(width) if scale is None else scale,
+            lib.PRECISIONS[precision],
         ),
         q, k, v, mask, struct, out,
     )  # fmt: skip

@@ -179,6 +179,7 @@ class Attention(Structure):
         ("batch", c_int64), ("heads", c_int64), ("kv_group", c_int64), ("queries", c_int64), ("keys", c_int64),
         ("width", c_int64), ("value_width", c_int64), ("q_stride", c_int64 * 3), ("k_stride", c_int64 * 3),
         ("v_stride", c_int64 * 3), ("out_stride", c_int64 * 3), ("scale", c_float),
+        ("precision", c_int32),
     ]  # fmt: skip
 
 

@@ -93,6 +93,7 @@ typedef struct {
     int64_t batch, heads, kv_group, queries, keys, width, value_width;
     int64_t q_stride[3], k_stride[3], v_stride[3], out_stride[3];
     float scale;
+    int32_t precision; /* of the two products: ZOO_AS_FLOAT32, or ZOO_AS_BFLOAT16 where there are instructions for it */
 } zoo_attention_args;
 ZOO_API int zoo_attention(const zoo_attention_args* args);
 

@@ -130,6 +130,7 @@ int zoo_matmul(const zoo_matmul_args* x) {
 int zoo_attention(const zoo_attention_args* x) {
     if (any_negative({x->batch, x->heads, x->queries, x->keys, x->width, x->value_width})) return ZOO_BAD_ARGUMENT;
     if (x->kv_group < 1 || x->heads % x->kv_group) return ZOO_BAD_ARGUMENT;
+    if (x->precision != ZOO_AS_FLOAT32 && x->precision != ZOO_AS_BFLOAT16) return ZOO_BAD_ARGUMENT;
     return kernels().attention(x);
 }
 

@@ -45,7 +45,8 @@ struct Finish {
 struct Float {
     typedef V Sums;
     typedef V Left;
-    static constexpr bool kQuantised = false;
+    static constexpr int64_t kPerWord = 1;
+    static constexpr bool kQuantised = false, kRough = false;  // rough: what comes after need not be better than the product
     ZOO_INLINE V left(const float* a) { return splat(*a); }
     ZOO_INLINE V madd(V sums, V left, V right) { return sums + left * right; }
     // What the sums of a row mean.
@@ -130,7 +131,10 @@ static void finish_as(const float* buffer, int64_t rows, int64_t cols, int64_t r
             if (bias) x += read(bias + j);
             V r = residual ? read(residual + j) : V{};
             if (f.residual_first) x += r;
-            x = activate(x, ACTIVATION < 0 ? f.activation : ACTIVATION);
+            if constexpr (K::kRough && ACTIVATION == ZOO_GELU)
+                x = gelu_rough(x);
+            else
+                x = activate(x, ACTIVATION < 0 ? f.activation : ACTIVATION);
             if (residual && !f.residual_first) x += r;
             write(c + j, x);
         };

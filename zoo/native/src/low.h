@@ -60,7 +60,7 @@ static Quantised of_size(const float* x, int64_t n) {
 }
 
 struct Bfloat16 {
-    static constexpr bool kQuantised = false;
+    static constexpr bool kQuantised = false, kRough = true;
     typedef V Sums;
     typedef V Left;
     typedef Float::Row Row;
@@ -72,6 +72,12 @@ struct Bfloat16 {
         V low = n >= W ? load(x) : load_some(x, n > 0 ? n : 0);
         V high = n >= 2 * W ? load(x + W) : load_some(x + W, n > W ? n - W : 0);
         return (V)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
+    }
+    // Words of a number of each.
+    ZOO_INLINE V pairs(V low, V high) {
+        alignas(64) static constexpr uint16_t order[] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                         8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+        return (V)_mm512_permutexvar_epi16(_mm512_load_si512(order), (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low));
     }
 #else
     static constexpr int64_t kPerWord = 1;
@@ -92,7 +98,7 @@ struct Bfloat16 {
 };
 
 struct Int8 {
-    static constexpr bool kQuantised = true;
+    static constexpr bool kQuantised = true, kRough = true;
 #if defined(__AVX512VNNI__)
     static constexpr int64_t kPerWord = 4;
     typedef I Sums;
@@ -165,6 +171,21 @@ struct Int8 {
 template <class K>
 ZOO_INLINE int64_t words_of(int64_t k) {
     return ceil_div(k, K::kPerWord);
+}
+
+// [words][ld] of up to NR rows of floats.
+template <class K>
+static void words_of_rows(const float* x, int64_t stride, int64_t rows, int64_t numbers, float* out, int64_t ld) {
+    alignas(64) float words[NR * kWords];
+    for (int64_t from = 0; from < words_of<K>(numbers); from += kWords) {
+        const int64_t here = least(kWords, words_of<K>(numbers) - from), first = from * K::kPerWord;
+        for (int64_t i = 0; i < rows; ++i)
+            for (int64_t w = 0; w < here; w += W) {
+                const int64_t at = first + w * K::kPerWord;
+                store(words + i * kWords + w, K::words(x + i * stride + at, numbers - at));
+            }
+        transpose(words, kWords, 1, rows, here, out + from * ld, ld);
+    }
 }
 
 // One tile of the left-hand side, [words][rows].
