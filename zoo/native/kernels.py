@@ -174,8 +174,8 @@ def attention(
 ) -> np.ndarray:
     """softmax(q k.T * scale + mask) v of [B, H, T, D], [B, G, S, D], [B, G, S, E], each of G heads serving H / G.
 
-    With `causal` a query sees the keys up to its own position, and the mask is not read. With "bfloat16" as the precision
-    both products are of numbers rounded to it, where there are instructions for that.
+    With `causal` a query sees the keys up to its own position, and the mask is not read. With "bfloat16" as the
+    precision both products are of numbers rounded to it, where there are instructions for that.
 
     The result [B, H, T, E] lies in memory as [B, T, H, E], which is how models go on.
     """

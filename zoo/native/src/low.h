@@ -22,19 +22,19 @@ struct Extremes {
 };
 
 static Extremes extremes(const float* x, int64_t n) {
-    V low{}, high{}, odd{};  // 0 counts as one of the numbers
+    constexpr int kChains = 4;
+    V low[kChains] = {}, high[kChains] = {}, odd[kChains] = {};  // 0 counts as one of the numbers
+    auto see = [&](V v, int j) {
+        low[j] = min(low[j], v), high[j] = max(high[j], v);
+        odd[j] += v - v;  // 0, or NaN for what is not finite
+    };
     int64_t i = 0;
-    for (; i + W <= n; i += W) {
-        V v = load(x + i);
-        low = min(low, v), high = max(high, v);
-        odd += v - v;  // 0, or NaN for what is not finite
-    }
-    if (i < n) {
-        V v = load_some(x + i, n - i);
-        low = min(low, v), high = max(high, v);
-        odd += v - v;
-    }
-    return {-maximum(-low), maximum(high), sum(odd) == 0.0f};
+    for (; i + kChains * W <= n; i += kChains * W)
+        for (int j = 0; j < kChains; ++j) see(load(x + i + j * W), j);
+    for (; i + W <= n; i += W) see(load(x + i), 0);
+    if (i < n) see(load_some(x + i, n - i), 0);
+    for (int j = 1; j < kChains; ++j) low[0] = min(low[0], low[j]), high[0] = max(high[0], high[j]), odd[0] += odd[j];
+    return {-maximum(-low[0]), maximum(high[0]), sum(odd[0]) == 0.0f};
 }
 
 constexpr float kTiny = 1e-30f;  // a range below this counts as zeros, so that its inverse is finite
