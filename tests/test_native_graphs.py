@@ -14,7 +14,8 @@ from tolerances import TOLERANCES
 from zoo.backends import native
 from zoo.graph.ir import Graph, Input, Node, Ref, ValueInfo
 from zoo.model import prepare_inputs
-from zoo.native import passes
+from zoo.native import kernels, passes
+from zoo.tolerances import PRODUCTS
 
 PER_TYPE = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in tiny.TYPES]
 
@@ -67,6 +68,27 @@ def test_passes_fire_and_change_nothing(
 def agree(got: np.ndarray, expected: np.ndarray) -> None:
     limit = TOLERANCES["native", "float32"] * np.abs(expected).max()
     assert got.shape == expected.shape and np.abs(got - expected).max() <= limit
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+@pytest.mark.parametrize("model_type", [pytest.param(n, marks=pytest.mark.xdist_group(n)) for n in (*FIRES, "vit")])
+def test_linear_layers_in_less_than_float32(
+    captured: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, model_type: str, precision: str
+) -> None:
+    graph, params = captured(model_type)
+    inputs = prepare_inputs(graph.inputs, graph.symbols, tiny.inputs(model_type, 3, 9))
+    expected = native.compile_graph(graph)(params, inputs)
+    asked = []
+    pack = kernels.pack_weight
+    monkeypatch.setattr(kernels, "pack_weight", lambda weight, kind: asked.append(kind) or pack(weight, kind))
+    run = native.compile_graph(graph, precision)
+    first, second = run(params, inputs), run(params, inputs)
+    counts = passes.fused(graph).op_counts()
+    assert asked == [precision] * counts.get("native::linear", 0)
+    for name, exact in expected.items():
+        assert first[name].dtype == exact.dtype and np.array_equal(first[name], second[name], equal_nan=True)
+        off = np.abs(first[name] - exact).max() / np.abs(exact).max()
+        assert off <= PRODUCTS[precision] and (off > 0 or not asked)
 
 
 def test_queries_keys_and_values_are_one_product(captured: Callable[..., Any]) -> None:

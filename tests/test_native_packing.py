@@ -206,7 +206,7 @@ def test_attention_within_sequences(heads: int, width: int) -> None:
     bias = rng.standard_normal((1, heads, 200, 200)).astype(np.float32)
     for mask, causal in ((None, False), (None, True), (bias, False), (bias > 0, False)):
         ready = None if mask is None else kernels.PreparedMask(mask)
-        got = kernels.attention(q, k, v, ready, causal, None, offsets)
+        got = kernels.attention(q, k, v, ready, causal, offsets=offsets)
         for start, length in zip(offsets, lengths, strict=False):
             own = slice(start, start + length)
             part = None if mask is None else kernels.PreparedMask(mask[..., :length, :length])
@@ -218,9 +218,9 @@ def test_offsets_that_do_not_fit_are_an_error() -> None:
     x = np.zeros((1, 2, 6, 4), np.float32)
     for offsets in ([0, 7], [-1, 6], [0, 4, 3, 6]):
         with pytest.raises(Exception, match="zoo_attention"):
-            kernels.attention(x, x, x, None, False, None, np.array(offsets))
+            kernels.attention(x, x, x, None, False, offsets=np.array(offsets))
     with pytest.raises(ValueError, match="within sequences"):
-        kernels.attention(x, x[:, :, :5], x[:, :, :5], None, False, None, np.array([0, 5]))
+        kernels.attention(x, x[:, :, :5], x[:, :, :5], None, False, offsets=np.array([0, 5]))
     with pytest.raises(ValueError, match="an attention mask of"):
         mask = kernels.PreparedMask(np.eye(3, dtype=bool))
-        kernels.attention(x, x, x, mask, False, None, np.array([0, 6]))
+        kernels.attention(x, x, x, mask, False, offsets=np.array([0, 6]))

@@ -140,6 +140,7 @@ class Model:
     weights: Path | None = None
     _backend: ModuleType = field(kw_only=True)
     _fast: Fast | None = field(default=None, kw_only=True)
+    _precision: str = field(default="float32", kw_only=True)
     _module: Any = field(default=None, init=False)
     _function: Callable[..., Any] | None = field(default=None, init=False)
     _training: Callable[..., Any] | None = field(default=None, init=False)
@@ -245,7 +246,9 @@ class Model:
         if rng is None:
             if self._function is None:
                 graph, operations = self._fast.prepared(self.graph) if self._fast is not None else (self.graph, {})
-                options = {"operations": operations} if operations else {}
+                options: dict[str, Any] = {"operations": operations} if operations else {}
+                if self._precision != "float32":
+                    options["precision"] = self._precision
                 self._function = self._backend.compile_graph(graph, **options)
             function = getattr(self._function, "packed", self._function) if packed else self._function
             return function(params, inputs)

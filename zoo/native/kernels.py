@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from zoo.errors import InputError
+from zoo.errors import InputError, ZooError
 from zoo.native import library as lib
 from zoo.native.tape import call, empty, step
 
@@ -56,12 +56,22 @@ class Packed:
         weakref.finalize(self, lib.library().zoo_packed_free, handle)
 
 
-def pack_weight(weight: np.ndarray) -> Packed:
-    """The weight of a linear layer, [out, in]."""
+def pack_weight(weight: np.ndarray, precision: str = "float32") -> Packed:
+    """The weight of a linear layer, [out, in], for products in one of `PRECISIONS`; what goes in and out is float32.
+
+    Raises:
+        ZooError: no such precision, or the weight is not float32.
+    """
+    if precision not in lib.PRECISIONS:
+        raise ZooError("products are not computed in this", expected=", ".join(lib.PRECISIONS), got=precision)
+    if not supported(weight) or weight.ndim != 2:
+        got = f"{getattr(weight, 'dtype', type(weight).__name__)} {list(np.shape(weight))}"
+        raise ZooError("this weight cannot be packed", expected="float32 [out, in]", got=got)
     weight = _sound(weight)
     n, k = weight.shape
     row, col = _strides(weight)
-    return Packed(lib.library().zoo_pack_right(weight.ctypes.data, k, n, col, row), (n, k))
+    handle = lib.library().zoo_pack_right_as(weight.ctypes.data, k, n, col, row, lib.PRECISIONS[precision])
+    return Packed(handle, (n, k))
 
 
 def pack_conv(weight: np.ndarray, groups: int) -> Packed:
@@ -162,11 +172,13 @@ def attention(
     mask: PreparedMask | None = None,
     causal: bool = False,
     scale: float | None = None,
+    precision: str = "float32",
     offsets: np.ndarray | None = None,
 ) -> np.ndarray:
     """softmax(q k.T * scale + mask) v of [B, H, T, D], [B, G, S, D], [B, G, S, E], each of G heads serving H / G.
 
-    With `causal` a query sees the keys up to its own position, and the mask is not read.
+    With `causal` a query sees the keys up to its own position, and the mask is not read. With "bfloat16" as the
+    precision both products are of numbers rounded to it, where there are instructions for that.
 
     With `offsets` (int64, in ascending order) B is 1, and T and S are sequences one after another, each of which sees
     itself alone: number b is offsets[b] to offsets[b + 1]. The mask is that of one sequence, counted from its start,
@@ -198,7 +210,8 @@ def attention(
         lib.Attention(
             q.ctypes.data, k.ctypes.data, v.ctypes.data, ctypes.pointer(struct), out.ctypes.data, batch, heads,
             heads // kv_heads, queries, keys, width, value_width, _strides(q)[:3], _strides(k)[:3], _strides(v)[:3],
-            _strides(out)[:3], 1 / math.sqrt(width) if scale is None else scale, _address(offsets),
+            _strides(out)[:3], 1 / math.sqrt(width) if scale is None else scale, lib.PRECISIONS[precision],
+            _address(offsets),
         ),
         q, k, v, mask, struct, out, offsets,
     )  # fmt: skip

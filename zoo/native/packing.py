@@ -400,8 +400,10 @@ def _common(mask: np.ndarray, offsets: np.ndarray) -> kernels.PreparedMask:
     return kernels.PreparedMask(base[None])
 
 
-def _within(q: Any, k: Any, v: Any, mask: Any, offsets: Any, causal: bool, scale: float | None) -> np.ndarray:
-    return kernels.attention(q, k, v, mask, causal, scale, offsets)
+def _within(
+    q: Any, k: Any, v: Any, mask: Any, offsets: Any, causal: bool, scale: float | None, precision: str = "float32"
+) -> np.ndarray:
+    return kernels.attention(q, k, v, mask, causal, scale, precision, offsets)
 
 
 PACKED: dict[str, Callable[..., Any]] = {

@@ -22,9 +22,9 @@ std::vector<float> numbers(size_t n) {
     return v;
 }
 
-void check(const char* what, const std::vector<float>& got, const std::vector<double>& want) {
+void check(const char* what, const std::vector<float>& got, const std::vector<double>& want, double limit = 1e-4) {
     for (size_t i = 0; i < want.size(); ++i)
-        if (!(fabs(got[i] - want[i]) <= 1e-4 * (1 + fabs(want[i])))) {
+        if (!(fabs(got[i] - want[i]) <= limit * (1 + fabs(want[i])))) {
             printf("%s on %s: %g is not %g at %zu\n", what, zoo_get_isa(), got[i], want[i], i);
             ++failures;
             return;
@@ -33,9 +33,6 @@ void check(const char* what, const std::vector<float>& got, const std::vector<do
 
 void linear(int64_t m, int64_t k, int64_t n) {
     auto a = numbers(m * k), w = numbers(n * k), bias = numbers(n), c = numbers(m * n);
-    zoo_packed* packed = zoo_pack_right(w.data(), k, n, 1, k);
-    zoo_linear_args args{a.data(), m, k, k, packed, bias.data(), nullptr, 0, c.data(), n, ZOO_RELU};
-    if (zoo_linear(&args)) ++failures;
     std::vector<double> want(m * n);
     for (int64_t i = 0; i < m; ++i)
         for (int64_t j = 0; j < n; ++j) {
@@ -43,8 +40,16 @@ void linear(int64_t m, int64_t k, int64_t n) {
             for (int64_t p = 0; p < k; ++p) sum += (double)a[i * k + p] * w[j * k + p];
             want[i * n + j] = sum > 0 ? sum : 0;
         }
-    check("linear", c, want);
-    zoo_packed_free(packed);
+    // each number is off by 1 / 512 of itself in bfloat16, by 1 / 510 and 1 / 254 of the largest in int8
+    const double limits[] = {1e-4, 2e-2, 8e-3 * sqrt((double)k) + 1e-4};
+    for (int32_t precision : {ZOO_AS_FLOAT32, ZOO_AS_BFLOAT16, ZOO_AS_INT8}) {
+        zoo_packed* packed = zoo_pack_right_as(w.data(), k, n, 1, k, precision);
+        zoo_linear_args args{a.data(), m, k, k, packed, bias.data(), nullptr, 0, c.data(), n, ZOO_RELU};
+        if (zoo_linear(&args)) ++failures;
+        check("linear", c, want, limits[precision]);
+        zoo_packed_free(packed);
+    }
+    if (zoo_pack_right_as(w.data(), k, n, 1, k, 3)) ++failures;
 }
 
 void attention(int64_t heads, int64_t queries, int64_t keys, int64_t width) {
@@ -194,7 +199,7 @@ void all() {
 }  // namespace
 
 int main() {
-    for (const char* isa : {"base", "avx2", "avx512"}) {
+    for (const char* isa : {"base", "avx2", "avx512", "avx512_vnni", "avx512_bf16"}) {
         if (zoo_set_isa(isa)) {
             printf("no %s here\n", isa);
             continue;
