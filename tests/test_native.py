@@ -447,6 +447,117 @@ def test_what_does_not_fit_is_an_error() -> None:
         library.set_threads(-1)
 
 
+def misaligned(x: np.ndarray) -> np.ndarray:
+    """The same numbers, none of them where a float32 may lie."""
+    raw = np.zeros(x.nbytes + 1, np.uint8)
+    raw[1:] = np.frombuffer(x.tobytes(), np.uint8)
+    moved = raw[1:].view(x.dtype).reshape(x.shape)
+    assert not moved.flags.aligned
+    return moved
+
+
+def packed_fields(x: np.ndarray) -> np.ndarray:
+    """The same numbers as a field of records of five bytes: their distance is no whole number of them."""
+    records = np.zeros(x.shape, np.dtype([("flag", "i1"), ("number", x.dtype)]))
+    records["number"] = x
+    return records["number"]
+
+
+@pytest.mark.parametrize("moved", [misaligned, packed_fields])
+def test_arrays_that_lie_anywhere(moved: Callable[[np.ndarray], np.ndarray]) -> None:
+    x, w, bias = numbers(6, 40), numbers(40, 40, seed=1), numbers(40, seed=2)
+    heads, image = numbers(2, 3, 7, 8), numbers(1, 3, 6, 7)
+    kernel = numbers(5, 3, 3, 3)
+    one, none = (1, 1), ((0, 0), (0, 0))
+    for function, given in (
+        (lambda x, w, b: kernels.linear(x, kernels.pack_weight(w), b, "gelu", x), (x, w, bias)),
+        (kernels.matmul, (x, w)),
+        (lambda x, w, b: kernels.norm(x, 40, b, b, 1e-5, False, x)[0], (x, w, bias)),
+        (kernels.softmax, (x,)),
+        (lambda x: kernels.unary(x, "tanh"), (x,)),
+        (lambda x, b: kernels.binary(x, b, "mul"), (x, bias)),
+        (kernels.copy, (x,)),
+        (kernels.attention, (heads, heads, heads)),
+        (lambda x, w: kernels.conv(x, w, one, none, one, 1), (image, kernel)),
+        (lambda x, w: kernels.conv(x, w, one, none, one, 3), (image, kernel[:3, :1])),
+        (lambda x: kernels.pool(x, (2, 2), one, none, True), (image,)),
+        (lambda table: kernels.embedding(table, np.array([3, 1])), (x,)),
+    ):
+        got, expected = function(*map(moved, given)), function(*given)
+        assert np.array_equal(got, expected)
+    assert np.array_equal(kernels.embedding(x, moved(np.array([3, 1]))), x[[3, 1]])
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float16, np.int32])
+def test_another_dtype_is_an_error(dtype: Any) -> None:
+    x, good = np.ones((4, 8), dtype), np.ones((4, 8), np.float32)
+    packed = kernels.pack_weight(good)
+    for call in (
+        lambda: kernels.linear(x, packed),
+        lambda: kernels.linear(good, packed, x[0, :4]),
+        lambda: kernels.matmul(good, x.T),
+        lambda: kernels.norm(good, 8, x[0], None, 1e-5),
+        lambda: kernels.softmax(x),
+        lambda: kernels.unary(x, "exp"),
+        lambda: kernels.binary(good, x, "add"),
+        lambda: kernels.attention(*[x.reshape(1, 1, 4, 8)] * 3),
+        lambda: kernels.pack_weight(x),
+    ):
+        with pytest.raises(ZooError, match=np.dtype(dtype).name):
+            call()
+
+
+def test_sizes_that_contradict_each_other_are_an_error() -> None:
+    x, packed = numbers(3, 6), kernels.pack_weight(numbers(4, 6))
+    image, weight = numbers(1, 2, 5, 5), numbers(3, 2, 2, 2)
+    heads = numbers(2, 3, 7, 8)
+    one, none = (1, 1), ((0, 0), (0, 0))
+    for call in (
+        lambda: kernels.linear(x, packed, numbers(3)),
+        lambda: kernels.linear(x, packed, residual=numbers(2, 4)),
+        lambda: kernels.matmul(x, x),
+        lambda: kernels.norm(x, 6, numbers(5), None, 1e-5),
+        lambda: kernels.norm(x, 5, None, None, 1e-5),
+        lambda: kernels.norm(x, 0, None, None, 1e-5),
+        lambda: kernels.norm(x, 6, None, None, 1e-5, residual=numbers(3, 5)),
+        lambda: kernels.binary(x, numbers(5), "add"),
+        lambda: kernels.attention(heads, heads[:, :, :5], heads),
+        lambda: kernels.attention(heads, heads[:, :2], heads[:, :2]),
+        lambda: kernels.attention(heads, heads, heads, kernels.PreparedMask(numbers(7, 6))),
+        lambda: kernels.attention(heads, heads, heads, kernels.PreparedMask(numbers(2, 2, 7, 7))),
+        lambda: kernels.conv(image, weight, one, none, one, 1, bias=numbers(2)),
+        lambda: kernels.conv(image, weight, one, none, one, 1, residual=numbers(1, 3, 5, 5)),
+        lambda: kernels.conv(image, weight, one, none, one, 1, packed=kernels.pack_conv(numbers(3, 2, 1, 1), 1)),
+        lambda: kernels.conv(image, numbers(3, 2, 9, 9), one, none, one, 1),
+        lambda: kernels.pool(image, (9, 9), one, none, False),
+    ):
+        with pytest.raises(ValueError):
+            call()
+
+
+def test_nothing_in_is_nothing_out() -> None:
+    none, weight = numbers(0, 6), kernels.pack_weight(numbers(4, 6))
+    assert kernels.linear(none, weight).shape == (0, 4)
+    assert kernels.matmul(none, numbers(6, 0)).shape == (0, 0)
+    assert not kernels.matmul(numbers(2, 0), numbers(0, 3)).any()
+    assert kernels.norm(none, 6, None, None, 1e-5)[0].shape == (0, 6)
+    assert kernels.softmax(numbers(3, 0)).shape == (3, 0)
+    assert kernels.binary(none, numbers(6), "add").shape == (0, 6)
+    assert kernels.attention(*[numbers(2, 3, 0, 8)] * 3).shape == (2, 3, 0, 8)
+    assert kernels.embedding(numbers(5, 3), np.zeros((0, 2), np.int64)).shape == (0, 2, 3)
+    image = numbers(0, 2, 5, 5)
+    assert kernels.conv(image, numbers(3, 2, 2, 2), (1, 1), ((0, 0), (0, 0)), (1, 1), 1).shape == (0, 3, 4, 4)
+    assert kernels.pool(image, (2, 2), (1, 1), ((0, 0), (0, 0)), False).shape == (0, 2, 4, 4)
+
+
+def test_more_than_memory_is_an_error() -> None:
+    loaded, x = library.library(), numbers(4)
+    assert not loaded.zoo_pack_right(x.ctypes.data, 1 << 40, 1 << 40, 1, 1)
+    assert not loaded.zoo_pack_left(x.ctypes.data, 1 << 30, 1 << 20, 1 << 30)
+    with pytest.raises(MemoryError):
+        kernels.binary(np.broadcast_to(x[0], (1 << 23, 1 << 23)), x[:1], "add")
+
+
 def test_calls_from_many_threads() -> None:
     x, weight = numbers(50, 200), numbers(300, 200)
     packed, failures = kernels.pack_weight(weight), []
