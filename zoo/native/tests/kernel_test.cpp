@@ -77,6 +77,31 @@ void attention(int64_t heads, int64_t queries, int64_t keys, int64_t width) {
     check("attention", out, want);
 }
 
+// Sequences one after another, [rows][heads][width], each against the same one alone; some empty, some of few queries.
+void sequences(int64_t heads, int64_t width) {
+    const std::vector<int64_t> offsets{0, 1, 1, 41, 44, 244, 277};
+    const int64_t count = (int64_t)offsets.size() - 1, rows = offsets.back(), step = heads * width, longest = 200;
+    auto q = numbers(rows * step), k = numbers(rows * step), v = numbers(rows * step), out = numbers(rows * step);
+    auto alone = numbers(rows * step), added = numbers(longest * longest);
+    zoo_mask mask{added.data(), {0, 0, longest, 1}, 0};
+    zoo_attention_args args{q.data(), k.data(), v.data(), &mask, out.data(), count, heads, 1, rows, rows, width, width,
+                            {0, width, step}, {0, width, step}, {0, width, step}, {0, width, step}, 0.5f, 0, offsets.data()};
+    if (zoo_attention(&args)) ++failures;
+    for (int64_t i = 0; i < count; ++i) {
+        const int64_t at = offsets[i] * step;
+        zoo_attention_args one = args;
+        one.offsets = nullptr, one.batch = 1, one.queries = one.keys = offsets[i + 1] - offsets[i];
+        one.q += at, one.k += at, one.v += at, one.out = alone.data() + at;
+        if (zoo_attention(&one)) ++failures;
+    }
+    check("attention of sequences", out, std::vector<double>(alone.begin(), alone.end()));
+    const int64_t wrong[][3] = {{0, 200, 278}, {-1, 200, 277}, {0, 278, 277}};
+    for (auto& bad : wrong) {
+        args.batch = 2, args.offsets = bad;
+        if (zoo_attention(&args) != ZOO_BAD_ARGUMENT) ++failures;
+    }
+}
+
 void rows(int64_t n, int64_t cols) {
     auto x = numbers(n * cols), y = numbers(n * cols), out = numbers(n * cols), sum = numbers(n * cols);
     zoo_norm_args norm{x.data(), y.data(), x.data(), y.data(), sum.data(), out.data(), n, cols, cols, cols, 1e-5f, 0};
@@ -188,6 +213,7 @@ void all() {
     attention(2, 3, 9, 5);
     attention(3, 40, 300, 19);
     attention(2, 2, 150, 150);
+    sequences(3, 20);
     views(3, 20);
     views(37, 140);
     for (int64_t cols : {1, 15, 16, 17, 100}) rows(7, cols);
