@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import platform
@@ -29,17 +30,25 @@ def one_thread() -> None:
     )
 
 
-def interleaved(functions: Mapping[str, Callable[[], Any]], rounds: int, warm: int = 2) -> dict[str, float]:
-    """Median seconds of each function, run in turn so that a slow moment of the machine hits all of them."""
+def interleaved(
+    functions: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    warm: int = 2,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, float]:
+    """Median seconds of each function, run in turn so that a slow moment of the machine hits all of them.
+
+    `time.process_time` as the clock leaves out the time that other processes take on the same core.
+    """
     for function in functions.values():
         for _ in range(warm):
             function()
     times: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds):
         for name, function in functions.items():
-            started = time.perf_counter()
+            started = clock()
             function()
-            times[name].append(time.perf_counter() - started)
+            times[name].append(clock() - started)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
@@ -51,9 +60,44 @@ def record(name: str, result: Any) -> Path:
     return path
 
 
+def onnx_session(model: Any, folder: Path, threads: int = 1) -> Any:
+    """A text model of transformers on ONNX Runtime; None where onnxruntime is not installed."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        return None
+    import numpy as np
+    import onnxruntime
+
+    ids = np.arange(1000, 1016).reshape(2, 8)
+    path = exported(model, {"input_ids": ids, "attention_mask": np.ones_like(ids)}, folder)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    return onnxruntime.InferenceSession(str(path), options)
+
+
+def exported(model: Any, example: Mapping[str, Any], folder: Path) -> Path:
+    """A transformers model as ONNX, of NumPy inputs to last_hidden_state, as its users export it."""
+    import torch
+
+    class Hidden(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, *inputs):
+            return self.model(**dict(zip(example, inputs, strict=True))).last_hidden_state
+
+    axes = {0: "batch", 1: "sequence"} if "input_ids" in example else {}
+    names = [*example, "last_hidden_state"]
+    torch.onnx.export(
+        Hidden().eval(), tuple(torch.from_numpy(x) for x in example.values()), folder / "model.onnx", dynamo=False,
+        input_names=list(example), output_names=names[-1:], dynamic_axes=dict.fromkeys(names, axes) if axes else None,
+    )  # fmt: skip
+    return folder / "model.onnx"
+
+
 def environment() -> dict[str, Any]:
     versions = {}
-    for package in ("torch", "tensorflow-cpu", "jax", "keras", "transformers", "numpy", "onnxruntime"):
+    for package in ("torch", "tensorflow-cpu", "jax", "keras", "transformers", "numpy", "onnxruntime", "openvino"):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:

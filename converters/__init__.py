@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from types import ModuleType
 
-from converters import (
-    gguf,
-    h5,
-    llama2c,
-    msgpack,
-    npz,
-    onnx,
-    orbax,
-    safetensors,
-    saved_model,
-    tensor_bundle,
-    tfjs,
-    torch_pickle,
-)
+from converters import orbax, safetensors, saved_model
 from converters.checkpoint import DTYPES, Checkpoint, TensorInfo, read_head, refuse_impostor
 from converters.folder import USUAL, weights_in
 from converters.safetensors import save_safetensors
@@ -27,20 +15,22 @@ from zoo.errors import FormatError, SourceError
 
 __all__ = ["DTYPES", "Checkpoint", "TensorInfo", "open_checkpoint", "save_safetensors"]
 
-FORMATS: tuple[ModuleType, ...] = (
-    safetensors,
-    npz,
-    torch_pickle,
-    h5,
-    msgpack,
-    gguf,
-    tensor_bundle,
-    saved_model,
-    onnx,
-    tfjs,
-    llama2c,
+FORMATS = (
+    "safetensors",
+    "npz",
+    "torch_pickle",
+    "h5",
+    "msgpack",
+    "gguf",
+    "tensor_bundle",
+    "saved_model",
+    "onnx",
+    "tfjs",
+    "llama2c",
 )
-"""Every format, each with SUFFIXES, recognises(head) and open_file(path); see `converters.checkpoint`."""
+"""Every format, a module here with SUFFIXES, recognises(head) and open_file(path); see `converters.checkpoint`.
+
+They are imported when a file is not safetensors, whose users then wait for no other."""
 
 FOLDERS: tuple[ModuleType, ...] = (saved_model, orbax)
 """Those whose checkpoints are folders, each with recognises_folder(folder)."""
@@ -67,8 +57,11 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
             if format_.recognises_folder(path):
                 return format_.open_file(path)
         path = _in_folder(path)
-    elif not path.is_file() and (prefix := tensor_bundle.prefix_of(path)) is not None:
-        return tensor_bundle.open_file(prefix)
+    elif not path.is_file():
+        from converters import tensor_bundle
+
+        if (prefix := tensor_bundle.prefix_of(path)) is not None:
+            return tensor_bundle.open_file(prefix)
     if path.name.endswith(".index.json"):
         return open_index(path, _open_file)
     return _open_file(path)
@@ -77,18 +70,19 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 def _open_file(path: Path) -> Checkpoint:
     head = read_head(path)
     refuse_impostor(path, head)
-    claiming = [format_ for format_ in FORMATS if path.suffix in format_.SUFFIXES]
-    telling = [format_ for format_ in FORMATS if format_.recognises(head)]
     # A name that promises safetensors is held to it; other names are shared by formats, so contents decide, and
     # where several formats begin alike (zip archives) the name decides between them.
     if path.suffix in safetensors.SUFFIXES:
         return safetensors.open_file(path)
+    formats = [importlib.import_module(f"converters.{name}") for name in FORMATS]
+    claiming = [format_ for format_ in formats if path.suffix in format_.SUFFIXES]
+    telling = [format_ for format_ in formats if format_.recognises(head)]
     for format_ in (*(one for one in telling if one in claiming), *telling, *claiming):
         return format_.open_file(path)
     raise FormatError(
         "the file is of no format that is known here",
         where=path,
-        expected=", ".join(suffix for format_ in FORMATS for suffix in format_.SUFFIXES),
+        expected=", ".join(suffix for format_ in formats for suffix in format_.SUFFIXES),
         got=f"beginning {head[:16]!r}",
     )
 

@@ -16,7 +16,6 @@ checkpoint (`converters.dialects`), so a conversion is `write(path, view of what
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import mmap
@@ -63,16 +62,32 @@ BLOCK = 1 << 22
 
 AGAIN = "the file is damaged or was written by a faulty program: download or write it again"
 
-DTYPES: Mapping[str, np.dtype] = MappingProxyType(
-    {
-        name: numpy_dtype(name)
-        for name in (
-            *("bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"),
-            *("float16", "bfloat16", "float32", "float64", "complex64", "complex128"),
-            *("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"),
-        )
-    }
-)
+
+class _DTypes(Mapping[str, np.dtype]):
+    """Those that NumPy does not have itself come from ml_dtypes, which is imported when one is asked for."""
+
+    names = (
+        *("bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"),
+        *("float16", "bfloat16", "float32", "float64", "complex64", "complex128"),
+        *("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"),
+    )
+
+    def __getitem__(self, name: str) -> np.dtype:
+        if name not in self.names:
+            raise KeyError(name)
+        return numpy_dtype(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+DTYPES: Mapping[str, np.dtype] = _DTypes()
 """Every dtype a checkpoint may hold, by the name that torch, NumPy and ml_dtypes share."""
 
 
@@ -133,6 +148,8 @@ class Checkpoint(ABC):
             raise SourceError("the checkpoint is closed", where=self.path, do="read inside the `with` block")
         info = self.infos.get(name)
         if info is None:
+            import difflib
+
             near = difflib.get_close_matches(name, self.infos, 3)
             raise WeightsError(
                 f"no tensor named {name!r}",

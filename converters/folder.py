@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fnmatch import fnmatch
 
 from zoo.errors import SourceError
 
-__all__ = ["USUAL", "weights_in"]
+__all__ = ["USUAL", "like", "weights_in"]
 
 # Best first: exact and mapped before quantised and streamed.
 _FORMATS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -60,4 +59,20 @@ def weights_in(names: Sequence[str], where: object) -> str | None:
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatch(name, pattern) for pattern in patterns)
+    return any(like(name, pattern) for pattern in patterns)
+
+
+def like(name: str, pattern: str) -> bool:
+    """Whether a name fits a pattern in which * is anything; nothing has to be compiled for it."""
+    head, *parts = pattern.split("*")
+    if not parts:
+        return name == pattern
+    *middle, tail = parts
+    place, end = len(head), len(name) - len(tail)
+    if place > end or not name.startswith(head) or not name.endswith(tail):
+        return False
+    for part in middle:
+        place = name.find(part, place, end) + len(part)
+        if place < len(head) + len(part):
+            return False
+    return True

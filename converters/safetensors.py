@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from converters.atomic import replacing
 from converters.checkpoint import (
     AGAIN,
     NO_METADATA,
@@ -104,6 +103,8 @@ def save_safetensors(
     path: str | Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] = NO_METADATA
 ) -> None:
     """Writes arrays as a safetensors file, whole or not at all; see `write`."""
+    from converters.atomic import replacing
+
     with replacing(Path(path)) as fresh:
         write(fresh, MemoryCheckpoint(arrays, Path(path)), metadata)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from converters import tensor_bundle
 from converters.checkpoint import Checkpoint
 from zoo.errors import SourceError
 
@@ -46,4 +45,6 @@ def open_file(path: Path) -> Checkpoint:
             expected="variables/variables.index",
             do="a frozen graph holds its weights as constants, which are not read: take the model it was frozen from",
         )
+    from converters import tensor_bundle
+
     return tensor_bundle.open_file(index)

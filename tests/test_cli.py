@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from tolerances import TOLERANCES
 
 import zoo
 from zoo import cli, registry
@@ -220,6 +221,57 @@ def test_verify_fails_with_the_worst_tensors_name(run: Run, package: Path, monke
     assert code == 1 and found["ok"] is False and wrong == {"last_hidden_state", "pooler_output"}
     assert "on jax: relative error" in err and any(f"where: {name}[" in err for name in wrong)
     assert "expected:" in err and "got:" in err and "Traceback" not in err
+
+
+# --- bench ---
+
+
+def test_bench_gives_ratios(run: Run, package: Path) -> None:
+    import os
+
+    cores, number = os.sched_getaffinity(0), torch.get_num_threads()
+    code, out, err = run("bench", package, "-b", "native,torch,jax", "--shapes", "1x4,2x7", "--rounds", 3, "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["against"] == "torch" and found["threads"] == 1 and found["rounds"] == 3
+    assert [row["backend"] for row in found["rows"]] == ["torch", "jax", "native"] * 2
+    assert [row["shapes"]["input_ids"] for row in found["rows"][::3]] == [[1, 4], [2, 7]]
+    for row in found["rows"]:
+        torch_ms = next(r["ms"] for r in found["rows"] if r["backend"] == "torch" and r["shapes"] == row["shapes"])
+        assert row["reason"] == "" and row["ms"] > 0 and row["ratio"] == pytest.approx(torch_ms / row["ms"])
+        assert row["difference"] <= TOLERANCES[row["backend"], "float32"]
+    assert os.sched_getaffinity(0) == cores and torch.get_num_threads() == number
+
+
+def test_bench_as_text(run: Run, package: Path) -> None:
+    code, out, _ = run("bench", package, "--backends", "native", "--shapes", "2x5", "--rounds", 1)
+    assert code == 0 and "times as fast as native" in out and "2×5" in out and "1.00" in out
+
+
+def test_bench_says_what_fails(run: Run, package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from zoo.backends import jax as backend
+
+    def broken(graph: object) -> object:
+        raise RuntimeError("no such thing")
+
+    monkeypatch.setattr(backend, "compile_graph", broken)
+    code, out, _ = run("bench", package, "-b", "jax,native", "--shapes", "1x4", "--rounds", 1, "--json")
+    rows = {row["backend"]: row for row in json.loads(out)["rows"]}
+    assert code == 0 and "no such thing" in rows["jax"]["reason"] and rows["jax"]["ms"] is None
+    assert rows["native"]["ms"] > 0 and rows["native"]["ratio"] is None
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["-b", "natvie"], "did you mean 'native'"),
+        (["--shapes", "8*128"], "ROWSxTOKENS"),
+        (["--shapes", "0x4"], "1 or more"),
+    ],
+)
+def test_bench_refuses(run: Run, package: Path, options: list[str], said: str) -> None:
+    code, _, err = run("bench", package, *options)
+    assert code == 2 and said in err and "Traceback" not in err
 
 
 # --- errors ---

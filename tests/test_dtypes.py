@@ -15,7 +15,7 @@ import zoo
 from zoo.arrays import to_numpy
 from zoo.errors import ConfigError
 from zoo.model import Package
-from zoo.tolerances import tolerance
+from zoo.tolerances import PRODUCTS, tolerance
 
 Arrays = dict[str, np.ndarray]
 
@@ -72,3 +72,27 @@ def test_the_checkpoints_own_dtype(tmp_path: Path, dtype: str) -> None:
     assert zoo.load(tmp_path / "package", "torch", dtype="auto").graph.meta["dtype"] == dtype
     with pytest.raises(ConfigError, match="no model is loaded in this dtype"):
         zoo.load(tmp_path, dtype="float64")
+
+
+def test_int8_is_the_native_engines(tmp_path: Path) -> None:
+    tiny.build("bert").save_pretrained(tmp_path)
+    given = tiny.inputs("bert", 3, 11)
+    exact = zoo.load(tmp_path, "native")(**given)["last_hidden_state"]
+    found = {}
+    for dtype in ("bfloat16", "int8"):
+        model = zoo.load(tmp_path, "native", dtype=dtype)
+        found[dtype] = model(**given)["last_hidden_state"]
+        assert found[dtype].dtype == np.float32 and {str(x.dtype) for x in model.params.values()} == {"float32"}
+        assert 0 < off(found[dtype], exact, slice(None)) <= PRODUCTS[dtype]
+        model.save(tmp_path / dtype)
+        again = zoo.load(tmp_path / dtype, "native")(**given)["last_hidden_state"]
+        assert np.array_equal(again, exact)
+    again = zoo.load(tmp_path / "int8", "native", dtype="int8")(**given)["last_hidden_state"]
+    assert np.array_equal(again, found["int8"])
+    for backend in ("torch", "numpy"):
+        with pytest.raises(ConfigError, match=r"only the native engine[\s\S]*int8"):
+            zoo.load(tmp_path, backend, dtype="int8")
+    zoo.capture(tmp_path, dtype="bfloat16").save(tmp_path / "half")
+    with pytest.raises(ConfigError, match="another dtype"):
+        zoo.load(tmp_path / "half", "native", dtype="int8")
+    assert zoo.load(tmp_path / "half", "native", dtype="bfloat16").graph.meta["dtype"] == "bfloat16"

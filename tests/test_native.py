@@ -20,10 +20,9 @@ from zoo.errors import ZooError
 from zoo.native import kernels, library
 
 ROOT = Path(__file__).parents[1]
-SETS = ("base", "avx2", "avx512")
 
 
-@pytest.fixture(params=SETS, autouse=True)
+@pytest.fixture(params=library.ISAS, autouse=True)
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     before = library.get_isa()
     try:
@@ -134,6 +133,81 @@ def test_not_a_number_and_infinity_stay_where_they_are() -> None:
     assert np.isnan(got[[2, 5]]).all() and np.isfinite(np.delete(got, [2, 5], 0)).all()
 
 
+LOW_SIZES = [
+    (0, 5, 7), (3, 0, 5), (4, 6, 0), (1, 1, 1), (1, 64, 33), (2, 3, 31), (5, 257, 32), (13, 7, 65), (14, 16, 32),
+    (29, 300, 100), (128, 96, 48), (257, 31, 3), (60, 1100, 40), (2, 70000, 3),
+]  # fmt: skip
+
+
+def rounded(x: np.ndarray) -> np.ndarray:
+    """To bfloat16, as ml_dtypes does it."""
+    return x.astype(numpy_dtype("bfloat16")).astype(np.float64)
+
+
+def slack(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """How far a product may be off whose x is rounded to 255 steps of each row's range, and weight to 127 of each
+    output's largest: half a step of the one times the other, and half a step of both."""
+    x, weight = x.astype(np.float64), weight.astype(np.float64)
+    step_x = (x.max(1, initial=0) - x.min(1, initial=0))[:, None] / 255
+    step_w = np.abs(weight).max(1, initial=0) / 127
+    sums_x, sums_w = np.abs(x).sum(1, keepdims=True), np.abs(weight).sum(1)
+    return 0.5 * (step_x * sums_w + sums_x * step_w) + x.shape[1] * step_x * step_w / 4
+
+
+def low(x: np.ndarray, weight: np.ndarray, precision: str) -> tuple[np.ndarray, np.ndarray]:
+    """The product in float64 of what the precision makes of its numbers, and how far from it each result may be."""
+    if precision == "bfloat16" or x.shape[1] > 65536:  # sums of more int8s need not fit
+        truth = rounded(x) @ rounded(weight).T
+        return truth, np.full(truth.shape, limit() * np.abs(truth).max(initial=0))
+    truth = x.astype(np.float64) @ weight.T.astype(np.float64)
+    return truth, 1.001 * slack(x, weight) + limit() * np.abs(truth).max(initial=0)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+@pytest.mark.parametrize(("m", "k", "n"), LOW_SIZES)
+def test_linear_in_less_than_float32(threads: int, m: int, k: int, n: int, precision: str) -> None:
+    # rows and outputs of different sizes, ranges that are not around 0
+    x = (numbers(m, k) + 0.3) * np.geomspace(1e-3, 1e3, max(m, 1), dtype=np.float32)[:m, None]
+    weight = numbers(n, k, seed=1) * np.geomspace(1e-2, 1e2, max(n, 1), dtype=np.float32)[:n, None]
+    bias, residual = numbers(n), numbers(m, n, seed=2)
+    truth, within = low(x, weight, precision)
+    for packed in (kernels.pack_weight(w, precision) for w in (weight, np.asfortranarray(weight))):
+        got = kernels.linear(x, packed)
+        assert got.dtype == np.float32 and got.shape == truth.shape
+        assert (np.abs(got - truth) <= within).all()
+    # what comes after the product is float32's
+    after = kernels.linear(x, packed, bias, "gelu", residual)
+    close(after, EXACT["gelu"](got.astype(np.float64) + bias) + residual)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_rows_are_multiplied_alike_wherever_they_stand(precision: str) -> None:
+    base, weight = numbers(3, 40, 90), numbers(50, 30, seed=1)
+    packed = kernels.pack_weight(weight, precision)
+    together = kernels.linear(base[..., :30], packed)
+    for i in range(3):
+        for rows in (slice(0, 1), slice(5, 29)):
+            assert np.array_equal(kernels.linear(base[i, rows, :30], packed), together[i, rows])
+
+
+def test_int8_of_what_cannot_be_scaled() -> None:
+    x, weight = numbers(9, 20), numbers(40, 20)
+    x[2, 3], x[5, 7], x[6] = np.nan, np.inf, 0
+    x[7] = 1e-40
+    weight[4, 5], weight[8] = -np.inf, 0
+    got = kernels.linear(x, kernels.pack_weight(weight, "int8"))
+    assert np.isnan(got[[2, 5]]).all() and np.isnan(got[:, 4]).all()
+    kept = np.delete(np.delete(got, [2, 5], 0), 4, 1)
+    assert np.isfinite(kept).all() and (got[[6, 7]][:, [3, 8]] == 0).all()
+
+
+def test_bfloat16_keeps_what_is_not_finite_where_it_is() -> None:
+    x, weight = numbers(9, 20), numbers(40, 20)
+    x[2, 3], x[5, 7] = np.nan, np.inf
+    with np.errstate(invalid="ignore"):
+        close(kernels.linear(x, kernels.pack_weight(weight, "bfloat16")), rounded(x) @ rounded(weight).T)
+
+
 @pytest.mark.parametrize(
     ("a", "b"),
     [
@@ -190,8 +264,10 @@ def test_attention(
         mask = np.where(rng.random((heads, 1, keys)) < 0.8, 0, -np.inf).astype(np.float32)
     for scale in (width**-0.5, 0.3):
         truth = reference_attention(q, k, v, mask, kind == "causal", scale)
-        got = kernels.attention(q, k, v, None if mask is None else kernels.PreparedMask(mask), kind == "causal", scale)
-        close(got, truth)
+        prepared = None if mask is None else kernels.PreparedMask(mask)
+        close(kernels.attention(q, k, v, prepared, kind == "causal", scale), truth)
+        got = kernels.attention(q, k, v, prepared, kind == "causal", scale, "bfloat16")
+        assert np.abs(got - truth).max() <= TOLERANCES["native", "bfloat16"] * np.abs(truth).max()
 
 
 def test_a_mask_that_masks_nothing_costs_nothing() -> None:
@@ -351,10 +427,135 @@ def test_what_does_not_fit_is_an_error() -> None:
         kernels.linear(numbers(3, 5), packed)
     with pytest.raises(ZooError, match="zoo_linear"):
         library.run(library.Linear(m=1, k=5, b=packed.handle))
+    with pytest.raises(ZooError, match="float32, bfloat16, int8"):
+        kernels.pack_weight(numbers(4, 6), "int4")
+    for wrong in (numbers(4, 6).astype(np.float64), numbers(4, 6).astype(np.int8), numbers(2, 4, 6)):
+        with pytest.raises(ZooError, match=r"cannot be packed[\s\S]*float32 \[out, in\]"):
+            kernels.pack_weight(wrong, "int8")
+    assert not library.library().zoo_pack_right_as(numbers(4, 6).ctypes.data, 6, 4, 1, 6, 3)
+    assert not library.library().zoo_pack_right_as(None, 6, 4, 1, 6, 2)
+    with pytest.raises(ZooError, match="zoo_attention"):
+        library.run(library.Attention(kv_group=1, precision=library.PRECISIONS["int8"]))
+    convolution = kernels.pack_conv(numbers(4, 6, 1, 1), 1)
+    with pytest.raises(ZooError, match="zoo_linear"):
+        library.run(library.Linear(m=1, k=6, b=convolution.handle))
+    with pytest.raises(ZooError, match="zoo_conv"):
+        library.run(library.Conv(weight=packed.handle, groups=1, channels=6, out_channels=4))
     with pytest.raises(ZooError, match="avx"):
         library.set_isa("mmx")
     with pytest.raises(ValueError, match="threads"):
         library.set_threads(-1)
+
+
+def misaligned(x: np.ndarray) -> np.ndarray:
+    """The same numbers, none of them where a float32 may lie."""
+    raw = np.zeros(x.nbytes + 1, np.uint8)
+    raw[1:] = np.frombuffer(x.tobytes(), np.uint8)
+    moved = raw[1:].view(x.dtype).reshape(x.shape)
+    assert not moved.flags.aligned
+    return moved
+
+
+def packed_fields(x: np.ndarray) -> np.ndarray:
+    """The same numbers as a field of records of five bytes: their distance is no whole number of them."""
+    records = np.zeros(x.shape, np.dtype([("flag", "i1"), ("number", x.dtype)]))
+    records["number"] = x
+    return records["number"]
+
+
+@pytest.mark.parametrize("moved", [misaligned, packed_fields])
+def test_arrays_that_lie_anywhere(moved: Callable[[np.ndarray], np.ndarray]) -> None:
+    x, w, bias = numbers(6, 40), numbers(40, 40, seed=1), numbers(40, seed=2)
+    heads, image = numbers(2, 3, 7, 8), numbers(1, 3, 6, 7)
+    kernel = numbers(5, 3, 3, 3)
+    one, none = (1, 1), ((0, 0), (0, 0))
+    for function, given in (
+        (lambda x, w, b: kernels.linear(x, kernels.pack_weight(w), b, "gelu", x), (x, w, bias)),
+        (kernels.matmul, (x, w)),
+        (lambda x, w, b: kernels.norm(x, 40, b, b, 1e-5, False, x)[0], (x, w, bias)),
+        (kernels.softmax, (x,)),
+        (lambda x: kernels.unary(x, "tanh"), (x,)),
+        (lambda x, b: kernels.binary(x, b, "mul"), (x, bias)),
+        (kernels.copy, (x,)),
+        (kernels.attention, (heads, heads, heads)),
+        (lambda x, w: kernels.conv(x, w, one, none, one, 1), (image, kernel)),
+        (lambda x, w: kernels.conv(x, w, one, none, one, 3), (image, kernel[:3, :1])),
+        (lambda x: kernels.pool(x, (2, 2), one, none, True), (image,)),
+        (lambda table: kernels.embedding(table, np.array([3, 1])), (x,)),
+    ):
+        got, expected = function(*map(moved, given)), function(*given)
+        assert np.array_equal(got, expected)
+    assert np.array_equal(kernels.embedding(x, moved(np.array([3, 1]))), x[[3, 1]])
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float16, np.int32])
+def test_another_dtype_is_an_error(dtype: Any) -> None:
+    x, good = np.ones((4, 8), dtype), np.ones((4, 8), np.float32)
+    packed = kernels.pack_weight(good)
+    for call in (
+        lambda: kernels.linear(x, packed),
+        lambda: kernels.linear(good, packed, x[0, :4]),
+        lambda: kernels.matmul(good, x.T),
+        lambda: kernels.norm(good, 8, x[0], None, 1e-5),
+        lambda: kernels.softmax(x),
+        lambda: kernels.unary(x, "exp"),
+        lambda: kernels.binary(good, x, "add"),
+        lambda: kernels.attention(*[x.reshape(1, 1, 4, 8)] * 3),
+        lambda: kernels.pack_weight(x),
+    ):
+        with pytest.raises(ZooError, match=np.dtype(dtype).name):
+            call()
+
+
+def test_sizes_that_contradict_each_other_are_an_error() -> None:
+    x, packed = numbers(3, 6), kernels.pack_weight(numbers(4, 6))
+    image, weight = numbers(1, 2, 5, 5), numbers(3, 2, 2, 2)
+    heads = numbers(2, 3, 7, 8)
+    one, none = (1, 1), ((0, 0), (0, 0))
+    for call in (
+        lambda: kernels.linear(x, packed, numbers(3)),
+        lambda: kernels.linear(x, packed, residual=numbers(2, 4)),
+        lambda: kernels.matmul(x, x),
+        lambda: kernels.norm(x, 6, numbers(5), None, 1e-5),
+        lambda: kernels.norm(x, 5, None, None, 1e-5),
+        lambda: kernels.norm(x, 0, None, None, 1e-5),
+        lambda: kernels.norm(x, 6, None, None, 1e-5, residual=numbers(3, 5)),
+        lambda: kernels.binary(x, numbers(5), "add"),
+        lambda: kernels.attention(heads, heads[:, :, :5], heads),
+        lambda: kernels.attention(heads, heads[:, :2], heads[:, :2]),
+        lambda: kernels.attention(heads, heads, heads, kernels.PreparedMask(numbers(7, 6))),
+        lambda: kernels.attention(heads, heads, heads, kernels.PreparedMask(numbers(2, 2, 7, 7))),
+        lambda: kernels.conv(image, weight, one, none, one, 1, bias=numbers(2)),
+        lambda: kernels.conv(image, weight, one, none, one, 1, residual=numbers(1, 3, 5, 5)),
+        lambda: kernels.conv(image, weight, one, none, one, 1, packed=kernels.pack_conv(numbers(3, 2, 1, 1), 1)),
+        lambda: kernels.conv(image, numbers(3, 2, 9, 9), one, none, one, 1),
+        lambda: kernels.pool(image, (9, 9), one, none, False),
+    ):
+        with pytest.raises(ValueError):
+            call()
+
+
+def test_nothing_in_is_nothing_out() -> None:
+    none, weight = numbers(0, 6), kernels.pack_weight(numbers(4, 6))
+    assert kernels.linear(none, weight).shape == (0, 4)
+    assert kernels.matmul(none, numbers(6, 0)).shape == (0, 0)
+    assert not kernels.matmul(numbers(2, 0), numbers(0, 3)).any()
+    assert kernels.norm(none, 6, None, None, 1e-5)[0].shape == (0, 6)
+    assert kernels.softmax(numbers(3, 0)).shape == (3, 0)
+    assert kernels.binary(none, numbers(6), "add").shape == (0, 6)
+    assert kernels.attention(*[numbers(2, 3, 0, 8)] * 3).shape == (2, 3, 0, 8)
+    assert kernels.embedding(numbers(5, 3), np.zeros((0, 2), np.int64)).shape == (0, 2, 3)
+    image = numbers(0, 2, 5, 5)
+    assert kernels.conv(image, numbers(3, 2, 2, 2), (1, 1), ((0, 0), (0, 0)), (1, 1), 1).shape == (0, 3, 4, 4)
+    assert kernels.pool(image, (2, 2), (1, 1), ((0, 0), (0, 0)), False).shape == (0, 2, 4, 4)
+
+
+def test_more_than_memory_is_an_error() -> None:
+    loaded, x = library.library(), numbers(4)
+    assert not loaded.zoo_pack_right(x.ctypes.data, 1 << 40, 1 << 40, 1, 1)
+    assert not loaded.zoo_pack_left(x.ctypes.data, 1 << 30, 1 << 20, 1 << 30)
+    with pytest.raises(MemoryError):
+        kernels.binary(np.broadcast_to(x[0], (1 << 23, 1 << 23)), x[:1], "add")
 
 
 def test_calls_from_many_threads() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -12,9 +13,11 @@ import tiny
 from tolerances import TOLERANCES
 
 from zoo.backends import native
+from zoo.errors import ZooError
 from zoo.graph.ir import Graph, Input, Node, Ref, ValueInfo
 from zoo.model import prepare_inputs
-from zoo.native import passes
+from zoo.native import kernels, passes
+from zoo.tolerances import PRODUCTS
 
 PER_TYPE = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in tiny.TYPES]
 
@@ -67,6 +70,27 @@ def test_passes_fire_and_change_nothing(
 def agree(got: np.ndarray, expected: np.ndarray) -> None:
     limit = TOLERANCES["native", "float32"] * np.abs(expected).max()
     assert got.shape == expected.shape and np.abs(got - expected).max() <= limit
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+@pytest.mark.parametrize("model_type", [pytest.param(n, marks=pytest.mark.xdist_group(n)) for n in (*FIRES, "vit")])
+def test_linear_layers_in_less_than_float32(
+    captured: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, model_type: str, precision: str
+) -> None:
+    graph, params = captured(model_type)
+    inputs = prepare_inputs(graph.inputs, graph.symbols, tiny.inputs(model_type, 3, 9))
+    expected = native.compile_graph(graph)(params, inputs)
+    asked = []
+    pack = kernels.pack_weight
+    monkeypatch.setattr(kernels, "pack_weight", lambda weight, kind: asked.append(kind) or pack(weight, kind))
+    run = native.compile_graph(graph, precision)
+    first, second = run(params, inputs), run(params, inputs)
+    counts = passes.fused(graph).op_counts()
+    assert asked == [precision] * counts.get("native::linear", 0)
+    for name, exact in expected.items():
+        assert first[name].dtype == exact.dtype and np.array_equal(first[name], second[name], equal_nan=True)
+        off = np.abs(first[name] - exact).max() / np.abs(exact).max()
+        assert off <= PRODUCTS[precision] and (off > 0 or not asked)
 
 
 def test_queries_keys_and_values_are_one_product(captured: Callable[..., Any]) -> None:
@@ -148,3 +172,71 @@ def test_an_id_outside_the_table_is_an_error_in_a_recorded_run(captured: Callabl
     inputs["input_ids"] = inputs["input_ids"] + 1000
     with pytest.raises(IndexError, match="rows"):
         run(params, inputs)
+
+
+@pytest.mark.parametrize(
+    "name", ["embeddings.LayerNorm.weight", "encoder.layer.0.attention.self.key.weight", "pooler.dense.bias"]
+)
+@pytest.mark.xdist_group("bert")
+def test_weights_that_contradict_the_graph_are_an_error(captured: Callable[..., Any], name: str) -> None:
+    graph, params = captured("bert")
+    feed = prepare_inputs(graph.inputs, graph.symbols, tiny.inputs("bert", 2, 7))
+    for wrong in (params[name][:-1], np.concatenate([params[name]] * 2, axis=-1), params[name].astype(np.float64)):
+        for run in (native.compile_graph(graph), native.compile_graph(graph).packed):
+            with pytest.raises((ZooError, ValueError)):
+                run(params | {name: wrong}, feed)
+
+
+@pytest.mark.xdist_group("bert")
+def test_inputs_of_another_dtype_are_an_error(captured: Callable[..., Any]) -> None:
+    """`Model` makes them what they should be; the function itself is given what a caller pleases."""
+    info = (ValueInfo("float32", ("n", 3)),)
+    graph = graph_of(
+        Node("layer_norm", (Ref("x"), (3,), None, None, 1e-5), {}, ("out",), info),
+        inputs=(Input("x", "float32", ("n", 3)),),
+        output="out",
+    )
+    run = native.compile_graph(graph)
+    with pytest.raises(ZooError, match="float32"):
+        run({}, {"x": np.ones((2, 3))})
+
+
+@pytest.mark.xdist_group("bert")
+def test_a_fork_after_a_model_was_used(captured: Callable[..., Any]) -> None:
+    graph, params = captured("bert")
+    run = native.compile_graph(graph)
+    feed = prepare_inputs(graph.inputs, graph.symbols, tiny.inputs("bert", 3, 7))
+    feed["attention_mask"] = (np.arange(7) < np.array([7, 2, 5])[:, None]).astype(np.int64)
+    expected = [run(params, feed), run.packed(params, feed)]
+    child = os.fork()
+    if child == 0:
+        again = [run(params, feed), run.packed(params, feed)]
+        equal = all(np.array_equal(a[k], b[k]) for a, b in zip(again, expected, strict=True) for k in b)
+        os._exit(0 if equal else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.xdist_group("bert")
+def test_threads_share_a_model_without_padding(captured: Callable[..., Any]) -> None:
+    graph, params = captured("bert")
+    run = native.compile_graph(graph).packed
+    feeds = []
+    for seed in range(4):
+        feed = prepare_inputs(graph.inputs, graph.symbols, tiny.inputs("bert", 3, 9, seed=seed))
+        lengths = np.random.default_rng(seed).integers(1, 10, 3)
+        feeds.append(feed | {"attention_mask": (np.arange(9) < lengths[:, None]).astype(np.int64)})
+    expected = [native.compile_graph(graph).packed(params, feed) for feed in feeds]
+    wrong: list[int] = []
+
+    def work(index: int) -> None:
+        for _ in range(20):
+            got = run(params, feeds[index])
+            if any(not np.array_equal(got[name], expected[index][name]) for name in expected[index]):
+                wrong.append(index)
+
+    workers = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from zoo.errors import ZooError
 
 if TYPE_CHECKING:
+    from zoo.bench import BenchReport, bench
     from zoo.catalogue import architectures, available, info
     from zoo.convert import Conversion, convert
     from zoo.loading import capture, load
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from zoo.verify import Report, verify
 
 __all__ = [
+    "BenchReport",
     "Conversion",
     "Model",
     "Output",
@@ -31,6 +33,7 @@ __all__ = [
     "ZooError",
     "architectures",
     "available",
+    "bench",
     "capture",
     "convert",
     "info",
@@ -47,6 +50,8 @@ _LAZY = {
     "Model": "zoo.model",
     "Output": "zoo.model",
     "Package": "zoo.model",
+    "bench": "zoo.bench",
+    "BenchReport": "zoo.bench",
     "verify": "zoo.verify",
     "Report": "zoo.verify",
     "architectures": "zoo.catalogue",
@@ -68,7 +73,7 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """`zoo.capture`, `zoo.convert` and `zoo.verify` stay the functions when the modules of these names are imported."""
+    """`zoo.bench`, `zoo.capture`, `zoo.convert` and `zoo.verify` stay the functions when such modules are imported."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (name in _LAZY and isinstance(value, ModuleType)):

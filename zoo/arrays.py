@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 __all__ = ["numpy_dtype", "to_numpy"]
@@ -16,7 +15,16 @@ def numpy_dtype(name: str) -> np.dtype:
     Raises:
         TypeError: no such dtype.
     """
+    if name in _NUMPYS:
+        return np.dtype(name)
+    import ml_dtypes
+
     return np.dtype(getattr(ml_dtypes, name, None) or name)
+
+
+_NUMPYS = frozenset(
+    "float64 float32 float16 int64 int32 int16 int8 uint64 uint32 uint16 uint8 bool complex64 complex128".split()
+)
 
 
 def to_numpy(value: Any) -> np.ndarray:

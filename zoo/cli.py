@@ -1,4 +1,4 @@
-"""The command `zoo`: list, info, run, verify, convert, inspect, capture.
+"""The command `zoo`: list, info, run, verify, bench, convert, inspect, capture.
 
 Exit codes: 0 all right, 1 a verification failed, 2 the command could not be carried out. Results go to stdout, all
 else to stderr. No framework is imported before a command needs one.
@@ -288,6 +288,39 @@ def _verify_kernels(name: str | None, wanted: list[str] | None, as_json: bool) -
     with console(stderr=True).status("") as status:
         report = verify_kernels(wanted, progress=status.update)
     _tell(report, as_json)
+
+
+@app.command("bench")
+def bench_model(
+    name: _Name,
+    backends: Annotated[str, typer.Option("--backends", "-b", help="all, or names with commas.")] = "all",
+    task: _Task = None,
+    dtype: _DType = "float32",
+    shapes: Annotated[str, typer.Option(metavar="ROWSxTOKENS,…", help="Sizes of the inputs.")] = "1x16,1x128,8x128",
+    rounds: Annotated[int, typer.Option(min=1, help="Calls whose median is taken.")] = 11,
+    threads: Annotated[int, typer.Option(min=1, help="Of each backend; as many cores are used.")] = 1,
+    as_json: _Json = False,
+) -> None:
+    """Time a model on several backends in turn, on this machine: milliseconds, and ratios to torch."""
+    from zoo.backends import BACKENDS, backend_name
+    from zoo.bench import bench
+    from zoo.registry import parse
+
+    wanted = None if backends == "all" else [backend_name(part.strip()) for part in backends.split(",")]
+    sizes = [re.fullmatch(r"\s*(\d+)x(\d+)\s*", part) for part in shapes.split(",")]
+    if not all(sizes):
+        raise InputError("not sizes of inputs", where="--shapes", expected="ROWSxTOKENS, as 8x128", got=shapes)
+    parse(name)  # a wrong name is said before frameworks are imported
+    import_frameworks(wanted or list(BACKENDS))
+    with progress_bars() as progress:
+        report = bench(
+            name, wanted, task=task, dtype=dtype, shapes=[(int(found[1]), int(found[2])) for found in sizes if found],
+            rounds=rounds, threads=threads, progress=progress,
+        )  # fmt: skip
+    if as_json:
+        _write_json(report.to_json())
+    else:
+        console().print(report.table())
 
 
 def _tell(report: Report | KernelReport, as_json: bool) -> None:

@@ -28,6 +28,9 @@ GRAPHS = Path(__file__).parent / "graphs"
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
+_PRODUCTS = ("bfloat16", "int8")
+"""What the native engine multiplies in beside float32, on the float32 graph."""
+
 _CAPTURE = 2
 """Counts up when capture records more than it did: graphs that were kept before are captured again."""
 
@@ -54,7 +57,9 @@ def load(
         task: which head to load ("feature-extraction", "text-classification" …); without it the one that the
             checkpoint was saved with.
         dtype: of the weights and the computation: "float32", "bfloat16" or "float16", or "auto" for the one that the
-            checkpoint is in. A package has the one it was saved in.
+            checkpoint is in. A package has the one it was saved in. On "native", "bfloat16" and "int8" are what linear
+            layers multiply in, all else staying float32, what goes in and comes out included: int8 scales weights per
+            output when they are packed, activations per row as they come.
         train: keep dropout, for calls that pass `rng`; calls without evaluate as ever. Norms keep their running
             statistics as they are. The graph is captured for it, which needs torch and transformers once; a package
             has what it was captured with.
@@ -70,23 +75,27 @@ def load(
     Raises:
         UnknownModel, UnknownBackend, MissingFramework, SourceError, ConfigError, WeightsError, CaptureError: see each.
     """
-    from zoo.backends import get_backend
+    from zoo.backends import backend_name, get_backend
 
     get_backend(backend)  # what cannot work is said before anything is downloaded
     found = parse(model)
     if task is None and isinstance(found, Entry):
         task = found.head
     wanted = _full_task(task)
+    precision = "float32"
+    if dtype in _PRODUCTS and backend_name(backend) == "native":
+        precision, dtype = dtype, "float32"
     _check_dtype(dtype)
     place, name = fetch_checkpoint(found, offline, progress)
     if (place / GRAPH_FILE).is_file():
         config = read_json(place / "config.json") if (place / "config.json").is_file() else {}
         graph = load_graph(place / GRAPH_FILE)
-        _check_package(graph, place, wanted, dtype, train)
+        _check_package(graph, place, wanted, precision if precision == "int8" else dtype, train)
     else:
         config = config_of(place, found)
         graph = graph_for(config, task, stored_dtype(place) if dtype == "auto" else dtype, train)
     loaded = assemble(name, backend, graph, place, config, strict)
+    loaded._precision = precision
     if fast:
         from zoo.native.fast import Fast
 
@@ -201,13 +210,17 @@ def assemble(name: str, backend: str, graph: Graph, place: Path, config: dict[st
     """Weights from a folder or file into the graph's parameters, as the backend's arrays."""
     from converters import open_checkpoint
     from converters.checkpoint import release
-    from converters.dialects import canonical
     from zoo.backends import get_backend
+    from zoo.graph.computed import is_computed
     from zoo.weights import as_dtype, expected_shapes, fit, gathered, prune, untie
 
     module = get_backend(backend)
     with open_checkpoint(place) as raw:
-        read = canonical(raw, config, expected_shapes(graph))
+        read, expected = raw, expected_shapes(graph)
+        if not all(name in expected or is_computed(name) for name in raw.infos):
+            from converters.dialects import canonical
+
+            read = canonical(raw, config, expected)
         checkpoint = gathered(graph, read, as_published=read is raw)
         shapes = {name: info.shape for name, info in checkpoint.infos.items()}
         graph = untie(graph, checkpoint)
@@ -248,7 +261,11 @@ def _check_package(graph: Graph, folder: Path, task: str | None, dtype: str, tra
     own_task, own_dtype = graph.meta.get("task"), graph.meta.get("dtype")
     if task is not None and own_task is not None and task != own_task:
         raise ConfigError("the package is for another task", where=folder, expected=own_task, got=task)
-    if dtype not in (_DTYPES[0], "auto") and own_dtype is not None and dtype != own_dtype:
+    if dtype == "int8":
+        dtype, own_dtype = "float32", own_dtype or "float32"  # its weights become int8 when they are packed
+    elif dtype == _DTYPES[0]:
+        own_dtype = None  # nobody asked for one
+    if dtype != "auto" and own_dtype is not None and dtype != own_dtype:
         raise ConfigError("the package is of another dtype", where=folder, expected=own_dtype, got=dtype)
 
 
@@ -265,6 +282,8 @@ def stored_dtype(place: Path) -> str:
 
 
 def _check_dtype(dtype: str) -> None:
+    if dtype == "int8":
+        raise ConfigError("only the native engine computes in this dtype", expected='backend="native"', got=dtype)
     if dtype not in (*_DTYPES, "auto"):
         raise ConfigError("no model is loaded in this dtype", expected=", ".join((*_DTYPES, "auto")), got=dtype)
 

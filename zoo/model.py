@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,6 +80,8 @@ class Package:
         Raises:
             ConfigError: the package has no weights, or the folder exists and is not a package.
         """
+        import shutil
+
         from converters import safetensors
         from converters.atomic import replacing
         from converters.checkpoint import MemoryCheckpoint
@@ -139,19 +140,23 @@ class Model:
     weights: Path | None = None
     _backend: ModuleType = field(kw_only=True)
     _fast: Fast | None = field(default=None, kw_only=True)
+    _precision: str = field(default="float32", kw_only=True)
     _module: Any = field(default=None, init=False)
     _function: Callable[..., Any] | None = field(default=None, init=False)
     _training: Callable[..., Any] | None = field(default=None, init=False)
     _tokenizer: Any = field(default=None, init=False)
     _limits: dict[str, int] | None = field(default=None, init=False)
 
-    def __call__(self, *, rng: Any = None, **inputs: Any) -> Output:
+    def __call__(self, *, rng: Any = None, packed: bool = False, **inputs: Any) -> Output:
         """Run the model.
 
         Args:
             rng: with it the model runs as in training, with dropout: a seed (a number or two), or what the framework
                 keeps randomness in (torch.Generator, a JAX key, tf.random.Generator, keras.random.SeedGenerator,
                 numpy.random.Generator). The same key drops the same elements on every framework.
+            packed: True says that what the outputs hold at padding (zeros of `attention_mask`) does not matter. The
+                native engine then computes real tokens alone where the graph allows, and leaves 0 at padding; other
+                backends compute all as ever.
             inputs: arrays by the model's input names (NumPy, the backend's own, or lists); `input_ids` [B, T] int,
                 `pixel_values` [B, C, H, W] float and so on, as `inputs` tells. Masks and token types may be left out.
 
@@ -166,7 +171,7 @@ class Model:
             self._limits = _index_limits(self.graph)
         prepared = prepare_inputs(self.graph.inputs, self.graph.symbols, inputs)
         _check_indices(prepared, self._limits)
-        return Output(self._run(self.params, prepared, rng))
+        return Output(self._run(self.params, prepared, rng, packed))
 
     def apply(self, params: Mapping[str, Any], /, *, rng: Any = None, **inputs: Any) -> dict[str, Any]:
         """The model as a pure function of parameters, inputs and, in training, a key; a plain dict of outputs.
@@ -235,13 +240,18 @@ class Model:
         kind = self.graph.meta.get("class", "graph")
         return f"<{self.name}: {kind}, {self.parameter_count() / 1e6:.1f}M parameters, on {self.backend}>"
 
-    def _run(self, params: Mapping[str, Any], inputs: Mapping[str, Any], rng: Any) -> dict[str, Any]:
+    def _run(
+        self, params: Mapping[str, Any], inputs: Mapping[str, Any], rng: Any, packed: bool = False
+    ) -> dict[str, Any]:
         if rng is None:
             if self._function is None:
                 graph, operations = self._fast.prepared(self.graph) if self._fast is not None else (self.graph, {})
-                options = {"operations": operations} if operations else {}
+                options: dict[str, Any] = {"operations": operations} if operations else {}
+                if self._precision != "float32":
+                    options["precision"] = self._precision
                 self._function = self._backend.compile_graph(graph, **options)
-            return self._function(params, inputs)
+            function = getattr(self._function, "packed", self._function) if packed else self._function
+            return function(params, inputs)
         if self._training is None:
             self._training = self._backend.compile_graph(keyed(self.graph))
         return self._training(params, {**inputs, RNG: self._backend.key_from(rng)})

@@ -238,7 +238,7 @@ def verify(
         if not installed(name):
             get_backend(name)  # raises
     present = [name for name in names if installed(name)]
-    source = _weights(model, task, dtype, progress)
+    source = weights_of(model, task, dtype, progress)
     graph = source.graph
     feed = prepare_inputs(graph.inputs, graph.symbols, sample_inputs(source, seed, batch, length, inputs))
     computed = graph.meta.get("dtype", dtype)
@@ -288,7 +288,7 @@ def verify(
     return report
 
 
-def _weights(model: Any, task: str | None, dtype: str, progress: Progress | None) -> Model:
+def weights_of(model: Any, task: str | None, dtype: str, progress: Progress | None) -> Model:
     """The model on NumPy: its arrays serve every backend."""
     from zoo.loading import load, model_from
 
@@ -313,7 +313,7 @@ def on_backend(source: Model, backend: str) -> Model:
 def run(model: Model, feed: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], float]:
     """Outputs as float64 (complex128, or as they are), and the median time of a call once warm."""
     times = []
-    with _inference(model.backend):
+    with inference(model.backend):
         for _ in range(1 if model.backend == REFERENCE else 4):  # NumPy has nothing to warm up, and takes its time
             started = time.perf_counter()
             outputs = {name: to_numpy(value) for name, value in model(**feed).items()}
@@ -322,7 +322,7 @@ def run(model: Model, feed: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], f
 
 
 @contextmanager
-def _inference(backend: str) -> Iterator[None]:
+def inference(backend: str) -> Iterator[None]:
     if backend != YARDSTICK:
         yield
         return

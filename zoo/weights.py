@@ -108,10 +108,12 @@ def gathered(graph: Graph, checkpoint: Any, *, as_published: bool = True) -> Any
     Raises:
         WeightsError: of tensors that make up parameters some are missing, or have another shape; all are named.
     """
+    if not graph.stored:
+        return checkpoint
     from converters.view import Piece, Pieces
 
     prefix = graph.meta.get("prefix") or ""
-    index = _index(graph, checkpoint.infos) if graph.stored else {}
+    index = _index(graph, checkpoint.infos)
     recipes: dict[str, Pieces] = {}
     used: set[str] = set()
     missing, misshaped = [], []

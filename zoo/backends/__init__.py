@@ -5,7 +5,6 @@ A backend module has the functions of `zoo.backends.base.Backend`. Importing thi
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 from types import ModuleType
@@ -47,6 +46,8 @@ def backend_name(name: str) -> str:
     """A backend's own name: "tf" -> "tensorflow". UnknownBackend where there is none."""
     name = _ALIASES.get(name, name)
     if name not in BACKENDS:
+        import difflib
+
         near = difflib.get_close_matches(str(name), [*BACKENDS, *_ALIASES], n=1)
         raise UnknownBackend(
             f"there is no backend {name!r}",

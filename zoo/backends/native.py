@@ -19,6 +19,7 @@ from zoo.graph.passes import evaluating
 from zoo.native import kernels
 from zoo.native.kernels import supported
 from zoo.native.library import library
+from zoo.native.packing import PACKED, NotPacked, mask_inputs, packed
 from zoo.native.passes import fused
 from zoo.native.program import Program
 
@@ -30,16 +31,51 @@ COPIES = False
 """Whether `params_from` copies, so that the checkpoint's pages are not needed any more."""
 
 
-def compile_graph(graph: Graph) -> Any:
-    """A function (params, inputs) -> outputs on NumPy arrays, in the graph's own dtype. Threads may share it."""
-    weights = Weights()
-    program = Program(fused(evaluating(graph)), {**DIRECT, **weights.direct}, resolve_over(_XP, {}))
+def compile_graph(graph: Graph, precision: str = "float32") -> Any:
+    """A function (params, inputs) -> outputs on NumPy arrays, in the graph's own dtype. Threads may share it.
+
+    Its attribute `packed` is the same without padding (`zoo.native.packing`): outputs are 0 there. A graph or call that
+    cannot do without goes the usual way.
+
+    Args:
+        graph: what to compute.
+        precision: of the float32 products with parameters (linear layers), the results being float32 all the same:
+            "float32", "bfloat16", or "int8" (weights scaled per output, activations per row). Below float32, attention
+            multiplies in bfloat16 where the processor does.
+    """
+    weights = Weights(precision)
+    graph = evaluating(graph)
+
+    def program_of(graph: Graph) -> Program:
+        return Program(fused(graph), {**DIRECT, **weights.direct}, resolve_over(_XP, {}))
+
+    program = program_of(graph)
+    masks = [item.name for item in mask_inputs(graph)]
+
+    @functools.cache
+    def without_padding() -> Program | None:
+        found = packed(graph)
+        return None if found is None else program_of(found)
 
     def apply(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
         weights.keep(list(params.values()))
         with np.errstate(all="ignore"):
             return program(params, {name: np.asarray(array) for name, array in inputs.items()})
 
+    def apply_packed(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+        # a call without padding needs no other program
+        padded = any(not np.all(inputs[name]) for name in masks if name in inputs)
+        found = without_padding() if padded else None
+        if found is not None:
+            weights.keep(list(params.values()))
+            try:
+                with np.errstate(all="ignore"):
+                    return found.once(params, {name: np.asarray(array) for name, array in inputs.items()})
+            except NotPacked:
+                pass
+        return apply(params, inputs)
+
+    apply.packed = apply_packed  # type: ignore[attr-defined]
     return apply
 
 
@@ -64,10 +100,15 @@ def module_of(model: Any) -> Any:
 class Weights:
     """Parameters in the kernels' layout: packed when first used, and kept while they are the same arrays."""
 
-    def __init__(self) -> None:
+    def __init__(self, precision: str) -> None:
+        self.pack = functools.partial(_pack_all, precision)
         self.params: list[Any] = []
         self.known: dict[tuple[int, ...], tuple[tuple[Any, ...], Any]] = {}
         self.direct: dict[str, Callable[..., Any]] = {"native::linear": self.linear, "native::conv": self.conv}
+        if precision != "float32":  # scores are too sensitive for int8
+            attention = functools.partial(_attention, precision="bfloat16")
+            self.direct |= dict.fromkeys(("scaled_dot_product_attention", "native::attention"), attention)
+            self.direct["native::within"] = functools.partial(PACKED["native::within"], precision="bfloat16")
 
     def keep(self, params: list[Any]) -> None:
         """Forget what was packed if these are not the parameters of the call before."""
@@ -83,7 +124,7 @@ class Weights:
         return found[1]
 
     def linear(self, x: Any, weights: Any, biases: Any, activation: str, residual: Any) -> Any:
-        packed = self.made(_pack_all, *weights)
+        packed = self.made(self.pack, *weights)
         bias = self.made(_join, *biases) if biases else None
         result = kernels.linear(x, packed, bias, activation, residual)
         if len(weights) == 1:
@@ -119,8 +160,8 @@ def _each(value: Any, dims: int) -> tuple[int, ...]:
     return value * dims if len(value) == 1 else value
 
 
-def _pack_all(*weights: np.ndarray) -> kernels.Packed:
-    return kernels.pack_weight(_join(*weights))
+def _pack_all(precision: str, *weights: np.ndarray) -> kernels.Packed:
+    return kernels.pack_weight(_join(*weights), precision)
 
 
 def _join(*arrays: np.ndarray) -> np.ndarray:
@@ -243,6 +284,7 @@ def _attention(
     *,
     scale: float | None = None,
     enable_gqa: bool = False,
+    precision: str = "float32",
 ) -> Any:
     if not supported(query, key, value) or not query.ndim == key.ndim == value.ndim == 4:
         return NotImplemented
@@ -251,7 +293,7 @@ def _attention(
     mask = attn_mask
     if mask is not None and not isinstance(mask, kernels.PreparedMask):
         mask = kernels.PreparedMask(mask)
-    return kernels.attention(query, key, value, mask, is_causal, scale)
+    return kernels.attention(query, key, value, mask, is_causal, scale, precision)
 
 
 def _norm(x: Any, residual: Any, cols: int, weight: Any, bias: Any, eps: float, rms: bool) -> Any:
@@ -322,5 +364,6 @@ DIRECT: dict[str, Callable[..., Any]] = {
     "native::norm": _norm,
     "native::gated": kernels.binary,
     "native::mask": kernels.PreparedMask,
+    **PACKED,
 }
 """Operations that are kernels as a whole, in the table's names and in those of `zoo.native.passes`."""

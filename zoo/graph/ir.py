@@ -237,33 +237,38 @@ def param_ref(name: str) -> str:
 
 def refs(tree: Any) -> Iterator[Ref]:
     """Every `Ref` in a tree of tuples, lists and mappings, left to right."""
-    if isinstance(tree, Ref):
-        yield tree
-    elif isinstance(tree, (tuple, list)):
+    found: list[Ref] = []
+    _collect(tree, Ref, found)
+    return iter(found)
+
+
+def _collect(tree: Any, wanted: type, found: list[Any]) -> None:
+    """Passes look at each argument of a graph many times: the types that trees are made of are asked for by name."""
+    kind = type(tree)
+    if kind is wanted:
+        found.append(tree)
+    elif kind is tuple or kind is list:
         for item in tree:
-            yield from refs(item)
-    elif isinstance(tree, Mapping):
+            _collect(item, wanted, found)
+    elif kind is dict or isinstance(tree, Mapping):
         for item in tree.values():
-            yield from refs(item)
+            _collect(item, wanted, found)
 
 
 def _dtypes(tree: Any) -> Iterator[str]:
-    if isinstance(tree, DType):
-        yield tree.name
-    elif isinstance(tree, (tuple, list)):
-        for item in tree:
-            yield from _dtypes(item)
-    elif isinstance(tree, Mapping):
-        yield from _dtypes(tuple(tree.values()))
+    found: list[DType] = []
+    _collect(tree, DType, found)
+    return (dtype.name for dtype in found)
 
 
 def map_refs(function: Any, tree: Any) -> Any:
     """`tree` with every `Ref` replaced by `function(ref)`."""
-    if isinstance(tree, Ref):
+    kind = type(tree)
+    if kind is Ref:
         return function(tree)
-    if isinstance(tree, (tuple, list)):
-        return tuple(map_refs(function, item) for item in tree)
-    if isinstance(tree, Mapping):
+    if kind is tuple or kind is list:
+        return tuple([map_refs(function, item) for item in tree])
+    if kind is dict or isinstance(tree, Mapping):
         return {key: map_refs(function, item) for key, item in tree.items()}
     return tree
 

@@ -218,13 +218,13 @@ def verify_kernels(
         MissingFramework, UnknownBackend: a framework asked for by name is not there, or has no adapter.
         VerifyError: we have no kernels for a backend asked for.
     """
-    from zoo.native.library import get_isa
+    from zoo.native.library import float32_isa
 
     asked = list(FRAMEWORKS) if backends is None else [backend_name(name) for name in backends]
     for name in asked:
         if name not in FRAMEWORKS:
             raise VerifyError("we have no kernels for this backend", expected=", ".join(FRAMEWORKS), got=name)
-    report = KernelReport(get_isa())
+    report = KernelReport(float32_isa())
     for name in (name for name in FRAMEWORKS if name in asked):  # torch before tensorflow: the other order has crashed
         try:
             if not installed(name):

@@ -196,10 +196,10 @@ def _distance(sizes: Sizes, shape: Sequence[int]) -> float:
 @functools.cache
 def measured() -> Mapping[str, Any]:
     """framework -> kernel -> [(sizes, the framework's own time over ours)], for the instruction set in use."""
-    from zoo.native.library import get_isa
+    from zoo.native.library import float32_isa
 
     found: Mapping[str, Any] = json.loads(MEASURED.read_text()) if MEASURED.is_file() else {}
-    return found.get(get_isa(), {})
+    return found.get(float32_isa(), {})
 
 
 def _sizes(x: Any) -> Sizes:

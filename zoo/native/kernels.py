@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from zoo.errors import InputError, ZooError
 from zoo.native import library as lib
 from zoo.native.tape import call, empty, step
 
@@ -55,16 +56,27 @@ class Packed:
         weakref.finalize(self, lib.library().zoo_packed_free, handle)
 
 
-def pack_weight(weight: np.ndarray) -> Packed:
-    """The weight of a linear layer, [out, in]."""
+def pack_weight(weight: np.ndarray, precision: str = "float32") -> Packed:
+    """The weight of a linear layer, [out, in], for products in one of `PRECISIONS`; what goes in and out is float32.
+
+    Raises:
+        ZooError: no such precision, or the weight is not float32.
+    """
+    if precision not in lib.PRECISIONS:
+        raise ZooError("products are not computed in this", expected=", ".join(lib.PRECISIONS), got=precision)
+    if not supported(weight) or weight.ndim != 2:
+        got = f"{getattr(weight, 'dtype', type(weight).__name__)} {list(np.shape(weight))}"
+        raise ZooError("this weight cannot be packed", expected="float32 [out, in]", got=got)
+    weight = _sound(weight)
     n, k = weight.shape
     row, col = _strides(weight)
-    return Packed(lib.library().zoo_pack_right(weight.ctypes.data, k, n, col, row), (n, k))
+    handle = lib.library().zoo_pack_right_as(weight.ctypes.data, k, n, col, row, lib.PRECISIONS[precision])
+    return Packed(handle, (n, k))
 
 
 def pack_conv(weight: np.ndarray, groups: int) -> Packed:
     """The weight of a convolution, [out, in / groups, *kernel]."""
-    weight = np.ascontiguousarray(weight)
+    weight = _contiguous(weight)
     m, k = weight.shape[0] // groups, math.prod(weight.shape[1:])
     return Packed(lib.library().zoo_pack_left(weight.ctypes.data, groups, m, k), (weight.shape[0], k), groups)
 
@@ -86,7 +98,7 @@ def linear(
     if residual is not None:
         residual, ldr = _rows(np.broadcast_to(residual, out.shape))
     if bias is not None:
-        bias = _contiguous(bias)
+        bias = _sized(bias, n, "bias")
     call(
         lib.Linear(
             x.ctypes.data, math.prod(x.shape[:-1]), k, lda, weight.handle, _address(bias), _address(residual), ldr,
@@ -103,6 +115,7 @@ def matmul(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     if k != k2:
         raise ValueError(f"matmul of {x.shape} and {y.shape}")
     batch = np.broadcast_shapes(x.shape[:-2], y.shape[:-2])
+    x, y = _sound(x), _sound(y)
     out = empty((*batch, m, n))
     x, y = (np.broadcast_to(v, (*batch, *v.shape[-2:])) for v in (x, y))
     lead = (1,) * (3 - len(batch))
@@ -159,10 +172,17 @@ def attention(
     mask: PreparedMask | None = None,
     causal: bool = False,
     scale: float | None = None,
+    precision: str = "float32",
+    offsets: np.ndarray | None = None,
 ) -> np.ndarray:
     """softmax(q k.T * scale + mask) v of [B, H, T, D], [B, G, S, D], [B, G, S, E], each of G heads serving H / G.
 
-    With `causal` a query sees the keys up to its own position, and the mask is not read.
+    With `causal` a query sees the keys up to its own position, and the mask is not read. With "bfloat16" as the
+    precision both products are of numbers rounded to it, where there are instructions for that.
+
+    With `offsets` (int64, in ascending order) B is 1, and T and S are sequences one after another, each of which sees
+    itself alone: number b is offsets[b] to offsets[b + 1]. The mask is that of one sequence, counted from its start,
+    and reaches the longest.
 
     The result [B, H, T, E] lies in memory as [B, T, H, E], which is how models go on.
     """
@@ -170,16 +190,30 @@ def attention(
     kv_heads, keys, value_width = v.shape[1:]
     if k.shape != (batch, kv_heads, keys, width) or v.shape[0] != batch or heads % kv_heads:
         raise ValueError(f"attention of {q.shape}, {k.shape} and {v.shape}")
+    sizes = (batch, heads, queries, keys)
+    if offsets is not None:
+        if batch != 1 or queries != keys:
+            raise ValueError(f"attention within sequences of {q.shape} and {k.shape}")
+        offsets = np.ascontiguousarray(offsets, np.int64)
+        batch = len(offsets) - 1
+        longest = int(np.diff(offsets).max(initial=0))
+        sizes = (1, heads, longest, longest)
+    if mask is not None and mask.array is not None and not causal:
+        for axis, (size, wanted) in enumerate(zip(mask.array.shape, sizes, strict=True)):
+            # of one sequence among several it may reach further than the longest
+            if size not in (1, wanted) and (offsets is None or axis < 2 or size < wanted):
+                raise ValueError(f"an attention mask of {mask.array.shape} for {sizes}")
     q, k, v = (_inner(x) for x in (q, k, v))
-    out = empty((batch, queries, heads, value_width)).transpose(0, 2, 1, 3)
+    out = empty((q.shape[0], queries, heads, value_width)).transpose(0, 2, 1, 3)
     struct = mask.struct if mask is not None and not causal else lib.Mask(causal=causal)
     call(
         lib.Attention(
             q.ctypes.data, k.ctypes.data, v.ctypes.data, ctypes.pointer(struct), out.ctypes.data, batch, heads,
             heads // kv_heads, queries, keys, width, value_width, _strides(q)[:3], _strides(k)[:3], _strides(v)[:3],
-            _strides(out)[:3], 1 / math.sqrt(width) if scale is None else scale,
+            _strides(out)[:3], 1 / math.sqrt(width) if scale is None else scale, lib.PRECISIONS[precision],
+            _address(offsets),
         ),
-        q, k, v, mask, struct, out,
+        q, k, v, mask, struct, out, offsets,
     )  # fmt: skip
     return out
 
@@ -201,11 +235,13 @@ def norm(
         residual, stride_residual = _rows(np.broadcast_to(residual, x.shape))
         total = empty(x.shape)
     out = empty(x.shape)
-    weight, bias = (None if v is None else _contiguous(v) for v in (weight, bias))
+    weight, bias = (None if v is None else _sized(v, cols, "weight or bias") for v in (weight, bias))
+    if cols <= 0 or x.size % cols:
+        raise ValueError(f"a norm of runs of {cols} numbers is given {x.shape}")
     call(
         lib.Norm(
             x.ctypes.data, _address(residual), _address(weight), _address(bias),
-            None if residual is None else total.ctypes.data, out.ctypes.data, x.size // cols if cols else 0, cols,
+            None if residual is None else total.ctypes.data, out.ctypes.data, x.size // cols, cols,
             stride, stride_residual, eps, rms,
         ),
         x, residual, weight, bias, total, out,
@@ -233,7 +269,7 @@ def unary(x: np.ndarray, op: str) -> np.ndarray:
 def binary(a: np.ndarray, b: np.ndarray, op: str) -> np.ndarray:
     """One of `BINARY`, element by element, with NumPy's broadcasting; up to six dims once joined."""
     shape = np.broadcast_shapes(a.shape, b.shape)
-    a, b = np.broadcast_to(a, shape), np.broadcast_to(b, shape)
+    a, b = np.broadcast_to(_sound(a), shape), np.broadcast_to(_sound(b), shape)
     out = empty(shape)
     sizes, a_strides, b_strides = _joined(shape, _strides(a), _strides(b))
     call(
@@ -246,7 +282,7 @@ def binary(a: np.ndarray, b: np.ndarray, op: str) -> np.ndarray:
 def copy(x: np.ndarray) -> np.ndarray:
     """The array without gaps."""
     out = empty(x.shape, x.dtype)
-    if x.dtype != F32 or x.ndim > 6:
+    if x.dtype != F32 or x.ndim > 6 or not x.flags.aligned:
         step(np.copyto, out, x)
         return out
     sizes, strides, _ = _joined(x.shape, _strides(x), _strides(x))
@@ -258,7 +294,7 @@ def embedding(table: np.ndarray, index: np.ndarray) -> np.ndarray:
     """Rows of a table [rows, width] of any dtype."""
     table = np.ascontiguousarray(table)
     out = empty((*index.shape, table.shape[1]), table.dtype)
-    if index.dtype != np.int64 or not index.flags.c_contiguous:
+    if index.dtype != np.int64 or not index.flags.c_contiguous or not index.flags.aligned:
         given, index = index, empty(index.shape, np.int64)
         step(np.copyto, index, given)
     call(
@@ -303,7 +339,11 @@ def conv(
     if min(sizes) < 0:
         raise ValueError(f"a window of {kernel} does not fit {(height, width)}")
     out = empty((batch, out_channels, *sizes))
-    bias, residual = (None if v is None else _contiguous(v) for v in (bias, residual))
+    bias = None if bias is None else _sized(bias, out_channels, "bias")
+    if residual is not None:
+        residual = _contiguous(np.broadcast_to(residual, out.shape))
+    if packed is not None and packed.shape != (out_channels, per_group * math.prod(kernel)):
+        raise ValueError(f"a weight of {packed.shape}, packed, for one of {weight.shape}")
     before = tuple(low for low, _ in padding)
     if per_group == 1 and out_channels == channels and residual is None:
         weight = _contiguous(weight)
@@ -358,17 +398,33 @@ def _strides(x: np.ndarray) -> tuple[int, ...]:
     return tuple(stride // x.itemsize for stride in x.strides)
 
 
+def _sound(x: np.ndarray) -> np.ndarray:
+    """`x`, its numbers where a float32 may lie."""
+    if x.dtype != F32:
+        raise InputError("the native engine's kernels take float32 alone", got=f"{x.dtype} {list(x.shape)}")
+    return x if x.flags.aligned else copy(x)
+
+
+def _sized(x: np.ndarray, size: int, what: str) -> np.ndarray:
+    if x.size != size:
+        raise ValueError(f"a {what} of {x.shape} where {size} numbers are needed")
+    return _contiguous(x)
+
+
 def _contiguous(x: np.ndarray) -> np.ndarray:
+    x = _sound(x)
     return x if x.flags.c_contiguous else copy(x)
 
 
 def _inner(x: np.ndarray) -> np.ndarray:
     """`x`, its last dim without gaps."""
+    x = _sound(x)
     return x if x.strides[-1] == x.itemsize or x.shape[-1] == 1 else copy(x)
 
 
 def _rows(x: np.ndarray) -> tuple[np.ndarray, int]:
     """`x` and the distance between its rows (all dims but the last), copied if they are not at equal distances."""
+    x = _sound(x)
     if x.flags.c_contiguous:
         return x, x.shape[-1]
     if x.strides[-1] == x.itemsize and x.strides[0] > 0:

@@ -15,9 +15,12 @@ from zoo.errors import MissingFramework, ZooError
 __all__ = [
     "ACTIVATIONS",
     "BINARY",
+    "ISAS",
     "KERNELS",
+    "PRECISIONS",
     "fail",
     "find",
+    "float32_isa",
     "get_isa",
     "get_threads",
     "library",
@@ -27,12 +30,18 @@ __all__ = [
 ]
 
 SUFFIXES = (".so", ".dylib")
-ABI = 2
+ABI = 3
 
 ACTIVATIONS = {
     name: number
     for number, name in enumerate(("none", "relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid", "exp", "erf"))
 }
+
+PRECISIONS = {name: number for number, name in enumerate(("float32", "bfloat16", "int8"))}
+"""What products with packed weights are computed in."""
+
+ISAS = ("base", "avx2", "avx512", "avx512_vnni", "avx512_bf16")
+"""Instruction sets; the last two are AVX-512 with instructions for int8, and for int8 and bfloat16."""
 
 BINARY = {
     **{name: number for number, name in enumerate(("copy", "add", "sub", "mul", "div"))},
@@ -78,6 +87,8 @@ def library() -> ctypes.CDLL:
         )
     loaded.zoo_pack_right.restype = c_void_p
     loaded.zoo_pack_right.argtypes = [c_void_p, c_int64, c_int64, c_int64, c_int64]
+    loaded.zoo_pack_right_as.restype = c_void_p
+    loaded.zoo_pack_right_as.argtypes = [c_void_p, c_int64, c_int64, c_int64, c_int64, c_int32]
     loaded.zoo_pack_left.restype = c_void_p
     loaded.zoo_pack_left.argtypes = [c_void_p, c_int64, c_int64, c_int64]
     loaded.zoo_packed_free.argtypes = [c_void_p]
@@ -122,17 +133,22 @@ def get_threads() -> int:
 
 
 def set_isa(name: str) -> None:
-    """Take the kernels of an instruction set: "base", "avx2" or "avx512". What is packed keeps the one it has.
+    """Take the kernels of an instruction set, one of `ISAS`. What is packed keeps the one it has.
 
     Raises:
         ZooError: this machine lacks it, or the build does.
     """
     if library().zoo_set_isa(name.encode()):
-        raise ZooError("no such instruction set on this machine", expected="base, avx2 or avx512", got=name)
+        raise ZooError("no such instruction set on this machine", expected=", ".join(ISAS), got=name)
 
 
 def get_isa() -> str:
     return str(library().zoo_get_isa().decode())
+
+
+def float32_isa() -> str:
+    """The instruction set whose float32 kernels are in use: those for int8 and bfloat16 add nothing to them."""
+    return get_isa().split("_")[0]
 
 
 class Linear(Structure):
@@ -162,7 +178,8 @@ class Attention(Structure):
         ("q", c_void_p), ("k", c_void_p), ("v", c_void_p), ("mask", POINTER(Mask)), ("out", c_void_p),
         ("batch", c_int64), ("heads", c_int64), ("kv_group", c_int64), ("queries", c_int64), ("keys", c_int64),
         ("width", c_int64), ("value_width", c_int64), ("q_stride", c_int64 * 3), ("k_stride", c_int64 * 3),
-        ("v_stride", c_int64 * 3), ("out_stride", c_int64 * 3), ("scale", c_float),
+        ("v_stride", c_int64 * 3), ("out_stride", c_int64 * 3), ("scale", c_float), ("precision", c_int32),
+        ("offsets", c_void_p),
     ]  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 from zoo.graph.ir import Graph, Node, Ref, ValueInfo, param_ref, refs
@@ -72,17 +72,21 @@ class Values:
         return self.is_float(a) and self.is_float(b) and self.infos[a.name].shape == self.infos[b.name].shape
 
 
-def rewritten(graph: Graph, rule: Callable[[Values, Node], tuple[Node, list[Node]] | None]) -> Graph:
+def rewritten(
+    graph: Graph, ops: Container[str], rule: Callable[[Values, Node], tuple[Node, list[Node]] | None]
+) -> Graph:
     """The graph with each node that `rule` gives a new one for replaced, and the nodes that it has joined gone.
 
-    After each replacement the values are looked at anew, a rule seeing the nodes in order.
+    It is asked for nodes of these ops, in order.
     """
+    if not any(node.op in ops for node in graph.nodes):
+        return graph
     nodes = list(graph.nodes)
     values = Values(graph)
     replaced: dict[int, Node] = {}
     gone: set[int] = set()
     for node in nodes:
-        found = rule(values, node)
+        found = rule(values, node) if node.op in ops else None
         if found is None:
             continue
         new, joined = found
@@ -109,7 +113,7 @@ def linears(graph: Graph) -> Graph:
         args = (x, (weight,), () if bias is None else (bias,), "none", None)
         return dataclasses.replace(node, op="native::linear", args=args, kwargs={}), []
 
-    return rewritten(graph, rule)
+    return rewritten(graph, ("linear",), rule)
 
 
 def gates(graph: Graph) -> Graph:
@@ -127,7 +131,7 @@ def gates(graph: Graph) -> Graph:
                 return Node("native::gated", args, {}, node.outputs, node.infos), [active]
         return None
 
-    return rewritten(graph, rule)
+    return rewritten(graph, ("mul.Tensor",), rule)
 
 
 def activations(graph: Graph) -> Graph:
@@ -144,7 +148,7 @@ def activations(graph: Graph) -> Graph:
         args = (*before.args[:-2], _activation(node), before.args[-1])
         return dataclasses.replace(before, args=args, outputs=node.outputs, infos=node.infos), [before]
 
-    return rewritten(graph, rule)
+    return rewritten(graph, _ACTIVATIONS, rule)
 
 
 def residuals(graph: Graph) -> Graph:
@@ -168,7 +172,7 @@ def residuals(graph: Graph) -> Graph:
         args = (*before.args[:-1], other)
         return dataclasses.replace(before, args=args, outputs=node.outputs, infos=node.infos), [before]
 
-    return rewritten(graph, rule)
+    return rewritten(graph, ("add.Tensor",), rule)
 
 
 def projections(graph: Graph) -> Graph:
@@ -230,7 +234,7 @@ def rms_norms(graph: Graph) -> Graph:
                 return _norm(node, args), [*joined, product]
         return None
 
-    return rewritten(graph, rule)
+    return rewritten(graph, ("mul.Tensor",), rule)
 
 
 def norms(graph: Graph) -> Graph:
@@ -265,7 +269,7 @@ def norms(graph: Graph) -> Graph:
         outputs = (node.name, add.name)
         return Node("native::norm", args, {}, outputs, (node.infos[0], add.infos[0])), [add]
 
-    return rewritten(rewritten(graph, rule), sums)
+    return rewritten(rewritten(graph, ("layer_norm", "rms_norm"), rule), ("native::norm",), sums)
 
 
 def masks(graph: Graph) -> Graph:
@@ -323,7 +327,7 @@ def convolutions(graph: Graph) -> Graph:
         args = (*conv.args[:7], (scale, shift, mean, variance, eps), "none", None)
         return dataclasses.replace(conv, args=args, outputs=node.outputs[:1], infos=node.infos[:1]), [conv]
 
-    return rewritten(rewritten(graph, plain), folded)
+    return rewritten(rewritten(graph, ("conv1d", "conv2d"), plain), ("_native_batch_norm_legit_no_training",), folded)
 
 
 _ACTIVATIONS = ("relu", "gelu", "silu", "tanh", "sigmoid")

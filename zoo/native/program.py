@@ -12,7 +12,7 @@ import numpy as np
 
 from zoo.errors import UnsupportedOp, ZooError
 from zoo.graph.ir import Graph, Ref, map_refs, param_ref, refs
-from zoo.native.tape import Tape, recording, unowned
+from zoo.native.tape import Scratch, Tape, owner, recording, unowned
 from zoo.ops import OPS
 
 __all__ = ["Program"]
@@ -60,6 +60,7 @@ class Program:
         self.tapes: OrderedDict[Any, list[Tape]] = OrderedDict()
         self.params: list[Any] = []
         self.replayable = True
+        self.idle: list[Scratch] = []
 
     def __call__(self, params: Mapping[str, Any], inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         key = tuple((name, array.shape, array.dtype) for name, array in inputs.items())
@@ -77,6 +78,19 @@ class Program:
                 self.replayable = False
                 return self._record(params, inputs, None)
         self._give_back(key, tape, list(params.values()))
+        return outputs
+
+    def once(self, params: Mapping[str, Any], inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """A run that is not recorded, for inputs whose values decide about shapes; the outputs are the caller's."""
+        try:
+            scratch = self.idle.pop()
+        except IndexError:
+            scratch = Scratch()
+        found = self._record(params, inputs, None, scratch)
+        outputs = {name: array if owner(array) is None else array.copy() for name, array in found.items()}
+        del found
+        if scratch.memory.bytes <= KEPT_BYTES:
+            self.idle.append(scratch)
         return outputs
 
     def _borrow(self, key: Any, params: list[Any]) -> Tape | None:
@@ -100,7 +114,11 @@ class Program:
                 self.tapes.popitem(last=False)
 
     def _record(
-        self, params: Mapping[str, Any], inputs: Mapping[str, np.ndarray], tape: Tape | None
+        self,
+        params: Mapping[str, Any],
+        inputs: Mapping[str, np.ndarray],
+        tape: Tape | None,
+        scratch: Scratch | None = None,
     ) -> dict[str, np.ndarray]:
         values: dict[str, Any] = dict(self.graph.constants)
         for param in self.graph.params.values():
@@ -123,7 +141,7 @@ class Program:
                 self.replayable, tape = False, None
             args, kwargs = map_refs(value, node.args), map_refs(value, node.kwargs)
             try:
-                with recording(tape if varies else None):
+                with recording(tape if varies and tape is not None else scratch):
                     result = NotImplemented if direct is None else direct(*args, **kwargs)
                 if result is NotImplemented:
                     with recording(None):

@@ -17,7 +17,7 @@ import numpy as np
 
 from zoo.native import library as lib
 
-__all__ = ["Tape", "call", "empty", "recording", "step", "unowned"]
+__all__ = ["Scratch", "Tape", "call", "empty", "owner", "recording", "step", "unowned"]
 
 _LOCAL = threading.local()
 
@@ -109,6 +109,16 @@ class Tape:
 
     def bytes(self) -> int:
         return self.memory.bytes + sum(x.nbytes for x in self.kept if isinstance(x, np.ndarray) and x.base is None)
+
+
+class Scratch(Tape):
+    """No recording, only memory that one run leaves to the next, whatever its shapes."""
+
+    def add_kernel(self, args: Any, used: tuple[Any, ...]) -> None:
+        pass
+
+    def add_step(self, function: Callable[..., Any], arrays: tuple[Any, ...]) -> None:
+        pass
 
 
 class Memory:

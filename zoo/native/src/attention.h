@@ -3,7 +3,7 @@
 // result is at once a panel for the product with the values.
 #pragma once
 
-#include "gemm.h"
+#include "low.h"
 
 namespace zoo::ZOO_ISA {
 
@@ -32,23 +32,36 @@ ZOO_INLINE void mask_row(const float* mask, int64_t stride_t, int64_t queries, V
     for (int j = 0; j < NV; ++j) out[j] = load(row + j * W);
 }
 
+// Keys of a block: whole tiles, and whole words.
+template <class K>
+ZOO_INLINE int64_t key_block(int64_t tile) {
+    int64_t tiles = ceil_div(kKeyBlock, tile);
+    return (tiles + (tiles * tile) % K::kPerWord) * tile;
+}
+
+template <class K>
 static void attend_panel(const Attention& x, const float* packed_k, const float* packed_v, const float* q,
                          const float* mask, float* out, int64_t t0, int64_t keys, float* work) {
     const int64_t D = x.width, E = x.value_width, mk = tile_rows(x.keys), mv = tile_rows(E);
     const int64_t queries = least(NR, x.queries - t0);
     float* panel = work;                                    // [D][NR]
     float* scores = panel + D * NR;                         // [block][NR]
-    float* total = scores + (kKeyBlock + MR) * NR;          // [E][NR]
-    pack_panel(q + t0 * x.q_stride[2], 1, x.q_stride[2], queries, D, panel);
+    float* total = scores + (kKeyBlock + 2 * MR) * NR;      // [E][NR]
+    if constexpr (K::kPerWord == 1) {
+        pack_panel(q + t0 * x.q_stride[2], 1, x.q_stride[2], queries, D, panel);
+    } else {
+        if (queries < NR) memset(panel, 0, sizeof(float) * words_of<K>(D) * NR);
+        words_of_rows<K>(q + t0 * x.q_stride[2], x.q_stride[2], queries, D, panel, NR);
+    }
     if (x.causal) keys = least(keys, t0 + queries);
     V top[NV], sums[NV];
     for (int j = 0; j < NV; ++j) top[j] = splat(ZOO_MINUS_INF), sums[j] = V{};
     const V factor = splat(x.scale);
-    int64_t block = kKeyBlock / mk * mk;
+    const int64_t DW = words_of<K>(D), SW = words_of<K>(x.keys), block = key_block<K>(mk);
     for (int64_t s0 = 0; s0 < keys; s0 += block) {
         int64_t here = least(block, keys - s0);
         for (int64_t s = s0; s < s0 + here; s += mk) {
-            product(packed_k + s * D, panel, least(mk, x.keys - s), D, scores + (s - s0) * NR, true);
+            product<K>(packed_k + s * DW, panel, least(mk, x.keys - s), DW, scores + (s - s0) * NR, true);
         }
         V seen[NV];
         for (int j = 0; j < NV; ++j) seen[j] = top[j];
@@ -78,18 +91,24 @@ static void attend_panel(const Attention& x, const float* packed_k, const float*
         }
         V own[NV];
         for (int j = 0; j < NV; ++j) own[j] = V{};
-        for (int64_t s = 0; s < here; ++s) {
+        for (int64_t s = 0; s < here; s += K::kPerWord) {
             for (int j = 0; j < NV; ++j) {
-                float* at = scores + s * NR + j * W;
-                V p = exp(load(at) - less[j]);
-                store(at, p);
-                own[j] += p;
+                const float* at = scores + s * NR + j * W;
+                if constexpr (K::kPerWord == 1) {
+                    V p = exp(load(at) - less[j]);
+                    store(scores + s * NR + j * W, p);
+                    own[j] += p;
+                } else {
+                    V p = exp_rough(load(at) - less[j]), next = s + 1 < here ? exp_rough(load(at + NR) - less[j]) : V{};
+                    store(scores + s / 2 * NR + j * W, K::pairs(p, next));
+                    own[j] += p + next;
+                }
             }
         }
         for (int j = 0; j < NV; ++j) sums[j] += own[j];
         for (int64_t e = 0; e < E; e += mv) {
             int64_t rows = least(mv, E - e);
-            product(packed_v + e * x.keys + s0 * rows, scores, rows, here, total + e * NR, s0 == 0);
+            product<K>(packed_v + e * SW + s0 / K::kPerWord * rows, scores, rows, words_of<K>(here), total + e * NR, s0 == 0);
         }
     }
     if (keys <= 0) memset(total, 0, sizeof(float) * E * NR);
@@ -186,37 +205,72 @@ static void attend_few(const Attention& x, const float* q, const float* k, const
     }
 }
 
-static void attend(void* context, int64_t task) {
-    Attention& x = *(Attention*)context;
-    int64_t chunk = task % x.chunks, h = task / x.chunks % x.heads, b = task / (x.chunks * x.heads);
-    int64_t kv = h / x.kv_group;
-    const float* q = x.q + b * x.q_stride[0] + h * x.q_stride[1];
-    const float* k = x.k + b * x.k_stride[0] + kv * x.k_stride[1];
-    const float* v = x.v + b * x.v_stride[0] + kv * x.v_stride[1];
-    float* out = x.out + b * x.out_stride[0] + h * x.out_stride[1];
-    const float* mask = x.masked ? x.mask->data + b * x.mask_stride[0] + h * x.mask_stride[1] : nullptr;
-    const int64_t D = x.width, E = x.value_width, S = x.keys;
-    int64_t keys = visible(x, mask);
-    int64_t work = (D + kKeyBlock + MR + E) * NR;
-    float* memory = scratch(kAttention, (size_t)(work + S * (D + E) + S + NR));
-    if (!memory) {
-        __atomic_store_n(&x.failed, true, __ATOMIC_RELAXED);
-        return;
+// A head's keys and values as left-hand sides, then its panels of queries.
+template <class K>
+static void attend_packed(const Attention& x, const float* q, const float* k, const float* v, const float* mask, float* out,
+                          int64_t keys, float* work, float* packed_k, int64_t chunk) {
+    const int64_t D = x.width, E = x.value_width, S = x.keys, DW = words_of<K>(D), SW = words_of<K>(S);
+    const int64_t mk = tile_rows(S), mv = tile_rows(E);
+    float* packed_v = packed_k + S * DW;
+    for (int64_t s = 0; s < keys; s += mk) {
+        if constexpr (K::kPerWord == 1)
+            pack_tile(k + s * x.k_stride[2], x.k_stride[2], 1, least(mk, S - s), D, packed_k + s * D);
+        else
+            words_of_rows<K>(k + s * x.k_stride[2], x.k_stride[2], least(mk, S - s), D, packed_k + s * DW, least(mk, S - s));
     }
-    if (x.queries < 5) return attend_few(x, q, k, v, mask, out, keys, memory);
-    float* packed_k = memory + work;
-    float* packed_v = packed_k + S * D;
-    int64_t mk = tile_rows(S), mv = tile_rows(E);
-    for (int64_t s = 0; s < keys; s += mk) pack_tile(k + s * x.k_stride[2], x.k_stride[2], 1, least(mk, S - s), D, packed_k + s * D);
     for (int64_t e = 0; e < E; e += mv) {
-        int64_t rows = least(mv, E - e);
-        float* to = packed_v + e * S;
-        for (int64_t s = 0; s < keys; ++s)
-            for (int64_t i = 0; i < rows; ++i) to[s * rows + i] = v[s * x.v_stride[2] + e + i];
+        const int64_t rows = least(mv, E - e);
+        float* to = packed_v + e * SW;
+        for (int64_t s = 0; s < keys; s += K::kPerWord, to += rows) {
+            const float* from = v + s * x.v_stride[2] + e;
+            if constexpr (K::kPerWord == 1 && MR >= W) {
+                for (int64_t i = 0; i < rows; ++i) to[i] = from[i];
+            } else if constexpr (K::kPerWord == 1) {
+                store_some(to, load_some(from, rows), rows);
+            } else {
+                V next = s + 1 < keys ? load_some(from + x.v_stride[2], rows) : V{};
+                store_some(to, K::pairs(load_some(from, rows), next), rows);
+            }
+        }
     }
     for (int64_t p = x.panels * chunk / x.chunks; p < x.panels * (chunk + 1) / x.chunks; ++p) {
-        attend_panel(x, packed_k, packed_v, q, mask, out, p * NR, keys, memory);
+        attend_panel<K>(x, packed_k, packed_v, q, mask, out, p * NR, keys, work);
     }
+}
+
+static void attend(void* context, int64_t task) {
+    Attention& all = *(Attention*)context;
+    Attention x = all;
+    int64_t chunk = task % x.chunks, h = task / x.chunks % x.heads, b = task / (x.chunks * x.heads);
+    int64_t kv = h / x.kv_group;
+    const float* mask = x.masked ? x.mask->data + b * x.mask_stride[0] + h * x.mask_stride[1] : nullptr;
+    int64_t axis = 0, place = b;  // where this one's numbers begin: in the batch, or in the row of all sequences
+    if (x.offsets) {
+        axis = 2, place = x.offsets[b];
+        x.queries = x.keys = x.offsets[b + 1] - place;
+        x.panels = ceil_div(x.queries, NR);
+        if (!x.keys) return;
+    }
+    const float* q = x.q + place * x.q_stride[axis] + h * x.q_stride[1];
+    const float* k = x.k + place * x.k_stride[axis] + kv * x.k_stride[1];
+    const float* v = x.v + place * x.v_stride[axis] + kv * x.v_stride[1];
+    float* out = x.out + place * x.out_stride[axis] + h * x.out_stride[1];
+    const int64_t D = x.width, E = x.value_width, S = x.keys;
+    int64_t keys = visible(x, mask);
+    int64_t work = (D + kKeyBlock + 2 * MR + E) * NR;
+    float* memory = scratch(kAttention, (size_t)(work + S * (D + E) + S + NR));
+    if (!memory) {
+        __atomic_store_n(&all.failed, true, __ATOMIC_RELAXED);
+        return;
+    }
+    if (x.queries < 5) {
+        if (chunk == 0) attend_few(x, q, k, v, mask, out, keys, memory);
+        return;
+    }
+#if defined(__AVX512BF16__)
+    if (x.precision == ZOO_AS_BFLOAT16) return attend_packed<Bfloat16>(x, q, k, v, mask, out, keys, memory, memory + work, chunk);
+#endif
+    attend_packed<Float>(x, q, k, v, mask, out, keys, memory, memory + work, chunk);
 }
 
 static int attention(const zoo_attention_args* args) {

@@ -78,8 +78,13 @@ static void conv_panel(void* context, int64_t task) {
     const float* in = x.x + (image * x.channels + group * C) * x.height * x.width;
     const float* weight = x.weight->data + group * M * K;
     const int64_t channel0 = image * x.out_channels + group * M;
-    Finish f{nullptr, x.bias ? x.bias + group * M : nullptr, x.residual ? x.residual + channel0 * job.pixels : nullptr,
-             job.pixels, x.out + channel0 * job.pixels, job.pixels, x.activation, true};
+    Finish f{.row_bias = x.bias ? x.bias + group * M : nullptr,
+             .residual = x.residual ? x.residual + channel0 * job.pixels : nullptr,
+             .ldr = job.pixels,
+             .c = x.out + channel0 * job.pixels,
+             .ldc = job.pixels,
+             .activation = x.activation,
+             .residual_first = true};
     for (int64_t t = 0; t < K; t += kTaps) {
         int64_t count = least(kTaps, K - t);
         gather(x, in, t, count, pixel0, n, columns);

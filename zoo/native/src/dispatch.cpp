@@ -3,6 +3,10 @@
 #include <cstdlib>
 #include <cstring>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "kernels.h"
 
 namespace zoo {
@@ -19,8 +23,13 @@ const Kernels* best_of(const char* name) {
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
         offer(avx2::kernels);
         if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
-            __builtin_cpu_supports("avx512dq"))
+            __builtin_cpu_supports("avx512dq")) {
             offer(avx512::kernels);
+            if (__builtin_cpu_supports("avx512vnni")) {
+                offer(avx512_vnni::kernels);
+                if (__builtin_cpu_supports("avx512bf16")) offer(avx512_bf16::kernels);
+            }
+        }
     }
 #endif
     return found;
@@ -55,12 +64,30 @@ bool any_negative(std::initializer_list<int64_t> sizes) {
     return false;
 }
 
+// Whether so many numbers, rounded up to whole tiles, have an address each.
+bool countable(std::initializer_list<int64_t> sizes) {
+    int64_t count = 1024;
+    for (int64_t size : sizes)
+        if (__builtin_mul_overflow(count, size + 64, &count)) return false;
+    return true;
+}
+
 bool known(int32_t op) { return op >= ZOO_NONE && op <= ZOO_ERF; }
 
 }  // namespace
 
 void* allocate(size_t bytes) {
     if (bytes > SIZE_MAX / 2) return nullptr;
+#if defined(__linux__)
+    // large pages: a five-hundredth of the faults when a weight is packed
+    constexpr size_t kLarge = 2 << 20;
+    if (bytes >= kLarge) {
+        bytes = (bytes + kLarge - 1) / kLarge * kLarge;
+        void* memory = std::aligned_alloc(kLarge, bytes);
+        if (memory) madvise(memory, bytes, MADV_HUGEPAGE);
+        return memory;
+    }
+#endif
     return std::aligned_alloc(64, (bytes + 63) / 64 * 64);
 }
 
@@ -79,18 +106,29 @@ float* scratch(Slot slot, size_t floats) {
 }  // namespace zoo
 
 using zoo::any_negative;
+using zoo::countable;
 using zoo::kernels;
 using zoo::known;
 
 extern "C" {
 
 zoo_packed* zoo_pack_right(const float* b, int64_t k, int64_t n, int64_t stride_k, int64_t stride_n) {
-    if (any_negative({k, n}) || (!b && k * n)) return nullptr;
+    if (any_negative({k, n}) || !countable({k, n}) || (!b && k * n)) return nullptr;
     return kernels().pack_right(b, k, n, stride_k, stride_n);
 }
 
+zoo_packed* zoo_pack_right_as(const float* b, int64_t k, int64_t n, int64_t stride_k, int64_t stride_n, int32_t precision) {
+    if (any_negative({k, n}) || !countable({k, n}) || (!b && k * n)) return nullptr;
+    switch (precision) {
+        case ZOO_AS_FLOAT32: return kernels().pack_right(b, k, n, stride_k, stride_n);
+        case ZOO_AS_BFLOAT16: return kernels().pack_bfloat16(b, k, n, stride_k, stride_n);
+        case ZOO_AS_INT8: return kernels().pack_int8(b, k, n, stride_k, stride_n);
+        default: return nullptr;
+    }
+}
+
 zoo_packed* zoo_pack_left(const float* a, int64_t groups, int64_t m, int64_t k) {
-    if (any_negative({groups, m, k}) || (!a && groups * m * k)) return nullptr;
+    if (any_negative({groups, m, k}) || !countable({groups, m, k}) || (!a && groups * m * k)) return nullptr;
     return kernels().pack_left(a, groups, m, k);
 }
 
@@ -103,8 +141,8 @@ void zoo_packed_free(zoo_packed* packed) {
 int64_t zoo_packed_bytes(const zoo_packed* packed) { return packed ? (int64_t)packed->bytes : 0; }
 
 int zoo_linear(const zoo_linear_args* x) {
-    if (!x->b || any_negative({x->m, x->k}) || x->b->k != x->k || x->b->m || !known(x->activation)) return ZOO_BAD_ARGUMENT;
-    return x->b->kernels->linear(x);
+    if (!x->b || any_negative({x->m, x->k}) || x->b->k != x->k || !x->b->linear || !known(x->activation)) return ZOO_BAD_ARGUMENT;
+    return x->b->linear(x);
 }
 
 int zoo_matmul(const zoo_matmul_args* x) {
@@ -115,6 +153,12 @@ int zoo_matmul(const zoo_matmul_args* x) {
 int zoo_attention(const zoo_attention_args* x) {
     if (any_negative({x->batch, x->heads, x->queries, x->keys, x->width, x->value_width})) return ZOO_BAD_ARGUMENT;
     if (x->kv_group < 1 || x->heads % x->kv_group) return ZOO_BAD_ARGUMENT;
+    if (x->precision != ZOO_AS_FLOAT32 && x->precision != ZOO_AS_BFLOAT16) return ZOO_BAD_ARGUMENT;
+    if (x->offsets) {
+        if (x->queries != x->keys || x->offsets[0] < 0 || x->offsets[x->batch] > x->keys) return ZOO_BAD_ARGUMENT;
+        for (int64_t b = 0; b < x->batch; ++b)
+            if (x->offsets[b] > x->offsets[b + 1]) return ZOO_BAD_ARGUMENT;
+    }
     return kernels().attention(x);
 }
 
@@ -150,7 +194,7 @@ int zoo_embedding(const zoo_embedding_args* x) {
 }
 
 int zoo_conv(const zoo_conv_args* x) {
-    if (!x->weight || x->groups < 1 || x->channels % x->groups || x->out_channels % x->groups || !known(x->activation))
+    if (!x->weight || x->weight->linear || x->groups < 1 || x->channels % x->groups || x->out_channels % x->groups || !known(x->activation))
         return ZOO_BAD_ARGUMENT;
     if (any_negative({x->batch, x->channels, x->height, x->width, x->out_channels, x->out_size[0], x->out_size[1]}))
         return ZOO_BAD_ARGUMENT;

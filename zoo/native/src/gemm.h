@@ -1,6 +1,8 @@
 // Products. The left-hand side is packed as tiles of up to MR rows, [k][mr]; the right-hand side as panels of NR columns,
 // [k][NR]. The micro-kernel keeps mr x NR sums in registers over a run of k and adds them to a small buffer; what comes
 // after the sum (bias, activation, residual) is applied on the way from that buffer to the result.
+// All of it is written over words of 32 bits: a float, or the two bfloat16s or four int8s that one instruction multiplies
+// and sums (low.h). K says which, and k counts words.
 #pragma once
 
 #include "kernels.h"
@@ -26,43 +28,6 @@ ZOO_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 // Rows split into equal tiles: 16 rows are 8 + 8, not 14 + 2.
 ZOO_INLINE int64_t tile_rows(int64_t m) { return m <= 0 ? 1 : ceil_div(m, ceil_div(m, MR)); }
 
-template <int M>
-static void tile(const float* __restrict a, const float* __restrict b, int64_t k, float* __restrict c, bool first) {
-    V sums[M][NV];
-    for (int i = 0; i < M; ++i)
-        for (int j = 0; j < NV; ++j) sums[i][j] = V{};
-    for (int64_t p = 0; p < k; ++p, a += M, b += NR) {
-        V right[NV];
-        for (int j = 0; j < NV; ++j) right[j] = load(b + j * W);
-#pragma GCC unroll 16
-        for (int i = 0; i < M; ++i) {
-            V left = splat(a[i]);
-            for (int j = 0; j < NV; ++j) sums[i][j] += left * right[j];
-        }
-    }
-    for (int i = 0; i < M; ++i)
-        for (int j = 0; j < NV; ++j, c += W) store(c, first ? sums[i][j] : load(c) + sums[i][j]);
-}
-
-typedef void (*Tile)(const float*, const float*, int64_t, float*, bool);
-static constexpr Tile kTiles[] = {
-    nullptr, tile<1>, tile<2>, tile<3>, tile<4>,
-#if ZOO_W >= 8
-    tile<5>, tile<6>,
-#endif
-#if ZOO_W >= 16
-    tile<7>, tile<8>, tile<9>, tile<10>, tile<11>, tile<12>, tile<13>, tile<14>,
-#endif
-};
-
-// c[mr][NR] (+)= a b over all of k, in runs of KC. a[k][mr], b[k][NR].
-ZOO_INLINE void product(const float* a, const float* b, int64_t mr, int64_t k, float* c, bool first) {
-    if (k == 0 && first) memset(c, 0, sizeof(float) * mr * NR);
-    for (int64_t from = 0; from < k; from += KC) {
-        kTiles[mr](a + from * mr, b + from * NR, least(KC, k - from), c, first && from == 0);
-    }
-}
-
 struct Finish {
     const float* column_bias;  // may be NULL
     const float* row_bias;     // may be NULL
@@ -72,28 +37,120 @@ struct Finish {
     int64_t ldc;
     int32_t activation;
     bool residual_first;  // added before the activation
+    // of quantised numbers: the value of one, per row and column; what a row's 0 is, and the sums of the columns
+    const float *row_scale, *column_scale;
+    const int32_t *row_zero, *column_sum;
 };
 
-// From the buffer [mr][NR] to c[row0.., col0..], cut to rows x cols.
-static void finish(const float* buffer, int64_t rows, int64_t cols, int64_t row0, int64_t col0, const Finish& f) {
+struct Float {
+    typedef V Sums;
+    typedef V Left;
+    static constexpr int64_t kPerWord = 1;
+    static constexpr bool kQuantised = false, kRough = false;  // rough: what comes after need not be better than the product
+    ZOO_INLINE V left(const float* a) { return splat(*a); }
+    ZOO_INLINE V madd(V sums, V left, V right) { return sums + left * right; }
+    // What the sums of a row mean.
+    struct Row {
+        Row(const Finish&, int64_t) {}
+        V value(const float* sums, const Finish&, int64_t) const { return load(sums); }
+    };
+    template <class P>
+    static void pack(const P& g, int64_t r, int64_t rows, float* out);
+};
+
+template <class K, int M>
+static void tile(const float* __restrict a, const float* __restrict b, int64_t k, float* __restrict c, bool first) {
+    typename K::Sums sums[M][NV];
+#pragma GCC unroll 16
+    for (int i = 0; i < M; ++i)
+        for (int j = 0; j < NV; ++j) sums[i][j] = typename K::Sums{};
+    for (int64_t p = 0; p < k; ++p, a += M, b += NR) {
+        V right[NV];
+        for (int j = 0; j < NV; ++j) right[j] = load(b + j * W);
+#pragma GCC unroll 16
+        for (int i = 0; i < M; ++i) {
+            typename K::Left left = K::left(a + i);
+            for (int j = 0; j < NV; ++j) sums[i][j] = K::madd(sums[i][j], left, right[j]);
+        }
+    }
+    if (!first) {
+#pragma GCC unroll 16
+        for (int i = 0; i < M; ++i)
+            for (int j = 0; j < NV; ++j) {
+                typename K::Sums before;
+                memcpy(&before, c + (i * NV + j) * W, sizeof before);
+                sums[i][j] += before;
+            }
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < M; ++i)
+        for (int j = 0; j < NV; ++j) memcpy(c + (i * NV + j) * W, &sums[i][j], sizeof(V));
+}
+
+typedef void (*Tile)(const float*, const float*, int64_t, float*, bool);
+template <class K>
+static constexpr Tile kTiles[] = {
+    nullptr, tile<K, 1>, tile<K, 2>, tile<K, 3>, tile<K, 4>,
+#if ZOO_W >= 8
+    tile<K, 5>, tile<K, 6>,
+#endif
+#if ZOO_W >= 16
+    tile<K, 7>, tile<K, 8>, tile<K, 9>, tile<K, 10>, tile<K, 11>, tile<K, 12>, tile<K, 13>, tile<K, 14>,
+#endif
+};
+
+// c[mr][NR] (+)= a b over all of k, in runs of KC. a[k][mr], b[k][NR].
+template <class K = Float>
+ZOO_INLINE void product(const float* a, const float* b, int64_t mr, int64_t k, float* c, bool first) {
+    if (k == 0 && first) memset(c, 0, sizeof(float) * mr * NR);
+    for (int64_t from = 0; from < k; from += KC) {
+        kTiles<K>[mr](a + from * mr, b + from * NR, least(KC, k - from), c, first && from == 0);
+    }
+}
+
+// Asks for the lines that `finish` writes and reads, to be there when the product is done.
+ZOO_INLINE void fetch_ahead(int64_t rows, int64_t row0, int64_t col0, const Finish& f) {
+    for (int64_t i = row0; i < row0 + rows; ++i)
+        for (int64_t j = col0; j < col0 + NR; j += 16) {
+            __builtin_prefetch(f.c + i * f.ldc + j, 1);
+            if (f.residual) __builtin_prefetch(f.residual + i * f.ldr + j);
+        }
+}
+
+// ACTIVATION known when compiled, or -1: the one of f.
+template <class K, int ACTIVATION>
+static void finish_as(const float* buffer, int64_t rows, int64_t cols, int64_t row0, int64_t col0, const Finish& f) {
     for (int64_t i = 0; i < rows; ++i, buffer += NR) {
         float* c = f.c + (row0 + i) * f.ldc + col0;
         const float* residual = f.residual ? f.residual + (row0 + i) * f.ldr + col0 : nullptr;
-        V row = splat(f.row_bias ? f.row_bias[row0 + i] : 0.0f);
-        for (int64_t j = 0; j < cols; j += W) {
-            int64_t n = cols - j;
-            V x = load(buffer + j) + row;
-            if (f.column_bias) x += n >= W ? load(f.column_bias + col0 + j) : load_some(f.column_bias + col0 + j, n);
-            V r = !residual ? V{} : n >= W ? load(residual + j) : load_some(residual + j, n);
-            if (residual && f.residual_first) x += r;
-            x = activate(x, f.activation);
-            if (residual && !f.residual_first) x += r;
-            if (n >= W)
-                store(c + j, x);
+        const float* bias = f.column_bias ? f.column_bias + col0 : nullptr;
+        const V row = splat(f.row_bias ? f.row_bias[row0 + i] : 0.0f);
+        const typename K::Row whole(f, row0 + i);
+        auto one = [&](int64_t j, auto read, auto write) {
+            V x = whole.value(buffer + j, f, col0 + j) + row;
+            if (bias) x += read(bias + j);
+            V r = residual ? read(residual + j) : V{};
+            if (f.residual_first) x += r;
+            if constexpr (K::kRough && ACTIVATION == ZOO_GELU)
+                x = gelu_rough(x);
             else
-                store_some(c + j, x, n);
-        }
+                x = activate(x, ACTIVATION < 0 ? f.activation : ACTIVATION);
+            if (residual && !f.residual_first) x += r;
+            write(c + j, x);
+        };
+        int64_t j = 0;
+        for (; j + W <= cols; j += W) one(j, [](const float* p) { return load(p); }, [](float* p, V x) { store(p, x); });
+        const int64_t n = cols - j;
+        if (n > 0) one(j, [n](const float* p) { return load_some(p, n); }, [n](float* p, V x) { store_some(p, x, n); });
     }
+}
+
+// From the buffer [mr][NR] to c[row0.., col0..], cut to rows x cols.
+template <class K = Float>
+static void finish(const float* buffer, int64_t rows, int64_t cols, int64_t row0, int64_t col0, const Finish& f) {
+    if (f.activation == ZOO_NONE) return finish_as<K, ZOO_NONE>(buffer, rows, cols, row0, col0, f);
+    if (f.activation == ZOO_GELU) return finish_as<K, ZOO_GELU>(buffer, rows, cols, row0, col0, f);
+    finish_as<K, -1>(buffer, rows, cols, row0, col0, f);
 }
 
 // out[c][r] = in[r][c] for r below rows and c below cols; numbers of one row of `in` are `step` apart.
@@ -168,14 +225,24 @@ struct Product {
     int64_t mr, row0, rows;  // the rows packed now
     int64_t tiles, groups;   // tiles of those, and into how many tasks a panel's are split
     Finish finish;
+    int64_t numbers;  // of a row, where a word holds several
+    float* row_scale;
+    int32_t* row_zero;
 };
 
+template <class P>
+void Float::pack(const P& g, int64_t r, int64_t rows, float* out) {
+    pack_tile(g.a + (g.row0 + r) * g.lda, g.lda, g.step, rows, g.k, out);
+}
+
+template <class K>
 static void pack_rows(void* context, int64_t t) {
     const Product& g = *(const Product*)context;
     int64_t r = t * g.mr;
-    pack_tile(g.a + (g.row0 + r) * g.lda, g.lda, g.step, least(g.mr, g.rows - r), g.k, g.packed + r * g.k);
+    K::pack(g, r, least(g.mr, g.rows - r), g.packed + r * g.k);
 }
 
+template <class K>
 static void panel_by_tiles(void* context, int64_t task) {
     const Product& g = *(const Product*)context;
     int64_t panel = task / g.groups, group = task % g.groups, col0 = panel * NR;
@@ -183,12 +250,14 @@ static void panel_by_tiles(void* context, int64_t task) {
     alignas(64) float buffer[MR * NR];
     for (int64_t t = g.tiles * group / g.groups; t < g.tiles * (group + 1) / g.groups; ++t) {
         int64_t r = t * g.mr, rows = least(g.mr, g.rows - r);
-        product(g.packed + r * g.k, b, rows, g.k, buffer, true);
-        finish(buffer, rows, least(NR, g.n - col0), g.row0 + r, col0, g.finish);
+        fetch_ahead(rows, g.row0 + r, col0, g.finish);
+        product<K>(g.packed + r * g.k, b, rows, g.k, buffer, true);
+        finish<K>(buffer, rows, least(NR, g.n - col0), g.row0 + r, col0, g.finish);
     }
 }
 
 // The whole of a product with a packed right-hand side, on all threads.
+template <class K = Float>
 static int multiply(Product& g) {
     g.mr = tile_rows(g.m);
     // as many rows at once as leave room in the cache beside a panel, but enough to read the panels seldom
@@ -203,8 +272,8 @@ static int multiply(Product& g) {
         g.rows = least(at_once, g.m - g.row0);
         g.tiles = ceil_div(g.rows, g.mr);
         g.groups = workers == 1 || panels >= 4 * workers ? 1 : least(g.tiles, ceil_div(4 * workers, panels));
-        parallel(g.tiles, pack_rows, &g);
-        parallel(panels * g.groups, panel_by_tiles, &g);
+        parallel(g.tiles, pack_rows<K>, &g);
+        parallel(panels * g.groups, panel_by_tiles<K>, &g);
     }
     return ZOO_OK;
 }
@@ -213,11 +282,12 @@ static int linear(const zoo_linear_args* x) {
     if (x->m <= 0 || x->b->n <= 0) return ZOO_OK;
     Product g{};
     g.a = x->a, g.lda = x->lda, g.step = 1, g.m = x->m, g.n = x->b->n, g.k = x->k, g.b = x->b->data;
-    g.finish = {x->bias, nullptr, x->residual, x->ldr, x->c, x->ldc, x->activation, false};
+    g.finish = {.column_bias = x->bias, .residual = x->residual, .ldr = x->ldr, .c = x->c, .ldc = x->ldc, .activation = x->activation};
     return multiply(g);
 }
 
-static zoo_packed* new_packed(int64_t groups, int64_t m, int64_t n, int64_t k, int64_t floats);
+typedef int (*Linear)(const zoo_linear_args*);
+static zoo_packed* new_packed(int64_t groups, int64_t m, int64_t n, int64_t k, int64_t floats, Linear linear);
 
 struct Packing {
     const float* from;
@@ -232,7 +302,7 @@ static void pack_one_panel(void* context, int64_t panel) {
 }
 
 static zoo_packed* pack_right(const float* b, int64_t k, int64_t n, int64_t stride_k, int64_t stride_n) {
-    zoo_packed* packed = new_packed(1, 0, n, k, ceil_div(n, NR) * NR * k);
+    zoo_packed* packed = new_packed(1, 0, n, k, ceil_div(n, NR) * NR * k, linear);
     if (!packed) return nullptr;
     Packing job{b, k, n, stride_k, stride_n, packed->data};
     parallel(ceil_div(n, NR), pack_one_panel, &job);
@@ -240,7 +310,7 @@ static zoo_packed* pack_right(const float* b, int64_t k, int64_t n, int64_t stri
 }
 
 static zoo_packed* pack_left(const float* a, int64_t groups, int64_t m, int64_t k) {
-    zoo_packed* packed = new_packed(groups, m, 0, k, groups * m * k);
+    zoo_packed* packed = new_packed(groups, m, 0, k, groups * m * k, nullptr);
     if (!packed) return nullptr;
     int64_t mr = tile_rows(m);
     for (int64_t g = 0; g < groups; ++g)
@@ -273,7 +343,7 @@ static void matmul_one(void* context, int64_t i) {
     parallel(panels, pack_one_panel, &packing);
     Product g{};
     g.a = a, g.lda = x.a_row, g.step = x.a_col, g.m = x.m, g.n = x.n, g.k = x.k, g.b = packed;
-    g.finish = {nullptr, nullptr, nullptr, 0, x.c + i * x.m * x.n, x.n, ZOO_NONE, false};
+    g.finish = {.c = x.c + i * x.m * x.n, .ldc = x.n};
     if (multiply(g) != ZOO_OK) __atomic_store_n(&job.failed, true, __ATOMIC_RELAXED);
 }
 

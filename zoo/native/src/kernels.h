@@ -11,8 +11,9 @@ namespace zoo {
 struct Kernels {
     const char* name;
     zoo_packed* (*pack_right)(const float*, int64_t, int64_t, int64_t, int64_t);
+    zoo_packed* (*pack_bfloat16)(const float*, int64_t, int64_t, int64_t, int64_t);
+    zoo_packed* (*pack_int8)(const float*, int64_t, int64_t, int64_t, int64_t);
     zoo_packed* (*pack_left)(const float*, int64_t, int64_t, int64_t);
-    int (*linear)(const zoo_linear_args*);
     int (*matmul)(const zoo_matmul_args*);
     int (*attention)(const zoo_attention_args*);
     int (*norm)(const zoo_norm_args*);
@@ -33,13 +34,19 @@ extern const Kernels kernels;
 namespace avx512 {
 extern const Kernels kernels;
 }
+namespace avx512_vnni {
+extern const Kernels kernels;
+}
+namespace avx512_bf16 {
+extern const Kernels kernels;
+}
 
 // Memory aligned to a cache line; NULL if there is none.
 void* allocate(size_t bytes);
 void release(void* memory);
 
 // This thread's scratch memory, kept between calls; one per slot. NULL if there is none.
-enum Slot { kPackedLeft, kPackedRight, kAttention, kConv, kMask, kSlots };
+enum Slot { kPackedLeft, kPackedRight, kAttention, kConv, kMask, kRowScales, kSlots };
 float* scratch(Slot slot, size_t floats);
 
 // body(i) for every i below count, on the pool or the caller's parallel-for.
@@ -51,6 +58,7 @@ int64_t threads();
 // data: right-hand sides as panels [k][nr] (columns beyond n are zero), left-hand ones as tiles [k][mr] per group.
 struct zoo_packed {
     const zoo::Kernels* kernels;
+    int (*linear)(const zoo_linear_args*);  // of right-hand sides
     int64_t groups, m, n, k;
     float* data;
     size_t bytes;

@@ -112,9 +112,13 @@ ZOO_INLINE V exp_near(V x, V n) {
 ZOO_INLINE V exp(V x) {
     x = min(splat(89.0f), max(splat(-104.0f), x));
     V n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;
+#if defined(__AVX512F__)
+    return (V)_mm512_scalef_ps((__m512)exp_near(x, n), (__m512)n);
+#else
     I whole = __builtin_convertvector(n, I);
     I half = whole >> 1;
     return exp_near(x, n) * exp2i(half) * exp2i(whole - half);
+#endif
 }
 
 ZOO_INLINE V absolute(V x) { return (V)((I)x & 0x7fffffff); }
@@ -161,6 +165,32 @@ ZOO_INLINE V gelu(V x) {
     V tail = absolute(x) * exp_near(y, n) * (V)((__builtin_convertvector(n, I) + 126) << 23);
     return (x < 0.0f ? splat(0.0f) : x) - (t < 4.0f ? tail : splat(0.0f));
 }
+
+// The same where less will do: exp with a relative error of 1e-5, gelu with an absolute one of 2e-6.
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+// 2^y times `factor`, the polynomial being 2^(y - floor(y)) over factor.
+ZOO_INLINE V exp2_rough(V y, float factor) {
+    V r = (V)_mm512_reduce_ps((__m512)y, 1);  // y - floor(y)
+    V p = r * (1.35341884e-2f * factor) + 5.20115277e-2f * factor;
+    p = p * r + 2.41442630e-1f * factor;
+    p = p * r + 6.93003887e-1f * factor;
+    p = p * r + 1.00000259f * factor;
+    return (V)_mm512_scalef_ps((__m512)p, (__m512)y);
+}
+ZOO_INLINE V exp_rough(V x) { return exp2_rough(min(splat(89.0f), max(splat(-104.0f), x)) * 1.44269504f, 1.0f); }
+// max(x, 0) - |x| Phi(-|x|), with the binary logarithm of erfc as a polynomial on [0, 4].
+ZOO_INLINE V gelu_rough(V x) {
+    V t = min(splat(4.0f), absolute(x) * 0.70710678f);
+    V p = t * -2.76111673e-3f + 2.87948540e-2f;
+    p = p * t - 1.47492927e-1f;
+    p = p * t - 9.19191697e-1f;
+    p = p * t - 1.62776058f;
+    return (x < 0.0f ? splat(0.0f) : x) - t * exp2_rough(p * t, 0.70710678f);
+}
+#else
+ZOO_INLINE V exp_rough(V x) { return exp(x); }
+ZOO_INLINE V gelu_rough(V x) { return gelu(x); }
+#endif
 
 ZOO_INLINE V tanh(V x) {
     V t = absolute(x);

@@ -22,9 +22,9 @@ std::vector<float> numbers(size_t n) {
     return v;
 }
 
-void check(const char* what, const std::vector<float>& got, const std::vector<double>& want) {
+void check(const char* what, const std::vector<float>& got, const std::vector<double>& want, double limit = 1e-4) {
     for (size_t i = 0; i < want.size(); ++i)
-        if (!(fabs(got[i] - want[i]) <= 1e-4 * (1 + fabs(want[i])))) {
+        if (!(fabs(got[i] - want[i]) <= limit * (1 + fabs(want[i])))) {
             printf("%s on %s: %g is not %g at %zu\n", what, zoo_get_isa(), got[i], want[i], i);
             ++failures;
             return;
@@ -33,9 +33,6 @@ void check(const char* what, const std::vector<float>& got, const std::vector<do
 
 void linear(int64_t m, int64_t k, int64_t n) {
     auto a = numbers(m * k), w = numbers(n * k), bias = numbers(n), c = numbers(m * n);
-    zoo_packed* packed = zoo_pack_right(w.data(), k, n, 1, k);
-    zoo_linear_args args{a.data(), m, k, k, packed, bias.data(), nullptr, 0, c.data(), n, ZOO_RELU};
-    if (zoo_linear(&args)) ++failures;
     std::vector<double> want(m * n);
     for (int64_t i = 0; i < m; ++i)
         for (int64_t j = 0; j < n; ++j) {
@@ -43,8 +40,16 @@ void linear(int64_t m, int64_t k, int64_t n) {
             for (int64_t p = 0; p < k; ++p) sum += (double)a[i * k + p] * w[j * k + p];
             want[i * n + j] = sum > 0 ? sum : 0;
         }
-    check("linear", c, want);
-    zoo_packed_free(packed);
+    // each number is off by 1 / 512 of itself in bfloat16, by 1 / 510 and 1 / 254 of the largest in int8
+    const double limits[] = {1e-4, 2e-2, 8e-3 * sqrt((double)k) + 1e-4};
+    for (int32_t precision : {ZOO_AS_FLOAT32, ZOO_AS_BFLOAT16, ZOO_AS_INT8}) {
+        zoo_packed* packed = zoo_pack_right_as(w.data(), k, n, 1, k, precision);
+        zoo_linear_args args{a.data(), m, k, k, packed, bias.data(), nullptr, 0, c.data(), n, ZOO_RELU};
+        if (zoo_linear(&args)) ++failures;
+        check("linear", c, want, limits[precision]);
+        zoo_packed_free(packed);
+    }
+    if (zoo_pack_right_as(w.data(), k, n, 1, k, 3)) ++failures;
 }
 
 void attention(int64_t heads, int64_t queries, int64_t keys, int64_t width) {
@@ -70,6 +75,31 @@ void attention(int64_t heads, int64_t queries, int64_t keys, int64_t width) {
             for (int64_t d = 0; d < width; ++d) want[(h * queries + t) * width + d] = row[d] / total;
         }
     check("attention", out, want);
+}
+
+// Sequences one after another, [rows][heads][width], each against the same one alone; some empty, some of few queries.
+void sequences(int64_t heads, int64_t width) {
+    const std::vector<int64_t> offsets{0, 1, 1, 41, 44, 244, 277};
+    const int64_t count = (int64_t)offsets.size() - 1, rows = offsets.back(), step = heads * width, longest = 200;
+    auto q = numbers(rows * step), k = numbers(rows * step), v = numbers(rows * step), out = numbers(rows * step);
+    auto alone = numbers(rows * step), added = numbers(longest * longest);
+    zoo_mask mask{added.data(), {0, 0, longest, 1}, 0};
+    zoo_attention_args args{q.data(), k.data(), v.data(), &mask, out.data(), count, heads, 1, rows, rows, width, width,
+                            {0, width, step}, {0, width, step}, {0, width, step}, {0, width, step}, 0.5f, 0, offsets.data()};
+    if (zoo_attention(&args)) ++failures;
+    for (int64_t i = 0; i < count; ++i) {
+        const int64_t at = offsets[i] * step;
+        zoo_attention_args one = args;
+        one.offsets = nullptr, one.batch = 1, one.queries = one.keys = offsets[i + 1] - offsets[i];
+        one.q += at, one.k += at, one.v += at, one.out = alone.data() + at;
+        if (zoo_attention(&one)) ++failures;
+    }
+    check("attention of sequences", out, std::vector<double>(alone.begin(), alone.end()));
+    const int64_t wrong[][3] = {{0, 200, 278}, {-1, 200, 277}, {0, 278, 277}};
+    for (auto& bad : wrong) {
+        args.batch = 2, args.offsets = bad;
+        if (zoo_attention(&args) != ZOO_BAD_ARGUMENT) ++failures;
+    }
 }
 
 void rows(int64_t n, int64_t cols) {
@@ -183,6 +213,7 @@ void all() {
     attention(2, 3, 9, 5);
     attention(3, 40, 300, 19);
     attention(2, 2, 150, 150);
+    sequences(3, 20);
     views(3, 20);
     views(37, 140);
     for (int64_t cols : {1, 15, 16, 17, 100}) rows(7, cols);
@@ -194,7 +225,7 @@ void all() {
 }  // namespace
 
 int main() {
-    for (const char* isa : {"base", "avx2", "avx512"}) {
+    for (const char* isa : {"base", "avx2", "avx512", "avx512_vnni", "avx512_bf16"}) {
         if (zoo_set_isa(isa)) {
             printf("no %s here\n", isa);
             continue;
