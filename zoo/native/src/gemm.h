@@ -163,6 +163,7 @@ static void transpose(const float* in, int64_t stride, int64_t step, int64_t row
             for (int64_t r = 0; r < rows; r += 16) {
                 __m512 v[16], t[16];
                 int64_t here = least(16, rows - r);
+                for (int i = 0; i < here; ++i) __builtin_prefetch(in + (r + i) * stride + c + 128);
                 for (int i = 0; i < 16; ++i)
                     v[i] = i < here ? _mm512_loadu_ps(in + (r + i) * stride + c) : _mm512_setzero_ps();
                 for (int i = 0; i < 16; i += 4) {
