@@ -35,6 +35,7 @@ import torch  # noqa: E402
 import zoo  # noqa: E402
 from zoo import registry  # noqa: E402
 from zoo.native import library  # noqa: E402
+from zoo.tolerances import COSINES  # noqa: E402
 
 HALVES = {"bfloat16": 0.05, "int8": 0.5}
 """Precision -> how far a random model's numbers (of size 1 to 4) may be off: a check that it is the same model."""
@@ -235,6 +236,7 @@ def accuracy():
             ),
         }
         print(dtype, found[dtype], flush=True)
+        assert cosines.min() >= COSINES[dtype], f"{dtype}: further from float32 than may be"
     return found
 
 

