@@ -61,6 +61,8 @@ def prepared_inputs(module: torch.nn.Module, inputs: Mapping[str, torch.Tensor])
 
     with torch.no_grad():
         _, prepared, _ = prepare_for_export(module, dict(inputs))
+    if "input_ids" in inputs and getattr(prepared.get("position_ids"), "ndim", 2) == 1:
+        del prepared["position_ids"]  # of patches: the model's own argument is about its text
     return dict(prepared)
 
 
