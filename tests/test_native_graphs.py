@@ -148,15 +148,20 @@ def test_threads_share_a_model(captured: Callable[..., Any]) -> None:
     run = native.compile_graph(graph)
     feeds = [prepare_inputs(graph.inputs, graph.symbols, tiny.inputs("bert", 2, 7, seed=s)) for s in range(4)]
     expected = [native.compile_graph(graph)(params, feed) for feed in feeds]
+    assert_threads_agree(run, params, feeds, expected)
+
+
+def assert_threads_agree(run: Callable[..., Any], params: Any, feeds: list[Any], expected: list[Any]) -> None:
+    """A thread for each of the feeds, all at once and again and again, computes what one alone does."""
     wrong: list[int] = []
 
     def work(index: int) -> None:
         for _ in range(20):
             got = run(params, feeds[index])
-            if any(not np.array_equal(got[name], expected[index][name]) for name in got):
+            if any(not np.array_equal(got[name], expected[index][name]) for name in expected[index]):
                 wrong.append(index)
 
-    workers = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+    workers = [threading.Thread(target=work, args=(index,)) for index in range(len(feeds))]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -226,17 +231,4 @@ def test_threads_share_a_model_without_padding(captured: Callable[..., Any]) -> 
         lengths = np.random.default_rng(seed).integers(1, 10, 3)
         feeds.append(feed | {"attention_mask": (np.arange(9) < lengths[:, None]).astype(np.int64)})
     expected = [native.compile_graph(graph).packed(params, feed) for feed in feeds]
-    wrong: list[int] = []
-
-    def work(index: int) -> None:
-        for _ in range(20):
-            got = run(params, feeds[index])
-            if any(not np.array_equal(got[name], expected[index][name]) for name in expected[index]):
-                wrong.append(index)
-
-    workers = [threading.Thread(target=work, args=(index,)) for index in range(4)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert not wrong
+    assert_threads_agree(run, params, feeds, expected)
