@@ -18,6 +18,7 @@ with its own file is no fault of ours. Statuses:
     differs                  ours to mend
 
 Both commands go on where they stopped; --again does everything anew, --only takes the beginnings of folders' names.
+--merge keeps what the result has of folders that OUT has not, each marked as of an earlier run.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from pathlib import Path
 from typing import Any
 
 FORMS = {"tf": "tf-h5", "flax": "flax"}
+SUFFIXES = ("tf-h5-sharded", "flax-sharded", "tf-h5", "flax")
 SHARDED = set("bert-masked-lm gpt2-causal-lm t5-seq2seq-lm albert-base resnet-base whisper-base vit-base".split())
 CHUNK = 24  # folders per reading process: frameworks do not give back all that they take
 RESULT = Path(__file__).parents[2] / "benchmarks" / "results" / "written_by_convert.json"
@@ -53,6 +55,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--only", default="", help="beginnings of folders' names, joined by commas")
     parser.add_argument("--again", action="store_true", help="also what was done before")
+    parser.add_argument("--merge", action="store_true", help="keep the result of folders that OUT has not")
     parser.add_argument("--worker", default="", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
@@ -70,7 +73,7 @@ def main() -> None:
         command = [sys.executable, __file__, "--read", str(options.checkpoints), str(options.out), "--worker", chunk]
         code = subprocess.run(command, check=False).returncode
         print(f"== {min(start + CHUNK, len(todo))} of {len(todo)} folders read, exit code {code}", flush=True)
-    collect(options.checkpoints, options.out, names)
+    collect(options.checkpoints, options.out, names, options.merge)
 
 
 # --- in the project's environment ---
@@ -240,7 +243,7 @@ def worst(compared: dict[str, Any]) -> float | None:
     return max((entry["max_abs_diff"] / (entry["scale"] or 1.0) for entry in measured), default=None)
 
 
-def collect(checkpoints: Path, out: Path, names: list[str]) -> None:
+def collect(checkpoints: Path, out: Path, names: list[str], merge: bool) -> None:
     """Write the result and print how many there are of each status, and every one that is not well."""
     results: dict[str, Any] = {}
     counts: dict[str, Counter[str]] = {}
@@ -250,7 +253,15 @@ def collect(checkpoints: Path, out: Path, names: list[str]) -> None:
         counts.setdefault(form, Counter())[entry["status"]] += 1
         if not entry["ok"]:
             print(f"{name} {form}: {entry['status']}: {entry.get('reason')}"[:300])
-    environment = {"python": platform.python_version(), "command": "check_written.py --write, then --read"}
+    environment: dict[str, Any] = {"python": platform.python_version()}
+    environment["command"] = "check_written.py --write, then --read"
+    if merge and RESULT.is_file():
+        before = json.loads(RESULT.read_text())["result"]
+        kept = {key: entry | {"of an earlier run": True} for key, entry in before.items() if key not in results}
+        for key, entry in kept.items():
+            counts[next(form for form in SUFFIXES if key.endswith(f"-{form}"))][entry["status"]] += 1
+        environment["results"] = {"of this run": len(results), "of an earlier run": len(kept)}
+        results = dict(sorted((results | kept).items()))
     document = {"environment": environment | environments, "counts": counts, "result": results}
     text = json.dumps(document, indent=1).replace(f"{checkpoints}/", "")  # where they lie is nobody's business
     RESULT.write_text(text + "\n")
