@@ -70,9 +70,8 @@ def main() -> None:
                 padding = row["tokens computed for a real one"][order]
                 for who, ratio in row["native in arrival order is faster by"][order].items():
                     print(f"  {order:8s} {who:12s} {padding:5.2f} {row['seconds'][order][who]:8.2f} s  {ratio:5.2f}x")
-    if not options.no_record:
-        name = "mixed_lengths" if THREADS == 1 else f"mixed_lengths_{THREADS}_threads"
-        print("written to", record(name, result).name)
+            if not options.no_record:  # what is there when the run is cut short counts, too
+                record("mixed_lengths" if THREADS == 1 else f"mixed_lengths_{THREADS}_threads", result)
 
 
 def compare(engines, tokenizer, texts, rounds):
