@@ -1,6 +1,6 @@
 """A → B → A without a changed bit: every pair of forms that `zoo convert` writes, every class of 46 families.
 
-    python benchmarks/check_round_trips.py [--only FAMILY …] [--sample N] [--seed S] [--again]
+    python benchmarks/check_round_trips.py [--only FAMILY …] [--sample N] [--seed S] [--minutes M] [--again]
 
 The models are tiny, built by transformers 5 from the configs of tests/oracle/make_checkpoints.py: every class that a
 family has, and those with an output layer twice, tied to the embedding and apart. Each is saved as safetensors, that is
@@ -13,7 +13,7 @@ tied to what it was tied to. Two things are noted where the form is so by its ow
 models as part of one class only, whose names come back; llama.cpp has Gemma's norms with 1 added, which rounds.
 
 Models that are done are kept in a folder of the cache, so that a run goes on where it stopped (--again starts anew);
-benchmarks/results/round_trips.json is written at the end, or when it is interrupted, of all that are done.
+benchmarks/results/round_trips.json is written at the end, of all that are done and how many are not.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import hashlib
 import importlib
 import itertools
 import json
+import math
 import os
 import random
 import re
@@ -88,6 +89,7 @@ def main() -> None:
     parser.add_argument("--sample", type=int, help="so many models, drawn at random")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
     parser.add_argument("--again", action="store_true", help="also what was done before")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no model after so many")
     options = parser.parse_args()
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
@@ -98,15 +100,13 @@ def main() -> None:
         models = random.Random(options.seed).sample(models, min(options.sample, len(models)))
     kept = cache_root() / "round_trips"
     kept.mkdir(parents=True, exist_ok=True)
+    begun = time.perf_counter()
     for number, model in enumerate(models, 1):
         path = kept / f"{model.name}.json"
-        if not path.is_file() or options.again:
+        if (not path.is_file() or options.again) and time.perf_counter() - begun < 60 * options.minutes:
             started = time.perf_counter()
-            try:
-                with tempfile.TemporaryDirectory(dir=_memory()) as folder, _quick():
-                    found = Trips(Path(folder)).of(model)
-            except KeyboardInterrupt:
-                break
+            with tempfile.TemporaryDirectory(dir=_memory()) as folder, _quick():
+                found = Trips(Path(folder)).of(model)
             path.write_text(json.dumps(found))
             gc.collect()
             print(f"{number} of {len(models)} {model.name}: {say(found)} ({time.perf_counter() - started:.0f} s)")

@@ -21,7 +21,7 @@ SAMPLE = (
     "xlm-roberta_tied-XLMRobertaForCausalLM",  # its head comes before its base model
     "bert_apart-BertForMaskedLM",  # an output layer of its own, and a bias with two names
     "wav2vec2_stable-Wav2Vec2ForCTC",  # weight norms
-    "mobilevit-MobileViTModel",  # convolutions, statistics of batches
+    "regnet-RegNetModel",  # convolutions, statistics of batches
 )
 
 
