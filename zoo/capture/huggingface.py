@@ -576,7 +576,8 @@ def _dynamic(inputs: Mapping[str, Any], config: Any) -> dict[str, Any]:
     tracer's sizes explode.
     """
     windowed = any(
-        hasattr(part, "window_size") and (hasattr(part, "image_size") or hasattr(part, "patch_size"))
+        any(hasattr(part, name) for name in ("window_size", "window_size_per_stage"))
+        and (hasattr(part, "image_size") or hasattr(part, "patch_size"))
         for part in _parts(config)
     )
     fixed: dict[str, tuple[int, ...]] = {"bbox": (2,)}
