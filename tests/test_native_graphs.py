@@ -206,6 +206,7 @@ def test_inputs_of_another_dtype_are_an_error(captured: Callable[..., Any]) -> N
         run({}, {"x": np.ones((2, 3))})
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:RuntimeWarning", "ignore:.*_at_fork")  # JAX's, where it is imported
 @pytest.mark.xdist_group("bert")
 def test_a_fork_after_a_model_was_used(captured: Callable[..., Any]) -> None:
     graph, params = captured("bert")

@@ -67,7 +67,6 @@ def test_a_lost_tensor_and_a_changed_one_are_seen(
     write = npz.write
 
     def spoiled(path: Path, checkpoint: Checkpoint, metadata: object) -> None:
-
         arrays = {name: np.array(array) for name, array in checkpoint.items()}
         arrays["pooler.dense.bias"][0] += 1
         del arrays["embeddings.token_type_embeddings.weight"]
@@ -75,7 +74,9 @@ def test_a_lost_tensor_and_a_changed_one_are_seen(
 
     monkeypatch.setattr("converters.npz.write", spoiled)
     found = script.Trips(tmp_path).of(model)
-    assert found["pairs"]["differs"] == 2 * (len(found["forms"]) - 1)  # npz to the others, and they to it
+    differing = {tuple(pair.split()) for pair in found["differs"]}
+    for form in set(found["forms"]) - {"npz"}:
+        assert {("npz", form), (form, "npz")} <= differing
 
 
 def test_a_tied_weight_is_saved_under_its_published_name(script: ModuleType, tmp_path: Path) -> None:
