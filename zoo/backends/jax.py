@@ -66,10 +66,7 @@ class _Parts:
         self.program = program
         self._alone: set[int] = set()
         self._compiled: dict[Any, tuple[Callable[..., Any], dict[str, Any]]] = {}
-        self._last = {name: len(program.steps) for name in (ref.name for ref in program.graph.outputs.values())}
-        for position in reversed(range(len(program.steps))):
-            for name in self._used(position):
-                self._last.setdefault(name, position)
+        self._used = [{ref.name for ref in refs((args, kwargs))} for _, _, args, kwargs, _ in program.steps]
 
     def __call__(
         self, params: Mapping[str, Any], inputs: Mapping[str, Any], constants: Mapping[str, Any]
@@ -90,13 +87,9 @@ class _Parts:
             start = stop + 1
         return {name: values[ref.name] for name, ref in self.program.graph.outputs.items()}
 
-    def _used(self, position: int) -> set[str]:
-        _, _, args, kwargs, _ = self.program.steps[position]
-        return {ref.name for ref in refs((args, kwargs))}
-
     def _part(self, start: int, stop: int, values: Mapping[str, Any]) -> dict[str, Any]:
         """Results of some nodes that later ones use. Sizes are Python's numbers, and part of what is compiled."""
-        needed = set().union(*map(self._used, range(start, stop)))
+        needed = set().union(*self._used[start:stop])
         given = {name: values[name] for name in needed if name in values}
         arrays = {name: value for name, value in given.items() if isinstance(value, (jax.Array, np.ndarray))}
         sizes = {name: value for name, value in given.items() if name not in arrays}
@@ -119,7 +112,7 @@ class _Parts:
                 error.position = position
                 raise
         made = {name for position in range(start, stop) for name in self.program.steps[position][0].outputs}
-        later = {name: values[name] for name in made if name in values and self._last.get(name, -1) >= stop}
+        later = {name: values[name] for name in made if name in values}  # a step drops what none after it uses
         found.update((name, value) for name, value in later.items() if not isinstance(value, jax.Array))
         return {name: value for name, value in later.items() if name not in found}
 
