@@ -43,6 +43,8 @@ HEADS = tuple(task for task in TASKS if task not in (BASE, "image-feature-extrac
 SEEN = Path(__file__).with_name("seen.json")
 """Model types that tests or registry entries had to do with before the first sweep."""
 HELD_OUT_SEED = 3
+WITH_GRADIENTS = ("jax", "tensorflow")
+"""Compared with the gradients that torch finds of the same graph."""
 PACKAGES = ("torch", "transformers", "jax", "tensorflow-cpu", "keras", "numpy")
 
 
@@ -51,10 +53,14 @@ def main() -> int:
     arguments = _arguments()
     jobs = list(_jobs(arguments))
     if not arguments.report:
-        done = set() if arguments.again else {_key(row) for row in _lines()}
-        if arguments.missing:
-            done |= {_key(row) for row in _rows()}
-        _sweep([job for job in jobs if job not in done], arguments)
+        if arguments.only_gradients:
+            known = {_key(row): row for row in _rows()}
+            _sweep([known[job] for job in jobs if job in known and _lacks_gradients(known[job])], arguments)
+        else:
+            done = set() if arguments.again else {_key(row) for row in _lines()}
+            if arguments.missing:
+                done |= {_key(row) for row in _rows()}
+            _sweep([Row(*job) for job in jobs if job not in done], arguments)
     rows = list(_rows())
     shown = [row for row in rows if _key(row) in jobs]
     _report(shown)
@@ -84,6 +90,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=int, default=200, help="processor time of each class")
     parser.add_argument("--gigabytes", type=float, default=6, help="limit of each class")
     parser.add_argument("--no-gradients", action="store_true")
+    parser.add_argument("--only-gradients", action="store_true", help="of what matches and has none yet")
     parser.add_argument("--report", action="store_true", help="measure nothing")
     parser.add_argument("--write", action="store_true", help="write zoo/coverage.json.gz")
     parser.add_argument(
@@ -138,7 +145,8 @@ def _serves(configs: Any, model_type: str, task: str) -> bool:
 # --- processes ------------------------------------------------------------------------------------------------------
 
 
-def _sweep(jobs: list[tuple[str, str]], arguments: argparse.Namespace) -> None:
+def _sweep(jobs: list[Row], arguments: argparse.Namespace) -> None:
+    """Measures each row, or the gradients of one that was measured."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     if not jobs:
@@ -146,7 +154,7 @@ def _sweep(jobs: list[tuple[str, str]], arguments: argparse.Namespace) -> None:
     _warm()
     FOUND.parent.mkdir(exist_ok=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    running: dict[int, tuple[tuple[str, str], float]] = {}
+    running: dict[int, tuple[Row, float]] = {}
     waiting = list(jobs)
     with Progress(*columns, transient=not sys.stdout.isatty()) as progress, FOUND.open("a", encoding="utf-8") as file:
         bar = progress.add_task("coverage", total=len(jobs))
@@ -187,7 +195,7 @@ def _warm() -> None:
     capture_module(torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Dropout()).eval(), {"input": torch.ones(2, 3)})
 
 
-def _start(job: tuple[str, str], arguments: argparse.Namespace) -> int:
+def _start(job: Row, arguments: argparse.Namespace) -> int:
     pid = os.fork()
     if pid:
         return pid
@@ -197,9 +205,9 @@ def _start(job: tuple[str, str], arguments: argparse.Namespace) -> int:
         quiet = os.open(os.devnull, os.O_WRONLY)
         os.dup2(quiet, 1)
         os.dup2(quiet, 2)
-        from measure import measure
+        from measure import measure, with_gradients
 
-        row = measure(*job, gradients=not arguments.no_gradients)
+        row = with_gradients(job) if job.captured else measure(*_key(job), gradients=not arguments.no_gradients)
         path = _result(os.getpid())
         path.write_text(json.dumps(asdict(row)), encoding="utf-8")
         code = 0
@@ -211,7 +219,7 @@ def _result(pid: int) -> Path:
     return FOUND.with_name(f"coverage.{pid}.json")
 
 
-def _finished(pid: int, job: tuple[str, str], started: float, arguments: argparse.Namespace) -> Row | None:
+def _finished(pid: int, job: Row, started: float, arguments: argparse.Namespace) -> Row | None:
     done, status = os.waitpid(pid, os.WNOHANG)
     reason = ""
     if not done:
@@ -231,7 +239,11 @@ def _finished(pid: int, job: tuple[str, str], started: float, arguments: argpars
         path.unlink(missing_ok=True)
     if not reason:
         reason = f"the process ended with signal {status & 127}" if status & 127 else "the process ended early"
-    return Row(*job, built=True, reason=reason, seconds=round(time.monotonic() - started, 1))
+    if not job.captured:
+        return Row(*_key(job), built=True, reason=reason, seconds=round(time.monotonic() - started, 1))
+    lacking = {name: cell for name, cell in job.cells.items() if name in WITH_GRADIENTS and cell.matches}
+    failed = {name: replace(cell, gradients=False, reason=f"gradient: {reason}") for name, cell in lacking.items()}
+    return replace(job, cells={**job.cells, **failed})
 
 
 def _seconds(pid: int) -> float:
@@ -297,6 +309,10 @@ def _lost(rows: list[Row]) -> list[str]:
         for backend, cell in before.get(_key(row), row).cells.items()
         if cell.matches and not row.on(backend).matches
     ]
+
+
+def _lacks_gradients(row: Row) -> bool:
+    return any(row.on(name).matches and row.on(name).gradients is None for name in WITH_GRADIENTS)
 
 
 def _right(row: Row) -> bool:

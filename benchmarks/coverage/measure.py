@@ -26,7 +26,7 @@ from zoo.model import Model, read_json
 from zoo.tolerances import CEILINGS, FLOORS, VACUOUS, tolerance
 from zoo.verify import GRADIENTS_OF, compare_gradients, loss_weights, on_backend, run, said
 
-__all__ = ["BACKENDS", "measure"]
+__all__ = ["BACKENDS", "measure", "with_gradients"]
 
 BACKENDS = ("numpy", "torch", "jax", "tensorflow", "keras", "native")
 """In this order: the cheapest first, torch before TensorFlow is imported."""
@@ -97,8 +97,19 @@ def measure(model_type: str, task: str, backends: tuple[str, ...] = BACKENDS, gr
         except Exception as error:
             row = replace(row, reason=f"checkpoint: {_line(error)}")
             source = _direct(built, graph)
-        row = replace(row, cells=_cells(built, source, backends, gradients))
+        row = replace(row, cells=_cells(built, source, backends))
+        if gradients:
+            row = replace(row, cells=_with_gradients(built, source, row.cells))
     return replace(row, seconds=round(time.perf_counter() - started, 1))
+
+
+def with_gradients(row: Row) -> Row:
+    """A row that was measured without its gradients, and these; the class is built and captured again."""
+    started = time.perf_counter()
+    built = _Built(row.model_type, row.task)
+    source = _direct(built, capture_config(built.config, row.task))
+    cells = _with_gradients(built, source, row.cells)
+    return replace(row, cells=cells, seconds=round(row.seconds + time.perf_counter() - started, 1))
 
 
 def _loaded(built: _Built, graph: Graph, folder: Path) -> Model:
@@ -118,7 +129,7 @@ def _direct(built: _Built, graph: Graph) -> Model:
     return Model(type(built.module).__name__, "numpy", graph, params, built.config.to_dict(), Path(), _backend=backend)
 
 
-def _cells(built: _Built, source: Model, backends: tuple[str, ...], gradients: bool) -> dict[str, Cell]:
+def _cells(built: _Built, source: Model, backends: tuple[str, ...]) -> dict[str, Cell]:
     cases = {"": built.inputs(), "batch": built.inputs(batch=3)}
     if _has_length(source.graph):
         cases["length"] = built.inputs(length=9)
@@ -128,8 +139,6 @@ def _cells(built: _Built, source: Model, backends: tuple[str, ...], gradients: b
         narrow, wide = built.outputs(inputs)
         truths[name] = wide or _graph_in_float64(source, prepared[name], narrow)
         yardsticks[name] = {key: _distance(narrow[key], value) for key, value in truths[name].items()}
-    slopes: dict[str, Any] = {}
-    main = next((key for key, value in truths[""].items() if value.dtype.kind == "f" and not _vacuous(value)), None)
     cells = {}
     for backend in backends:
         cell = Cell()
@@ -142,25 +151,41 @@ def _cells(built: _Built, source: Model, backends: tuple[str, ...], gradients: b
         if backend in _RESIZED and cell.matches:
             for name in list(cases)[1:]:
                 cell = _resized(cell, name, backend, model, prepared[name], truths[name], yardsticks[name])
-        if gradients and backend in GRADIENTS_OF and cell.matches and main in source.graph.outputs:
-            weights = loss_weights(truths[""][main], None, 0)
-            try:
-                slopes[backend] = GRADIENTS_OF[backend](model, prepared[""], main, weights)
-            except Exception as error:
-                slopes[backend] = error
         cells[backend] = cell
         del model
         gc.collect()
+    return cells
+
+
+def _with_gradients(built: _Built, source: Model, cells: Mapping[str, Cell]) -> dict[str, Cell]:
+    """The cells of backends that match, with what their gradients are beside torch's."""
+    found = dict(cells)
+    inputs = built.inputs()
+    narrow, wide = built.outputs(inputs)
+    truth = wide or narrow
+    main = next((key for key, value in truth.items() if value.dtype.kind == "f" and not _vacuous(value)), None)
+    if main not in source.graph.outputs:
+        return found
+    feed = _fitting(source.graph, built.module, inputs)
+    weights = loss_weights(truth[main], None, 0)
+    slopes: dict[str, Any] = {}
+    for backend in cells:
+        if backend in GRADIENTS_OF and cells[backend].matches:
+            try:
+                slopes[backend] = GRADIENTS_OF[backend](on_backend(source, backend), feed, main, weights)
+            except Exception as error:
+                slopes[backend] = error
+            gc.collect()
     for slope in compare_gradients(slopes, "float32"):
         if slope.backend != slope.reference or slope.reason:
-            cell = cells[slope.backend]
-            cells[slope.backend] = replace(
+            cell = found[slope.backend]
+            found[slope.backend] = replace(
                 cell,
                 gradients=not slope.reason,
                 gradient_error=_rounded(getattr(slope, "relative", None)),
                 reason=cell.reason or (f"gradient: {slope.reason}" if slope.reason else ""),
             )
-    return cells
+    return found
 
 
 def _graph_in_float64(source: Model, feed: Arrays, narrow: Arrays) -> Arrays:
