@@ -194,7 +194,10 @@ def build(model: Model, folder: Path) -> None:
 
 @dataclass
 class State:
-    """What a folder holds: its files' digest, each tensor as (dtype, shape, hash), and what is tied to what."""
+    """What a folder holds: its files' digest, each tensor as (dtype, shape, hash), and what is tied to what.
+
+    Of one that was converted, `dropped` is what was left out, and `names` has the source's tensors of each here.
+    """
 
     folder: Path
     digest: str
@@ -202,6 +205,10 @@ class State:
     tied: Mapping[str, str]
     snapshot: Checkpoint
     dropped: Mapping[str, str]
+    names: Mapping[str, str]
+
+    def made_of(self, name: str) -> set[str]:
+        return {name, *self.names.get(name, "").split(", ")}
 
 
 class Trips:
@@ -219,7 +226,7 @@ class Trips:
             build(model, self.root / "source")
         except Exception as error:  # such a model there is not
             return found | {"not built": _line(error)}
-        source = self.state(self.root / "source", {})
+        source = self.state(self.root / "source", {}, {})
         found |= {"tensors": len(source.tensors), "tied": len(source.tied)}
         held: dict[str, State] = {}
         refused, broken = {}, {}
@@ -255,7 +262,8 @@ class Trips:
             name for name in back.tensors.keys() & compared.tensors if back.tensors[name] != compared.tensors[name]
         ]
         rounded = [name for name in changed if _a_rounding_off(compared.snapshot.read(name), back.snapshot.read(name))]
-        lost = lacking - {*there.dropped, *back.dropped}
+        dropped = {*there.dropped, *back.dropped}
+        lost = {name for name in lacking if not first.made_of(name) & dropped}
         renamed = Counter(compared.tensors[name] for name in lost) == Counter(back.tensors[name] for name in new)
         if (lost or new) and not renamed:
             return "differs", f"lost: {', '.join(sorted(lost))[:400]}; new: {', '.join(sorted(new))[:400]}"
@@ -273,10 +281,10 @@ class Trips:
             out = self.root / f"{self.conversions}-{form}"
             with mock.patch.object(_CONVERT, "open_checkpoint", lambda _: source.snapshot):  # it was read before
                 done = convert(source.folder, out, form, offline=True)
-            self.made[key] = self.state(out, done.dropped)
+            self.made[key] = self.state(out, done.dropped, done.names)
         return self.made[key]
 
-    def state(self, folder: Path, dropped: Mapping[str, str]) -> State:
+    def state(self, folder: Path, dropped: Mapping[str, str], names: Mapping[str, str]) -> State:
         digest = hashlib.sha256()
         for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != RECORD):
             digest.update(f"{path.relative_to(folder)}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
@@ -284,14 +292,14 @@ class Trips:
         if key in self.states:  # the same once more
             shutil.rmtree(folder)
             known = self.states[key]
-            return State(known.folder, key, known.tensors, known.tied, known.snapshot, dropped)
+            return State(known.folder, key, known.tensors, known.tied, known.snapshot, dropped, names)
         with open_checkpoint(folder) as checkpoint:
             snapshot = Snapshot(checkpoint)
         tensors = {
             name: (str(array.dtype), array.shape, hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest())
             for name, array in snapshot.items()
         }
-        self.states[key] = State(folder, key, tensors, dict(snapshot.aliases), snapshot, dropped)
+        self.states[key] = State(folder, key, tensors, dict(snapshot.aliases), snapshot, dropped, names)
         return self.states[key]
 
 
