@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ from zoo.errors import UnsupportedOp
 from zoo.graph.ir import Graph
 from zoo.graph.passes import evaluating
 from zoo.native import kernels
+from zoo.native.canonical import canonical
 from zoo.native.kernels import supported
 from zoo.native.library import library
 from zoo.native.packing import PACKED, NotPacked, mask_inputs, packed
@@ -44,7 +46,7 @@ def compile_graph(graph: Graph, precision: str = "float32") -> Any:
             multiplies in bfloat16 where the processor does.
     """
     weights = Weights(precision)
-    graph = evaluating(graph)
+    graph = canonical(evaluating(graph))
 
     def program_of(graph: Graph) -> Program:
         return Program(fused(graph), {**DIRECT, **weights.direct}, resolve_over(_XP, {}))
@@ -101,7 +103,7 @@ class Weights:
     """Parameters in the kernels' layout: packed when first used, and kept while they are the same arrays."""
 
     def __init__(self, precision: str) -> None:
-        self.pack = functools.partial(_pack_all, precision)
+        self.pack = [functools.partial(_pack_all, precision, turned) for turned in (False, True)]
         self.params: list[Any] = []
         self.known: dict[tuple[int, ...], tuple[tuple[Any, ...], Any]] = {}
         self.direct: dict[str, Callable[..., Any]] = {"native::linear": self.linear, "native::conv": self.conv}
@@ -123,14 +125,15 @@ class Weights:
             found = self.known[key] = arrays, function(*arrays)
         return found[1]
 
-    def linear(self, x: Any, weights: Any, biases: Any, activation: str, residual: Any) -> Any:
-        packed = self.made(self.pack, *weights)
+    def linear(self, x: Any, weights: Any, biases: Any, turned: bool, activation: str, residual: Any) -> Any:
+        packed = self.made(self.pack[turned], *weights)
         bias = self.made(_join, *biases) if biases else None
         result = kernels.linear(x, packed, bias, activation, residual)
         if len(weights) == 1:
             return result
-        ends = np.cumsum([len(weight) for weight in weights])
-        return tuple(result[..., end - len(weight) : end] for end, weight in zip(ends, weights, strict=True))
+        sizes = [weight.shape[int(turned)] for weight in weights]
+        ends = itertools.accumulate(sizes)
+        return tuple(result[..., end - size : end] for end, size in zip(ends, sizes, strict=True))
 
     def conv(
         self,
@@ -160,8 +163,10 @@ def _each(value: Any, dims: int) -> tuple[int, ...]:
     return value * dims if len(value) == 1 else value
 
 
-def _pack_all(precision: str, *weights: np.ndarray) -> kernels.Packed:
-    return kernels.pack_weight(_join(*weights), precision)
+def _pack_all(precision: str, turned: bool, *weights: np.ndarray) -> kernels.Packed:
+    """The weights below each other; they are [out, in] or, if `turned`, [in, out]."""
+    whole = weights[0] if len(weights) == 1 else np.concatenate(weights, axis=int(turned))
+    return kernels.pack_weight(whole.T if turned else whole, precision)
 
 
 def _join(*arrays: np.ndarray) -> np.ndarray:

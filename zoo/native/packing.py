@@ -62,7 +62,10 @@ def mask_inputs(graph: Graph) -> list[Input]:
 def packed(graph: Graph) -> Graph | None:
     """The graph over real tokens alone; None if that is not proven right.
 
-    Outputs are in the shapes of the graph's own, 0 at padding. Before other passes: it knows the op table's names.
+    Outputs are in the shapes of the graph's own, 0 at padding.
+
+    Args:
+        graph: in the op table's names, as `zoo.native.canonical` spells them.
     """
     for item in mask_inputs(graph):
         try:

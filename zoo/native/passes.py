@@ -2,7 +2,8 @@
 
 Nodes that they make, all float32:
 
-    native::linear  (x, weights, biases, activation, residual): one result per weight; biases () where there are none
+    native::linear  (x, weights, biases, turned, activation, residual): one result per weight; weights are [out, in] or,
+                    if turned, [in, out]; biases () where there are none
     native::conv    (x, weight, bias, stride, padding, dilation, groups, batch norm or None, activation, residual)
     native::norm    (x, residual, cols, weight, bias, eps, rms): the norm of x + residual, and x + residual
     native::gated   (x, y, activation): activation(x) * y
@@ -46,6 +47,7 @@ class Values:
         self.infos |= {i.name: ValueInfo(i.dtype, i.shape) for i in graph.inputs}
         self.infos |= {name: ValueInfo(p.dtype, p.shape) for name, p in self.params.items()}
         self.infos |= {name: ValueInfo(str(c.dtype), c.shape) for name, c in graph.constants.items()}
+        self.constants = graph.constants
 
     def made_by(self, value: Any, *ops: str) -> Node | None:
         """The node of one of these ops whose first result a value is."""
@@ -101,19 +103,31 @@ def rewritten(
 
 
 def linears(graph: Graph) -> Graph:
-    """linear and addmm-like nodes on parameters -> native::linear."""
+    """linear, addmm and matmul with a matrix, on parameters -> native::linear; also one to which a bias is added."""
 
     def rule(values: Values, node: Node) -> Any:
-        if node.op != "linear" or not values.is_float(node.args[0]) or not values.is_param(node.args[1], 2):
+        x, weight, *rest = (*node.args[1:], node.args[0]) if node.op == "addmm" else node.args
+        if not values.is_float(x) or not values.is_param(weight, 2) or len(values.infos[x.name].shape) < 2:
             return None
-        x, weight, *rest = node.args
         bias = rest[0] if rest else node.kwargs.get("bias")
+        if node.op == "addmm" and node.kwargs:  # scaled
+            return None
         if bias is not None and not values.is_param(bias, 1):
             return None
-        args = (x, (weight,), () if bias is None else (bias,), "none", None)
+        args = (x, (weight,), () if bias is None else (bias,), node.op != "linear", "none", None)
         return dataclasses.replace(node, op="native::linear", args=args, kwargs={}), []
 
-    return rewritten(graph, ("linear",), rule)
+    def biases(values: Values, node: Node) -> Any:
+        for x, bias in (node.args, node.args[::-1]) if len(node.args) == 2 and not node.kwargs else ():
+            before = values.made_by(x, "native::linear")
+            if before is None or before.args[2] or not values.is_param(bias, 1) or not values.only_for(before, node):
+                continue
+            if values.params[bias.name].shape == node.infos[0].shape[-1:]:
+                args = (*before.args[:2], (bias,), *before.args[3:])
+                return dataclasses.replace(before, args=args, outputs=node.outputs, infos=node.infos), [before]
+        return None
+
+    return rewritten(rewritten(graph, ("linear", "addmm", "matmul", "mm"), rule), ("add.Tensor",), biases)
 
 
 def gates(graph: Graph) -> Graph:
@@ -180,17 +194,18 @@ def projections(graph: Graph) -> Graph:
     values = Values(graph)
     groups: dict[Any, list[Node]] = {}
     for node in graph.nodes:
-        if node.op == "native::linear" and len(node.outputs) == 1 and node.args[3:] == ("none", None):
-            groups.setdefault((node.args[0].name, len(node.args[2])), []).append(node)
+        if node.op == "native::linear" and len(node.outputs) == 1 and node.args[4:] == ("none", None):
+            groups.setdefault((node.args[0].name, len(node.args[2]), node.args[3]), []).append(node)
     first: dict[int, Node] = {}
     gone: set[int] = set()
     for nodes in groups.values():
         if len(nodes) < 2 or any(node.infos[0].shape[:-1] != nodes[0].infos[0].shape[:-1] for node in nodes):
             continue
         weights = tuple(node.args[1][0] for node in nodes)
-        if len({values.params[w.name].shape[1] for w in weights}) > 1:
+        turned = nodes[0].args[3]
+        if len({values.params[w.name].shape[0 if turned else 1] for w in weights}) > 1:
             continue
-        args = (nodes[0].args[0], weights, tuple(b for node in nodes for b in node.args[2]), "none", None)
+        args = (nodes[0].args[0], weights, tuple(b for node in nodes for b in node.args[2]), turned, "none", None)
         names, infos = tuple(node.name for node in nodes), tuple(node.infos[0] for node in nodes)
         first[id(nodes[0])] = Node("native::linear", args, {}, names, infos)
         gone.update(id(node) for node in nodes[1:])
