@@ -166,6 +166,8 @@ def _input_ids(made: _Example) -> torch.Tensor | None:
         return made.ids(made.batch, made.length, made.config.num_codebooks + 1, vocab=_CODEBOOKS[kind](made.config))
     if kind in _ADDING:
         return made.ids(made.batch, _rows(made, "get_audio_features"))
+    if _is_choice(made):
+        return made.ids(made.batch, _CHOICES, made.length)
     ids = made.ids(made.batch, made.length)
     runs = [
         torch.full((made.batch, count), token)
@@ -276,6 +278,14 @@ def _bbox(made: _Example) -> torch.Tensor:
     return corners.sort(2).values.flatten(2)
 
 
+_CHOICES = 3
+
+
+def _is_choice(made: _Example) -> bool:
+    """Whether the class takes several texts of each row, [B, choices, T], and tells which."""
+    return type(made.module).__name__.endswith("ForMultipleChoice")
+
+
 def _is_shifted(made: _Example) -> bool:
     """Whether the decoder takes the encoder's text, which the class moves by one."""
     return made.config.is_encoder_decoder and type(made.module).__name__.endswith("ForSequenceClassification")
@@ -301,7 +311,8 @@ def _is_seq2seq(made: _Example) -> bool:
 
 def _attention_mask(made: _Example) -> torch.Tensor | None:
     if "input_ids" in made.inputs:
-        return torch.ones(made.inputs["input_ids"].shape[:2], dtype=torch.long)  # one for all the codes of a moment
+        shape = made.inputs["input_ids"].shape
+        return torch.ones(shape if _is_choice(made) else shape[:2], dtype=torch.long)  # one for all codes of a moment
     if made.has("context_hidden_states", "noise_embeds"):  # of the context, then of what is made of noise
         return torch.ones(made.batch, made.length + _NOISY, dtype=torch.long)
     if "input_values" in made.inputs and made.inputs["input_values"].ndim == 2:
