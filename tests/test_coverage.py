@@ -56,6 +56,16 @@ def test_a_scan_in_chunks_runs_at_other_lengths(measure):
     assert row.on("jax") == replace(row.on("jax"), matches=True, batch=True, length=True, reason="")
 
 
+def test_several_texts_of_each_row_and_gradients_on_their_own(measure):
+    row = measure.measure("albert", "multiple-choice", ("torch", "jax"), gradients=False)
+    assert row.inputs["input_ids"] == "int64 [2, 3, 6]"
+    assert row.on("jax") == replace(row.on("jax"), matches=True, batch=True, length=True, gradients=None, reason="")
+    again = measure.with_gradients(row)
+    assert again.on("jax") == replace(row.on("jax"), gradients=True, gradient_error=again.on("jax").gradient_error)
+    assert 0 < again.on("jax").gradient_error < 1e-4
+    assert again.on("torch") == row.on("torch")
+
+
 def test_packed_images_of_other_sizes_see_only_themselves(measure):
     """Captured with two of one size; norms of queries and keys come before the images are told apart."""
     built = measure._Built("glm_ocr_vision", "feature-extraction")
