@@ -20,6 +20,17 @@ __all__ = ["KINDS", "Kind", "Row", "Table"]
 Shape = tuple[int, ...]
 
 
+_NOT_THE_MODELS = (
+    "the model has no place for tensors",
+    "check that the weights are of the model that the config describes",
+)
+_NOT_THE_FORMS = (
+    "the form has no place for tensors",
+    'choose another form, or the model without its head (task "feature-extraction")',
+)
+"""What is said of tensors that one side does not know, and what to do."""
+
+
 @dataclass(frozen=True, slots=True)
 class Kind:
     """How a kind of tensor is laid out elsewhere.
@@ -117,7 +128,7 @@ class Table:
             WeightsError: foreign tensors that have no place in the canonical model; all are named.
         """
         found: dict[str, Recipe | Concatenate] = {}
-        for name, row, part, numbers in self._matched(checkpoint, self._theirs, "the model has no place for tensors"):
+        for name, row, part, numbers in self._matched(checkpoint, self._theirs, *_NOT_THE_MODELS):
             kind = KINDS[row.kind]
             if not isinstance(row.theirs, str):
                 if part == 0:
@@ -142,7 +153,7 @@ class Table:
             WeightsError: canonical tensors that have no place there; all are named.
         """
         found: dict[str, Recipe | Concatenate] = {}
-        for name, row, part, numbers in self._matched(checkpoint, self._ours, "the form has no place for tensors"):
+        for name, row, part, numbers in self._matched(checkpoint, self._ours, *_NOT_THE_FORMS):
             if not isinstance(row.ours, str):
                 if part == 0:
                     lead = "" if name == _fill(row.ours[0], numbers) else self.prefix
@@ -174,7 +185,7 @@ class Table:
         return Recipe("", kind.steps(stored)).inverse("", stored).steps
 
     def _matched(
-        self, checkpoint: Checkpoint, find: Callable[[str], _Match | None], what: str
+        self, checkpoint: Checkpoint, find: Callable[[str], _Match | None], what: str, do: str
     ) -> Iterator[tuple[str, Row, int, tuple[str, ...]]]:
         matches, homeless = [], []
         for name in checkpoint.infos:
@@ -184,12 +195,7 @@ class Table:
             elif not (self.computed and re.search(self.computed, name)):
                 homeless.append(name)
         if homeless:
-            raise WeightsError(
-                what,
-                where=checkpoint.path,
-                got=", ".join(homeless),
-                do="check that the weights are of the model that the config describes",
-            )
+            raise WeightsError(what, where=checkpoint.path, got=", ".join(homeless), do=do)
         yield from matches
 
     def _theirs(self, name: str) -> _Match | None:
