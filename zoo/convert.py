@@ -22,7 +22,7 @@ from converters.gguf_quants import q8_0_error
 from converters.targets import Target, find_target
 from converters.view import Cast, Made, Recipe, Subset, View
 from zoo.errors import CaptureError, ConfigError, SourceError, VerifyError, WeightsError, ZooError
-from zoo.graph.computed import COMPUTED, is_computed
+from zoo.graph.computed import COMPUTED, is_computed, sinusoids
 from zoo.registry import parse
 from zoo.tolerances import ROUNDING
 
@@ -200,9 +200,17 @@ def _in_graph_names(checkpoint: Checkpoint, graph: Graph, keep: bool) -> tuple[V
     recipes: dict[str, Recipe | Made] = {
         name: Recipe(own) for name, own in fitted.names.items() if not is_computed(name)
     }
-    if not keep:  # other forms may store what torch computes
-        recipes |= {name: Made(table.shape, table.dtype.name, table.view) for name, table in fitted.made.items()}
     gone = {own: COMPUTED for name, own in fitted.names.items() if is_computed(name)}
+    tables = dict(fitted.made)
+    for name in graph.meta.get("sinusoids", ()):
+        table = sinusoids(graph.params[name].shape)
+        own = fitted.names.get(name)
+        if own is not None and np.array_equal(checkpoint.read(own), table):  # as if it were not there
+            del recipes[name]
+            tables[name] = table
+            gone |= {own: COMPUTED} if keep else {}
+    if not keep:  # other forms may store what torch computes
+        recipes |= {name: Made(table.shape, table.dtype.name, table.view) for name, table in tables.items()}
     for name in set(checkpoint.infos) - set(fitted.names.values()):
         why = fitted.unused.get(name, "it is the same as another tensor, which is written")
         if keep and name in fitted.unused and why != COMPUTED:
