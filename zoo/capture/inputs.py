@@ -283,7 +283,7 @@ _CHOICES = 3
 
 def _is_choice(made: _Example) -> bool:
     """Whether the class takes several texts of each row, [B, choices, T], and tells which."""
-    return type(made.module).__name__.endswith("ForMultipleChoice")
+    return type(made.module).__name__.endswith(("ForMultipleChoice", "DoubleHeadsModel"))
 
 
 def _is_shifted(made: _Example) -> bool:
@@ -297,6 +297,7 @@ def _decoder_ids(made: _Example) -> torch.Tensor | None:
         or made.needs("decoder_input_ids")
         or made.has("self_conditioning_logits")  # tokens to refine, which are drawn if there are none
         or _is_seq2seq(made)
+        or (made.has("decoder_input_ids") and hasattr(made.module, "text_decoder"))
     ):
         return None
     channels = getattr(getattr(made.config, "decoder_config", None), "num_channels", None)
@@ -727,14 +728,32 @@ def _visual(width: str) -> Callable[[_Example], torch.Tensor | None]:
 
 
 def _of_points(made: _Example) -> torch.Tensor:
-    """One point in each of two groups, x and y in pixels, [B, 2, 1, 2]."""
-    return torch.rand(made.batch, 2, 1, 2, generator=made.generator).mul(8).to(made.floats)
+    """Three points in each of two groups, x and y in pixels, [B, 2, 3, 2]."""
+    return torch.rand(made.batch, 2, 3, 2, generator=made.generator).mul(8).to(made.floats)
+
+
+def _point_labels(made: _Example) -> torch.Tensor | None:
+    """Whether each point is of the object, [B, 2, 3]."""
+    if "input_points" not in made.inputs:
+        return None
+    return torch.randint(2, made.inputs["input_points"].shape[:-1], generator=made.generator)
 
 
 def _noise(made: _Example) -> torch.Tensor | None:
     """What decides the patches that a masked autoencoder sees, one number a patch; or what becomes actions."""
     if hasattr(made.config, "max_action_dim"):
         return made.noise(made.batch, made.config.chunk_size, made.config.max_action_dim)
+    return _of_patches(made)
+
+
+def _hidden_patches(made: _Example) -> torch.Tensor | None:
+    """Which patches a class that learns by filling them in does not see, [B, P]; others may leave it out."""
+    numbers = _of_patches(made) if type(made.module).__name__.endswith("ForMaskedImageModeling") else None
+    return None if numbers is None else numbers < 0.5
+
+
+def _of_patches(made: _Example) -> torch.Tensor | None:
+    """A number from 0 to 1 for each patch of the image, [B, P]."""
     if "pixel_values" not in made.inputs or not isinstance(getattr(made.config, "patch_size", None), int):
         return None
     height, width = made.inputs["pixel_values"].shape[-2:]
@@ -783,6 +802,7 @@ _MAKERS: dict[str, Callable[[_Example], torch.Tensor | None]] = {
     "mm_token_type_ids": _mm_token_type_ids,
     "bbox": _bbox,
     "global_attention_mask": _global_attention_mask,
+    "mc_token_ids": lambda made: torch.randint(made.length, (made.batch, _CHOICES), generator=made.generator),
     "image_attention_mask": lambda made: (  # which images each token sees
         torch.ones(*made.inputs["input_ids"].shape, 1, dtype=torch.long) if made.config.model_type in _TILED else None
     ),
@@ -819,6 +839,7 @@ _MAKERS: dict[str, Callable[[_Example], torch.Tensor | None]] = {
     "returns_to_go": _steps("none"),
     "timesteps": _steps("none", "timesteps"),
     "input_points": _of_points,
+    "input_labels": _point_labels,
     "latents": lambda made: made.noise(made.batch, made.config.hidden_size, 4),
     "inputs": lambda made: made.noise(made.batch, made.length, made.config.d_model) if made.needs("inputs") else None,
     "decoder_input_values": _decoder_values,
@@ -827,5 +848,6 @@ _MAKERS: dict[str, Callable[[_Example], torch.Tensor | None]] = {
     "noise_embeds": lambda made: made.noise(made.batch, _NOISY, made.config.hidden_size),
     "context_hidden_states": lambda made: made.noise(made.batch, made.length, made.config.hidden_size),
     "noise": _noise,
+    "bool_masked_pos": _hidden_patches,
     "inputs_embeds": _inputs_embeds,
 }
