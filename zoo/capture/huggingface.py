@@ -10,22 +10,23 @@ import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
-from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from zoo.capture.alike import COUNTS, any_number, counting_axis, each_by_itself, is_traced
 from zoo.capture.inputs import example_inputs, prepared_inputs
 from zoo.capture.rewrites import Rewrites, rewritten
 from zoo.capture.stored import conversions
-from zoo.capture.torch_export import ReadsValues, capture_program, export, ties_of, traceable
+from zoo.capture.torch_export import ReadsValues, capture_program, dim_name, export, ties_of, traceable
 from zoo.capture.training import mode
 from zoo.errors import CaptureError, ConfigError
 from zoo.graph.computed import is_computed, sinusoids
@@ -149,71 +150,158 @@ def capture_config(
         if hasattr(part, "use_cache"):
             part.use_cache = False
     cls = model_class(config, task)
+    graph, refused = None, None
+    length = 6 + _chunk(config)
+
+    def capture(count: int, one: Mapping[str, torch.Tensor] | None = None) -> Graph:
+        module = build(config, cls, dtype, tied=False)
+        inputs = example_inputs(module, dtype, batch=count, length=length)
+        with _quiet(), mode(module, train) as without, rewritten(module) as rewrites:
+            return _Capture(module, inputs, count, config, train, without, rewrites, one).graph()
+
+    try:
+        graph = capture(COUNTS[0])
+    except CaptureError as error:
+        refused = error
     module = build(config, cls, dtype, tied=False)
-    inputs = example_inputs(module, dtype, length=6 + _chunk(config))
-    with _quiet(), mode(module, train) as without, rewritten(module) as rewrites:
-        program = None
+    one = example_inputs(module, dtype, batch=1, length=length)
+    several = example_inputs(module, dtype, batch=COUNTS[0], length=length)
+    if graph is None or _fixes_number(graph, one, several):
         try:
-            program = export(module, inputs, _dynamic(inputs, config))
-            graph = _captured(program, module, train, without)
-        except CaptureError as first:
-            try:
-                graph = _captured_otherwise(module, inputs, config, first, train, without, rewrites)
-            except CaptureError:
-                if program is None or not isinstance(first, ReadsValues):
-                    raise
-                graph = _captured(program, module, train, without, reading=True)
+            graph = _of_any_number([capture(count, one) for count in COUNTS], graph)
+        except CaptureError as error:
+            logging.getLogger(__name__).debug("one number of images alone: %s; %s", error, error.__cause__)
+            if graph is None:
+                raise (refused or error) from error
     return _named(graph, module, config, task, dtype)
 
 
-def _captured(
-    program: torch.export.ExportedProgram,
-    module: transformers.PreTrainedModel,
-    train: bool,
-    without: Sequence[str],
-    reading: bool = False,
-) -> Graph:
-    """The graph of an exported program whose weights are the module's, tied as those are."""
-    module.tie_weights()
-    return capture_program(program, ties_of(module), train=train, without=without, reading=reading)
+def _fixes_number(graph: Graph, one: Mapping[str, torch.Tensor], several: Mapping[str, torch.Tensor]) -> bool:
+    """Whether a graph holds for as many images as the example has: a dim is a number, or sizes of images are fixed."""
+    shapes = {item.name: item.shape for item in graph.inputs}
+    if any(name in _GEOMETRY and name not in shapes for name in several):
+        return True
+    axes = {name: counting_axis(one[name], value) for name, value in several.items() if name in shapes}
+    return any(axis is not None and isinstance(shapes[name][axis], int) for name, axis in axes.items())
 
 
-def _captured_otherwise(
-    module: transformers.PreTrainedModel,
-    inputs: Mapping[str, torch.Tensor],
-    config: Any,
-    first: CaptureError,
-    train: bool,
-    without: Sequence[str],
-    rewrites: Rewrites,
-) -> Graph:
-    """What plain export refuses: without masks of ones, if there were any; else under transformers' patches, with what
-    those want computed before, or with the sizes of images as part of the graph, which then holds for as many images
-    of those sizes; then with all that follows from these sizes as part of it, too.
+def _of_any_number(graphs: Sequence[Graph], fixed: Graph | None) -> Graph:
+    """The graph of any number of images, if its outputs are those of the graph of one number alone."""
+    names = [item.name for item in graphs[0].inputs]
+    found = any_number(graphs, lambda name, axis, ndim: dim_name(name, axis, ndim, names)[0])
+    expected, got = ({} if graph is None else _output_shapes(graph) for graph in (fixed, graphs[0]))
+    if fixed is not None and not (expected.keys() == got.keys() and all(map(_agree, expected.values(), got.values()))):
+        raise CaptureError("what is computed of each image is not that of all", expected=expected, got=got)
+    return found
+
+
+def _output_shapes(graph: Graph) -> dict[str, Any]:
+    infos = {name: info for node in graph.nodes for name, info in zip(node.outputs, node.infos, strict=True)}
+    return {name: infos[ref.name].shape for name, ref in sorted(graph.outputs.items()) if ref.name in infos}
+
+
+def _agree(some: Sequence[Any], other: Sequence[Any]) -> bool:
+    """Whether dims are the same, as far as they are numbers."""
+    if len(some) != len(other):
+        return False
+    return all(a == b for a, b in zip(some, other, strict=True) if isinstance(a, int) and isinstance(b, int))
+
+
+@dataclass
+class _Capture:
+    """A module's capture, in the ways that there are.
+
+    Args:
+        count: how many rows its inputs have.
+        one: inputs of one image, if each image is to be computed by itself; sizes of images are then fixed.
     """
-    if rewrites.masked:
-        rewrites.unmasked = True
+
+    module: transformers.PreTrainedModel
+    inputs: Mapping[str, torch.Tensor]
+    count: int
+    config: Any
+    train: bool
+    without: Sequence[str]
+    rewrites: Rewrites
+    one: Mapping[str, torch.Tensor] | None = None
+
+    def graph(self) -> Graph:
+        """Plain export, or else what is tried where that is refused."""
+        program = None
         try:
-            return _captured(export(module, inputs, _dynamic(inputs, config)), module, train, without)
-        except CaptureError:
-            rewrites.unmasked = False
-    for fixing in (None, _sizes, _of_sizes):
-        try:
-            prepared = prepared_inputs(module, inputs)
-            dynamic = _dynamic(prepared, config)
-            if fixing:
-                fixed = {name: prepared.pop(name) for name in fixing(module, inputs)}
-                dynamic = {name: _STATIC.get(name, dynamic[name]) for name in prepared}
-                if fixing is _of_sizes:
-                    dynamic = {name: _of_one_size(name, axes) for name, axes in dynamic.items()}
-                with _fixing(module, fixed):
-                    program = _export_patched(module, prepared, dynamic)
-            else:
-                program = _export_patched(module, prepared, dynamic)
-            return _captured(program, module, train, without)
-        except Exception as error:
-            second = error
-    raise first from second
+            program = self.export(self.inputs)
+            return self.captured(program)
+        except CaptureError as first:
+            try:
+                return self.otherwise(first)
+            except CaptureError:
+                if program is None or not isinstance(first, ReadsValues):
+                    raise
+                return self.captured(program, reading=True)
+
+    def otherwise(self, first: CaptureError) -> Graph:
+        """What plain export refuses: without masks of ones, if there were any; else under transformers' patches, with
+        what those want computed before, or with the sizes of images as part of the graph, which then holds for as many
+        images of those sizes; then with all that follows from these sizes as part of it, too.
+        """
+        if self.rewrites.masked:
+            self.rewrites.unmasked = True
+            try:
+                return self.captured(self.export(self.inputs))
+            except CaptureError:
+                self.rewrites.unmasked = False
+        second: Exception = first
+        for fixing in (None, _sizes, _of_sizes):
+            try:
+                prepared = prepared_inputs(self.module, self.inputs)
+                fixed = {name: prepared.pop(name) for name in fixing(self.module, self.inputs)} if fixing else {}
+                return self.captured(self.export_patched(prepared, fixed, fixing is _of_sizes))
+            except Exception as error:
+                second = error
+        raise first from second
+
+    def export(self, inputs: Mapping[str, torch.Tensor]) -> torch.export.ExportedProgram:
+        with self.apart(self.one, inputs):
+            return export(self.module, inputs, self.dynamic(inputs))
+
+    def export_patched(
+        self, inputs: Mapping[str, Any], fixed: Mapping[str, Any], of_one_size: bool
+    ) -> torch.export.ExportedProgram:
+        """Under transformers' patches, with some of the inputs fixed."""
+        dynamic = self.dynamic(inputs)
+        if fixed:
+            dynamic = {name: _STATIC.get(name, axes) for name, axes in dynamic.items()}
+        if of_one_size:
+            dynamic = {name: _of_one_size(name, axes) for name, axes in dynamic.items()}
+        one = None if self.one is None else prepared_inputs(self.module, self.one)
+        with self.apart(one, {**inputs, **fixed}), _fixing(self.module, fixed) if fixed else nullcontext():
+            return _export_patched(self.module, inputs, dynamic)
+
+    def captured(self, program: torch.export.ExportedProgram, reading: bool = False) -> Graph:
+        """The graph of an exported program whose weights are the module's, tied as those are."""
+        module = self.module
+        module.tie_weights()
+        return capture_program(program, ties_of(module), train=self.train, without=self.without, reading=reading)
+
+    def apart(self, one: Mapping[str, Any] | None, several: Mapping[str, Any]) -> Any:
+        """Each image computed by itself, if that is asked for."""
+        return nullcontext() if one is None else each_by_itself(self.module, one, several, self.count)
+
+    def dynamic(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Which dims may vary: none of an image's, nor their number, where each is computed by itself."""
+        found = _dynamic(inputs, self.config)
+        for name, value in inputs.items() if self.one is not None else ():
+            if isinstance(value, torch.Tensor) and not _is_text(name, value, inputs):
+                found[name] = dict.fromkeys(range(value.ndim), torch.export.Dim.STATIC)
+        return found
+
+
+def _is_text(name: str, value: torch.Tensor, inputs: Mapping[str, Any]) -> bool:
+    """Whether an input has something for each token."""
+    ids = inputs.get("input_ids")
+    if ids is None or name.startswith(("pixel", "image")):
+        return False
+    return value.shape[: ids.ndim] == ids.shape or value.shape[-ids.ndim :] == ids.shape
 
 
 def _sizes(_: Any, inputs: Mapping[str, Any]) -> list[str]:
@@ -564,7 +652,7 @@ class _Known(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         leaves = pytree.tree_leaves((args, kwargs))
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-        traced = any(isinstance(leaf, (FakeTensor, torch.SymInt)) for leaf in leaves)
+        traced = any(is_traced(leaf) for leaf in leaves)
         if traced or not (tensors or func in (torch.arange, torch.linspace, torch.tensor, torch.as_tensor)):
             return func(*args, **(kwargs or {}))
         with unset_fake_temporarily(), disable_proxy_modes_tracing():

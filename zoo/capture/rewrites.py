@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 
 from zoo.errors import CaptureError
 
-__all__ = ["Rewrites", "replaced", "rewritten"]
+__all__ = ["Rewrites", "names_in", "plain_forward", "replaced", "rewritten"]
 
 
 @dataclass
@@ -45,10 +45,10 @@ def rewritten(module: torch.nn.Module) -> Iterator[Rewrites]:
     with ExitStack() as stack:
         stack.enter_context(replaced(torch.nn.Module, "to", _to))
         for part in module.modules():
-            forward = _plain_forward(part)
-            if {"nonzero", "index_add_"} <= _names(forward) and _loops(part):
+            forward = plain_forward(part)
+            if {"nonzero", "index_add_"} <= names_in(forward) and _loops(part):
                 stack.enter_context(replaced(part, "forward", _of_experts(part, forward)))
-            elif {"topk", "tolist"} <= _names(forward):
+            elif {"topk", "tolist"} <= names_in(forward):
                 stack.enter_context(replaced(part, "forward", _counting(part, forward)))
             elif _splits(part, forward):
                 stack.enter_context(replaced(part, "forward", _under(_Groups, part, forward)))
@@ -74,17 +74,17 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
             delattr(owner, name)
 
 
-def _plain_forward(part: torch.nn.Module) -> Callable[..., Any]:
+def plain_forward(part: torch.nn.Module) -> Callable[..., Any]:
     """The class's own forward, under what transformers puts around it."""
     return inspect.unwrap(type(part).forward)
 
 
-def _names(function: Any) -> set[str]:
+def names_in(function: Any) -> set[str]:
     """What a function's code speaks of, that of the functions and comprehensions in it included."""
     code = getattr(function, "__code__", function)
     if not isinstance(code, CodeType):
         return set()
-    return set(code.co_names).union(*map(_names, code.co_consts))
+    return set(code.co_names).union(*map(names_in, code.co_consts))
 
 
 # --- moves ----------------------------------------------------------------------------------------------------------
@@ -259,7 +259,7 @@ def _counting(part: torch.nn.Module, forward: Callable[..., Any]) -> Callable[..
 def _splits(part: torch.nn.Module, forward: Callable[..., Any]) -> bool:
     """Whether it has a matrix for each of the parts that it splits the tokens into."""
     stacked = any(weight.ndim == 3 for weight in part.parameters(recurse=False))
-    return {"split", "linear", "cat"} <= _names(forward) and stacked
+    return {"split", "linear", "cat"} <= names_in(forward) and stacked
 
 
 class _Groups(TorchFunctionMode):
