@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from typing import Any
@@ -115,7 +115,7 @@ def _each(
             axis = counting_axis(one.get(source), several.get(source)) if source else None
             if axis is None or source is None:
                 continue
-            if is_traced(value):
+            if isinstance(value, torch.Tensor) and is_traced(value):
                 rows = (count, one[source].shape[axis])
                 apart[name] = value.reshape(*value.shape[:axis], *rows, *value.shape[axis + 1 :]).movedim(axis, 0)
             else:
@@ -166,7 +166,7 @@ def _joined(each: Any, together: Any, count: int) -> Any:
         together: what the model makes of all, or None where that cannot be traced: what it calls features is then a
             list, and all else is one after the other.
     """
-    if isinstance(each, Mapping):
+    if isinstance(each, MutableMapping):
         for name, value in each.items():
             known = together.get(name) if isinstance(together, Mapping) else None
             if known is None and name == "pooler_output" and isinstance(value, (list, tuple)):

@@ -22,9 +22,9 @@ from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from zoo.capture.alike import COUNTS, any_number, counting_axis, each_by_itself, is_traced
+from zoo.capture.alike import COUNTS, any_number, each_by_itself, is_traced
 from zoo.capture.inputs import example_inputs, prepared_inputs
-from zoo.capture.rewrites import Rewrites, rewritten
+from zoo.capture.rewrites import rewritten
 from zoo.capture.stored import conversions
 from zoo.capture.torch_export import ReadsValues, capture_program, dim_name, export, ties_of, traceable
 from zoo.capture.training import mode
@@ -150,39 +150,38 @@ def capture_config(
         if hasattr(part, "use_cache"):
             part.use_cache = False
     cls = model_class(config, task)
-    graph, refused = None, None
-    length = 6 + _chunk(config)
 
-    def capture(count: int, one: Mapping[str, torch.Tensor] | None = None) -> Graph:
+    def capturing(count: int, one: Mapping[str, torch.Tensor] | None = None) -> _Capture:
         module = build(config, cls, dtype, tied=False)
-        inputs = example_inputs(module, dtype, batch=count, length=length)
-        with _quiet(), mode(module, train) as without, rewritten(module) as rewrites:
-            return _Capture(module, inputs, count, config, train, without, rewrites, one).graph()
+        inputs = example_inputs(module, dtype, batch=count, length=6 + _chunk(config))
+        return _Capture(module, inputs, count, config, train, one)
 
+    first = capturing(COUNTS[0])
+    graph, refused = None, None
     try:
-        graph = capture(COUNTS[0])
+        graph = first.graph()
     except CaptureError as error:
         refused = error
-    module = build(config, cls, dtype, tied=False)
-    one = example_inputs(module, dtype, batch=1, length=length)
-    several = example_inputs(module, dtype, batch=COUNTS[0], length=length)
-    if graph is None or _fixes_number(graph, one, several):
+    if _fixes_number(graph, first.inputs):
         try:
-            graph = _of_any_number([capture(count, one) for count in COUNTS], graph)
+            one = capturing(1).inputs
+            graph = _of_any_number([capturing(count, one).graph() for count in COUNTS], graph)
         except CaptureError as error:
-            logging.getLogger(__name__).debug("one number of images alone: %s; %s", error, error.__cause__)
-            if graph is None:
-                raise (refused or error) from error
-    return _named(graph, module, config, task, dtype)
+            logging.getLogger(__name__).debug("no other number of images: %s; %s", error, error.__cause__)
+    if graph is None:
+        raise refused or AssertionError
+    first.module.tie_weights()
+    return _named(graph, first.module, config, task, dtype)
 
 
-def _fixes_number(graph: Graph, one: Mapping[str, torch.Tensor], several: Mapping[str, torch.Tensor]) -> bool:
-    """Whether a graph holds for as many images as the example has: a dim is a number, or sizes of images are fixed."""
+def _fixes_number(graph: Graph | None, inputs: Mapping[str, torch.Tensor]) -> bool:
+    """Whether a model takes images, and its graph, if it has one, only as many of them as the example has."""
+    images = [name for name, value in inputs.items() if not _is_text(name, value, inputs)]
+    if graph is None:
+        return bool(images)
     shapes = {item.name: item.shape for item in graph.inputs}
-    if any(name in _GEOMETRY and name not in shapes for name in several):
-        return True
-    axes = {name: counting_axis(one[name], value) for name, value in several.items() if name in shapes}
-    return any(axis is not None and isinstance(shapes[name][axis], int) for name, axis in axes.items())
+    sizes_are_fixed = any(name in _GEOMETRY and name not in shapes for name in images)
+    return sizes_are_fixed or any(isinstance(shapes[name][0], int) for name in images if name in shapes)
 
 
 def _of_any_number(graphs: Sequence[Graph], fixed: Graph | None) -> Graph:
@@ -221,12 +220,14 @@ class _Capture:
     count: int
     config: Any
     train: bool
-    without: Sequence[str]
-    rewrites: Rewrites
     one: Mapping[str, torch.Tensor] | None = None
 
     def graph(self) -> Graph:
-        """Plain export, or else what is tried where that is refused."""
+        with _quiet(), mode(self.module, self.train) as self.without, rewritten(self.module) as self.rewrites:
+            return self.of_some_export()
+
+    def of_some_export(self) -> Graph:
+        """Plain export's, or else that of what is tried where that is refused."""
         program = None
         try:
             program = self.export(self.inputs)
