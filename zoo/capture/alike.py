@@ -132,14 +132,14 @@ def _each(
 
 def _source(name: str, value: Any, several: Mapping[str, Any]) -> str | None:
     """Which of the model's inputs an argument is, or what is made of it place by place."""
-    if not isinstance(value, (torch.Tensor, list, tuple)):
-        return None
+    if not isinstance(value, torch.Tensor):
+        return next((key for key, item in several.items() if item is value and isinstance(value, (list, tuple))), None)
     if is_traced(value):
         found = [key for key, item in several.items() if isinstance(item, torch.Tensor) and item.shape == value.shape]
     else:
         found = [key for key, item in several.items() if item is value]
     if not found:
-        raise CaptureError("a part of the model takes what no input is", where=name, got=type(value).__name__)
+        raise CaptureError("a part of the model takes what no input is", where=name, got=tuple(value.shape))
     return name if name in found else found[0]
 
 
@@ -216,7 +216,7 @@ class _Whole(TorchFunctionMode):
         tensors = [arg for arg in (*args, *kwargs.values()) if isinstance(arg, torch.Tensor)]
         apart = [functorch.is_batchedtensor(tensor) for tensor in tensors]
         if func is _ATTENTION:
-            if any(apart) and all(tensor.ndim == 4 for tensor in tensors):
+            if any(apart) and all(x.ndim == 4 or not own for x, own in zip(tensors, apart, strict=True)):
                 return self._attention(*args, **kwargs)
         elif func is F.multi_head_attention_forward:
             if any(apart):
@@ -241,7 +241,7 @@ class _Whole(TorchFunctionMode):
         apart = [x is not None and functorch.is_batchedtensor(x) for x in (query, key, value, attn_mask)]
 
         def joined(x: Any, apart: bool) -> Any:
-            if x is None or (not apart and x.shape[0] == 1):
+            if x is None or (not apart and (x.ndim < 4 or x.shape[0] == 1)):
                 return x
             if apart:
                 return x.expand(self.count, rows, *x.shape[2:]).flatten(0, 1)
@@ -316,16 +316,19 @@ class _Joining:
         self.symbol = ""
         self.counted = ("", 0, 0)  # the first input that has images, the axis, and how long it is for each
         self.sizes: dict[int, Node] = {}
+        self.names: dict[str, str] = {}  # of the constants
 
     def graph(self) -> Graph:
         few, more = self.few, self.more
         self._same("names", [i.name for i in few.inputs], [i.name for i in more.inputs])
         self._same("parameters", few.params, more.params)
         self._same("outputs", few.outputs, more.outputs)
-        self._same("constants", list(few.constants), list(more.constants))
-        for name, array in few.constants.items():
-            if not np.array_equal(array, more.constants[name], equal_nan=array.dtype.kind == "f"):
-                raise _different(f"constant {name}", array.shape, more.constants[name].shape)
+        self._same("number of constants", len(few.constants), len(more.constants))
+        for name, other in zip(few.constants, more.constants, strict=True):
+            array, same = few.constants[name], more.constants[other]
+            if not np.array_equal(array, same, equal_nan=array.dtype.kind == "f"):
+                raise _different(f"constant {name}", array.shape, same.shape)
+            self.names[other] = name
         symbols = {**few.symbols}
         inputs = tuple(self._input(*pair, symbols) for pair in zip(few.inputs, more.inputs, strict=True))
         if not self.symbol:
@@ -363,6 +366,8 @@ class _Joining:
             return {key: self._tree(value, more[key], where) for key, value in few.items()}
         if isinstance(few, tuple) and isinstance(more, tuple) and len(few) == len(more):
             return tuple(self._tree(a, b, where) for a, b in zip(few, more, strict=True))
+        if isinstance(more, Ref):
+            more = Ref(self.names.get(more.name, more.name))
         each = self._each(few, more, where)
         return few if each is None else self._size(each)
 
