@@ -71,7 +71,7 @@ def each_by_itself(
         for part, name in _parts(module):
             each = _each(getattr(part, name), one, several, count)
             if part is module:  # a class's, as in `rewritten`
-                stack.enter_context(replaced(type(part), name, _method(each)))
+                stack.enter_context(replaced(type(part), name, _method(getattr(type(part), name), each)))
             else:
                 stack.enter_context(replaced(part, name, each))
         stack.enter_context(_Joined())
@@ -89,8 +89,10 @@ def _parts(module: Any) -> list[tuple[Any, str]]:
     return [(part, "forward") for part in inner] if reads and inner else [(base, "forward")]
 
 
-def _method(function: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(function)
+def _method(own: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function in the place of a class's own method."""
+
+    @functools.wraps(own)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         return function(*args, **kwargs)
 
@@ -181,9 +183,11 @@ def _joined(each: Any, together: Any, count: int) -> Any:
     if not isinstance(each, torch.Tensor):
         return each
     axis = 0 if together is None else counting_axis(each[0], together)
-    if axis is None:
-        raise CaptureError("what is made of one image is of the same size as what is made of all", got=each.shape)
-    return each.movedim(0, axis).flatten(axis, axis + 1)
+    found = each if axis is None else each.movedim(0, axis).flatten(axis, axis + 1)
+    if axis is None or (together is not None and found.shape != together.shape):
+        shape = tuple(together.shape)
+        raise CaptureError("what is made of images is not that of each", expected=shape, got=tuple(each.shape))
+    return found
 
 
 class _Apart(list[torch.Tensor]):
