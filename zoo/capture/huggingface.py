@@ -243,7 +243,8 @@ class _Capture:
     def otherwise(self, first: CaptureError) -> Graph:
         """What plain export refuses: without masks of ones, if there were any; else under transformers' patches, with
         what those want computed before, or with the sizes of images as part of the graph, which then holds for as many
-        images of those sizes; then with all that follows from these sizes as part of it, too.
+        images of those sizes; then with all that follows from these sizes as part of it, too, and at last with which
+        moments of sounds are padding.
         """
         if self.rewrites.masked:
             self.rewrites.unmasked = True
@@ -252,11 +253,11 @@ class _Capture:
             except CaptureError:
                 self.rewrites.unmasked = False
         second: Exception = first
-        for fixing in (None, _sizes, _of_sizes):
+        for fixing in (None, _sizes, _of_sizes, _of_sounds):
             try:
                 prepared = prepared_inputs(self.module, self.inputs)
                 fixed = {name: prepared.pop(name) for name in fixing(self.module, self.inputs)} if fixing else {}
-                return self.captured(self.export_patched(prepared, fixed, fixing is _of_sizes))
+                return self.captured(self.export_patched(prepared, fixed, fixing in (_of_sizes, _of_sounds)))
             except Exception as error:
                 second = error
         raise first from second
@@ -319,6 +320,19 @@ def _of_sizes(module: Any, inputs: Mapping[str, Any]) -> list[str]:
         sizes["pixel_attention_mask"] = inputs["pixel_attention_mask"]
     text = {"position_ids": inputs["input_ids"]} if "input_ids" in inputs else {}
     return [name for name in prepared_inputs(module, {**sizes, **text}) if name not in text]
+
+
+def _of_sounds(module: Any, inputs: Mapping[str, Any]) -> list[str]:
+    """Those, and which moments of sounds are padding and what transformers computes of that."""
+    names = [name for name in _PADDING if name in inputs]
+    if not names:
+        raise CaptureError("no mask says how long sounds are", got=", ".join(inputs))
+    sounds = {name: inputs[name] for name in (*names, "input_features")}
+    prepared = [name for name in prepared_inputs(module, sounds) if name not in ("input_features", "position_ids")]
+    return list(dict.fromkeys([*_of_sizes(module, inputs), *prepared]))
+
+
+_PADDING = ("input_features_mask", "feature_attention_mask")
 
 
 def _of_one_size(name: str, axes: Any) -> Any:
