@@ -137,7 +137,8 @@ def _source(name: str, value: Any, several: Mapping[str, Any]) -> str | None:
     if not isinstance(value, torch.Tensor):
         return next((key for key, item in several.items() if item is value and isinstance(value, (list, tuple))), None)
     if is_traced(value):
-        found = [key for key, item in several.items() if isinstance(item, torch.Tensor) and item.shape == value.shape]
+        shape = [dim if isinstance(dim, int) else None for dim in value.shape]  # a text's length would be guarded
+        found = [key for key, item in several.items() if isinstance(item, torch.Tensor) and list(item.shape) == shape]
     else:
         found = [key for key, item in several.items() if item is value]
     if not found:
