@@ -31,7 +31,7 @@ from zoo.errors import CaptureError
 from zoo.graph.ir import Graph, Input, Node, Ref, ValueInfo
 from zoo.graph.passes import simplify
 
-__all__ = ["COUNTS", "any_number", "counting_axis", "each_by_itself", "is_traced"]
+__all__ = ["COUNTS", "any_number", "each_by_itself", "is_counted", "is_traced"]
 
 COUNTS = (2, 3)
 """How many images a model is traced with."""
@@ -43,6 +43,12 @@ def counting_axis(one: Any, several: Any) -> int | None:
         return next((axis for axis, (a, b) in enumerate(zip(one.shape, several.shape, strict=True)) if a != b), None)
     both_lists = isinstance(one, (list, tuple)) and isinstance(several, (list, tuple))
     return 0 if both_lists and len(one) != len(several) else None
+
+
+def is_counted(one: Any, several: Any, count: int) -> bool:
+    """Whether an input is the same for any number of images, or as many times as long as for one."""
+    axis = counting_axis(one, several)
+    return axis is None or not isinstance(several, torch.Tensor) or several.shape[axis] == count * one.shape[axis]
 
 
 def is_traced(value: Any) -> bool:

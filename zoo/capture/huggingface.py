@@ -22,7 +22,7 @@ from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from zoo.capture.alike import COUNTS, any_number, each_by_itself, is_traced
+from zoo.capture.alike import COUNTS, any_number, each_by_itself, is_counted, is_traced
 from zoo.capture.inputs import example_inputs, prepared_inputs
 from zoo.capture.rewrites import rewritten
 from zoo.capture.stored import conversions
@@ -276,6 +276,8 @@ class _Capture:
         if of_one_size:
             dynamic = {name: _of_one_size(name, axes) for name, axes in dynamic.items()}
         one = None if self.one is None else prepared_inputs(self.module, self.one)
+        if one and not all(is_counted(one.get(name), value, self.count) for name, value in inputs.items()):
+            raise CaptureError("an input is not so many times as long as that of one image", got=", ".join(inputs))
         with self.apart(one, {**inputs, **fixed}), _fixing(self.module, fixed) if fixed else nullcontext():
             return _export_patched(self.module, inputs, dynamic)
 
