@@ -31,7 +31,7 @@ from zoo.errors import CaptureError
 from zoo.graph.ir import Graph, Input, Node, Ref, ValueInfo
 from zoo.graph.passes import simplify
 
-__all__ = ["COUNTS", "any_number", "each_by_itself", "is_counted", "is_traced"]
+__all__ = ["COUNTS", "any_number", "counting_axis", "each_by_itself", "is_counted", "is_traced"]
 
 COUNTS = (2, 3)
 """How many images a model is traced with."""

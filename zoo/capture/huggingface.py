@@ -22,7 +22,7 @@ from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from zoo.capture.alike import COUNTS, any_number, each_by_itself, is_counted, is_traced
+from zoo.capture.alike import COUNTS, any_number, counting_axis, each_by_itself, is_counted, is_traced
 from zoo.capture.inputs import example_inputs, prepared_inputs
 from zoo.capture.rewrites import rewritten
 from zoo.capture.stored import conversions
@@ -162,11 +162,12 @@ def capture_config(
         graph = first.graph()
     except CaptureError as error:
         refused = error
-    if _fixes_number(graph, first.inputs):
+    if any(not _is_text(name, value, first.inputs) for name, value in first.inputs.items()):
         try:
             one = capturing(1).inputs
-            graph = _of_any_number([capturing(count, one).graph() for count in COUNTS], graph)
-        except CaptureError as error:
+            if graph is None or _fixes_number(graph, one, first.inputs):
+                graph = _of_any_number([capturing(count, one).graph() for count in COUNTS], graph)
+        except Exception as error:  # whatever the traced code raises
             logging.getLogger(__name__).debug("no other number of images: %s; %s", error, error.__cause__)
     if graph is None:
         raise refused or AssertionError
@@ -174,14 +175,13 @@ def capture_config(
     return _named(graph, first.module, config, task, dtype)
 
 
-def _fixes_number(graph: Graph | None, inputs: Mapping[str, torch.Tensor]) -> bool:
-    """Whether a model takes images, and its graph, if it has one, only as many of them as the example has."""
-    images = [name for name, value in inputs.items() if not _is_text(name, value, inputs)]
-    if graph is None:
-        return bool(images)
+def _fixes_number(graph: Graph, one: Mapping[str, torch.Tensor], several: Mapping[str, torch.Tensor]) -> bool:
+    """Whether a graph takes only as many images as its example has: sizes are part of it, or a dim that counts them."""
     shapes = {item.name: item.shape for item in graph.inputs}
-    sizes_are_fixed = any(name in _GEOMETRY and name not in shapes for name in images)
-    return sizes_are_fixed or any(isinstance(shapes[name][0], int) for name in images if name in shapes)
+    if any(name in _GEOMETRY and name not in shapes for name in several):
+        return True
+    axes = {name: counting_axis(one[name], value) for name, value in several.items() if name in shapes}
+    return any(axis is not None and isinstance(shapes[name][axis], int) for name, axis in axes.items())
 
 
 def _of_any_number(graphs: Sequence[Graph], fixed: Graph | None) -> Graph:
