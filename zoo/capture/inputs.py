@@ -63,9 +63,6 @@ def prepared_inputs(module: torch.nn.Module, inputs: Mapping[str, torch.Tensor])
         _, prepared, _ = prepare_for_export(module, dict(inputs))
     if "input_ids" in inputs and getattr(prepared.get("position_ids"), "ndim", 2) == 1:
         del prepared["position_ids"]  # of patches: the model's own argument is about its text
-        if rope_index := getattr(module, "get_rope_index", None):
-            given = {name: inputs[name] for name in inspect.signature(rope_index).parameters if name in inputs}
-            prepared["position_ids"], _ = rope_index(**given)
     return dict(prepared)
 
 
