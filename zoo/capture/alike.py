@@ -124,8 +124,9 @@ def _each(
             if axis is None or source is None:
                 continue
             if isinstance(value, torch.Tensor) and is_traced(value):
-                rows = (count, one[source].shape[axis])
-                apart[name] = value.reshape(*value.shape[:axis], *rows, *value.shape[axis + 1 :]).movedim(axis, 0)
+                if axis:  # MiniCPM-V's, side by side in one image: what its windows make of one is not that of all
+                    raise CaptureError("images do not follow one another in the first dim", where=name, got=axis)
+                apart[name] = value.reshape(count, one[source].shape[0], *value.shape[1:])
             else:
                 alike[name] = one[source]
         if not apart:
