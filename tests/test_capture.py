@@ -19,6 +19,7 @@ from torch import nn
 
 import zoo
 from zoo.arrays import to_numpy
+from zoo.capture.alike import COUNTS, any_number, each_by_itself
 from zoo.capture.torch_export import ReadsValues, capture_program, export
 from zoo.errors import CaptureError, ConfigError, FormatError, InputError, UnsupportedOp, ZooError
 from zoo.graph import Graph
@@ -583,6 +584,100 @@ def test_a_module_without_inputs_says_what_is_needed() -> None:
 class Nonzero(nn.Module):
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.nonzero(x > 0), x[x > 0]
+
+
+class Sees(nn.Module):
+    """Looks at one image after the other, and puts what it sees where the text has noughts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.patch, self.norm = nn.Embedding(9, 8), nn.Conv2d(3, 8, 4, 4), nn.LayerNorm(8)
+        self.heads, self.probe = nn.MultiheadAttention(8, 2, batch_first=True), nn.Parameter(torch.randn(1, 1, 8))
+
+    def get_image_features(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
+        found = []
+        for image, (height, width) in zip(pixel_values, [(8, 12)] * len(pixel_values), strict=True):
+            patches = self.norm(self.patch(image[None, :, :height, :width]).flatten(2).transpose(1, 2))
+            heads = patches.unflatten(-1, (2, 4)).transpose(1, 2)
+            causal = torch.ones(6, 6, dtype=torch.bool).tril()[None, None]
+            attended = nn.functional.scaled_dot_product_attention(heads, heads, heads.exp(), causal)
+            pooled, _ = self.heads(self.probe, patches, patches)
+            found.append((attended.transpose(1, 2).flatten(2) + pooled)[0])
+        return found
+
+    def forward(self, input_ids: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
+        features = torch.cat(self.get_image_features(pixel_values), dim=0)
+        return self.embed(input_ids).masked_scatter((input_ids == 0)[..., None], features)
+
+
+class Packs(nn.Module):
+    """Takes images as rows of patches, four of each, and gives one row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj = nn.Linear(5, 6)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        places = torch.arange(4.0)[:, None]
+        return torch.cat([(self.proj(x) * places).softmax(0) for x in pixel_values.split(4)])[None]
+
+
+class Compares(nn.Module):
+    """Every image with every other."""
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return torch.stack([(pixel_values * x).sum(-1) for x in pixel_values])
+
+
+def text_and_images(count: int) -> Arrays:
+    text = np.tile(np.array([3, 0, 0, 0, 0, 0, 0, 5]), (count, 1))
+    return {"input_ids": text, "pixel_values": floats(count, 3, 8, 12)}
+
+
+def patches(count: int) -> Arrays:
+    return {"pixel_values": floats(4 * count, 5)}
+
+
+def rows(count: int) -> Arrays:
+    return {"pixel_values": floats(count, 5)}
+
+
+def of_any_number(module: nn.Module, made: Callable[[int], Arrays], apart: bool = True) -> Graph:
+    """As zoo.capture.huggingface does for images whose sizes are fixed."""
+    one, graphs = made(1), []
+    for count in COUNTS:
+        inputs = {name: torch.from_numpy(array) for name, array in made(count).items()}
+        rows = {name: torch.from_numpy(array) for name, array in one.items()} if apart else inputs
+        dims = {name: {} if name == "pixel_values" else {0: torch.export.Dim.AUTO} for name in inputs}
+        with each_by_itself(module, rows, inputs, count):
+            graphs.append(capture_program(export(module, inputs, dims)))
+    return any_number(graphs, lambda name, axis, ndim: "images")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("module", "made"), [(Sees, text_and_images), (Packs, patches)])
+def test_any_number_of_images(module: type[nn.Module], made: Callable[[int], Arrays], backend: str) -> None:
+    torch.manual_seed(0)
+    module = module().eval()
+    params = {name: tensor.detach().numpy() for name, tensor in module.state_dict().items()}
+    model = Package(of_any_number(module, made), params).load(backend)
+    for count in (1, 2, 5):
+        assert_outputs(backend, model(**made(count)), module, made(count))
+
+
+def test_operations_on_images_stay_whole() -> None:
+    counts = of_any_number(Sees().eval(), text_and_images).op_counts()
+    assert (counts["conv2d"], counts["layer_norm"], counts["scaled_dot_product_attention"]) == (1, 1, 2)
+
+
+def test_images_that_depend_on_each_other_are_refused() -> None:
+    with pytest.raises(CaptureError, match="not that of each"):
+        of_any_number(Compares(), rows)
+
+
+def test_a_loop_over_images_is_of_their_number() -> None:
+    with pytest.raises(CaptureError, match="does not do the same for each image"):
+        of_any_number(Sees().eval(), text_and_images, apart=False)
 
 
 class Averaged(nn.Module):

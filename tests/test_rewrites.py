@@ -231,3 +231,57 @@ def test_a_check_that_the_tracer_itself_fails_stops_nothing() -> None:
     package = zoo.capture(Checking(), x=floats(2, 4))
     assert torch_compilable_check is checked
     assert np.array_equal(package.load("numpy")(x=floats(3, 5))["output"], floats(3, 5) * 2)
+
+
+class Marked(nn.Module):
+    """Writes a row where a mask has any, and counts what another one selects."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = nn.Parameter(torch.randn(2, 4))
+
+    def get_placeholder_mask(self, marks: torch.Tensor, features: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        mask = (marks == 2)[..., None].expand_as(x)
+        if x[mask].numel() != features.numel():
+            raise ValueError("not as many places as features")
+        return mask
+
+    def forward(self, x: torch.Tensor, marks: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        x = x.masked_scatter(self.get_placeholder_mask(marks, features, x), features)
+        for number in range(2):
+            mask = marks == number
+            if mask.any():
+                x[mask] = self.rows[number]
+        return x
+
+
+class Asking(nn.Module):
+    """Asks whether a mask has any for something else than a write where it has."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mask = x > 0
+        if mask.any():
+            x = x * 2
+        return x
+
+
+def marked(*rows: list[int]) -> dict[str, np.ndarray]:
+    marks = np.array(rows)
+    return {"x": floats(*marks.shape, 4), "marks": marks, "features": floats(int((marks == 2).sum()), 4)}
+
+
+@pytest.mark.parametrize("backend", ["numpy", "torch", "jax", "tensorflow"])
+def test_writes_that_a_model_makes_only_where_a_mask_has_any(backend: str) -> None:
+    module = seeded(Marked)
+    with rewritten(module):
+        package = zoo.capture(module, **marked([0, 1, 2], [2, 3, 2]))
+    assert not {"forward", "get_placeholder_mask"} & vars(module).keys()
+    model = package.load(backend)
+    for inputs in (marked([0, 1, 2], [2, 3, 2]), marked([2, 3, 2, 2, 2])):
+        found = to_numpy(model(**inputs)["output"])
+        assert np.abs(found - expected(module, inputs)["output"]).max() <= TOLERANCES[backend, "float32"]
+
+
+def test_whether_a_mask_has_any_is_not_known() -> None:
+    with rewritten(module := Asking()), pytest.raises(CaptureError, match=r"if mask\.any"):
+        zoo.capture(module, x=floats(2, 4))

@@ -10,22 +10,23 @@ import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
-from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from zoo.capture.alike import COUNTS, any_number, counting_axis, each_by_itself, is_counted, is_traced
 from zoo.capture.inputs import example_inputs, prepared_inputs
-from zoo.capture.rewrites import Rewrites, rewritten
+from zoo.capture.rewrites import rewritten
 from zoo.capture.stored import conversions
-from zoo.capture.torch_export import ReadsValues, capture_program, export, ties_of, traceable
+from zoo.capture.torch_export import ReadsValues, capture_program, dim_name, export, ties_of, traceable
 from zoo.capture.training import mode
 from zoo.errors import CaptureError, ConfigError
 from zoo.graph.computed import is_computed, sinusoids
@@ -149,71 +150,162 @@ def capture_config(
         if hasattr(part, "use_cache"):
             part.use_cache = False
     cls = model_class(config, task)
-    module = build(config, cls, dtype, tied=False)
-    inputs = example_inputs(module, dtype, length=6 + _chunk(config))
-    with _quiet(), mode(module, train) as without, rewritten(module) as rewrites:
+
+    def capturing(count: int, one: Mapping[str, torch.Tensor] | None = None) -> _Capture:
+        module = build(config, cls, dtype, tied=False)
+        inputs = example_inputs(module, dtype, batch=count, length=6 + _chunk(config))
+        return _Capture(module, inputs, count, config, train, one)
+
+    first = capturing(COUNTS[0])
+    graph, refused = None, None
+    try:
+        graph = first.graph()
+    except CaptureError as error:
+        refused = error
+    if any(not _is_text(name, value, first.inputs) for name, value in first.inputs.items()):
+        try:
+            one = capturing(1).inputs
+            if graph is None or _fixes_number(graph, one, first.inputs):
+                graph = _of_any_number([capturing(count, one).graph() for count in COUNTS], graph)
+        except Exception as error:  # whatever the traced code raises
+            logging.getLogger(__name__).debug("no other number of images: %s; %s", error, error.__cause__)
+    if graph is None:
+        raise refused or AssertionError
+    first.module.tie_weights()
+    return _named(graph, first.module, config, task, dtype)
+
+
+def _fixes_number(graph: Graph, one: Mapping[str, torch.Tensor], several: Mapping[str, torch.Tensor]) -> bool:
+    """Whether a graph takes only as many images as its example has: sizes are part of it, or a dim that counts them."""
+    shapes = {item.name: item.shape for item in graph.inputs}
+    if any(name in _GEOMETRY and name not in shapes for name in several):
+        return True
+    axes = {name: counting_axis(one[name], value) for name, value in several.items() if name in shapes}
+    return any(axis is not None and isinstance(shapes[name][axis], int) for name, axis in axes.items())
+
+
+def _of_any_number(graphs: Sequence[Graph], fixed: Graph | None) -> Graph:
+    """The graph of any number of images, if its outputs are those of the graph of one number alone."""
+    names = [item.name for item in graphs[0].inputs]
+    found = any_number(graphs, lambda name, axis, ndim: dim_name(name, axis, ndim, names)[0])
+    expected, got = ({} if graph is None else _output_shapes(graph) for graph in (fixed, graphs[0]))
+    if fixed is not None and not (expected.keys() == got.keys() and all(map(_agree, expected.values(), got.values()))):
+        raise CaptureError("what is computed of each image is not that of all", expected=expected, got=got)
+    return found
+
+
+def _output_shapes(graph: Graph) -> dict[str, Any]:
+    infos = {name: info for node in graph.nodes for name, info in zip(node.outputs, node.infos, strict=True)}
+    return {name: infos[ref.name].shape for name, ref in sorted(graph.outputs.items()) if ref.name in infos}
+
+
+def _agree(some: Sequence[Any], other: Sequence[Any]) -> bool:
+    """Whether dims are the same, as far as they are numbers."""
+    if len(some) != len(other):
+        return False
+    return all(a == b for a, b in zip(some, other, strict=True) if isinstance(a, int) and isinstance(b, int))
+
+
+@dataclass
+class _Capture:
+    """A module's capture, in the ways that there are.
+
+    Args:
+        count: how many rows its inputs have.
+        one: inputs of one image, if each image is to be computed by itself; sizes of images are then fixed.
+    """
+
+    module: transformers.PreTrainedModel
+    inputs: Mapping[str, torch.Tensor]
+    count: int
+    config: Any
+    train: bool
+    one: Mapping[str, torch.Tensor] | None = None
+
+    def graph(self) -> Graph:
+        with _quiet(), mode(self.module, self.train) as self.without, rewritten(self.module) as self.rewrites:
+            return self.of_some_export()
+
+    def of_some_export(self) -> Graph:
+        """Plain export's, or else that of what is tried where that is refused."""
         program = None
         try:
-            program = export(module, inputs, _dynamic(inputs, config))
-            graph = _captured(program, module, train, without)
+            program = self.export(self.inputs)
+            return self.captured(program)
         except CaptureError as first:
             try:
-                graph = _captured_otherwise(module, inputs, config, first, train, without, rewrites)
+                return self.otherwise(first)
             except CaptureError:
                 if program is None or not isinstance(first, ReadsValues):
                     raise
-                graph = _captured(program, module, train, without, reading=True)
-    return _named(graph, module, config, task, dtype)
+                return self.captured(program, reading=True)
+
+    def otherwise(self, first: CaptureError) -> Graph:
+        """What plain export refuses: without masks of ones, if there were any; else under transformers' patches, with
+        what those want computed before, or with the sizes of images as part of the graph, which then holds for as many
+        images of those sizes; then with all that follows from these sizes as part of it, too, and at last with which
+        moments of sounds are padding.
+        """
+        if self.rewrites.masked:
+            self.rewrites.unmasked = True
+            try:
+                return self.captured(self.export(self.inputs))
+            except CaptureError:
+                self.rewrites.unmasked = False
+        second: Exception = first
+        for fixing in (None, _sizes, _of_sizes, _of_sounds):
+            try:
+                prepared = prepared_inputs(self.module, self.inputs)
+                fixed = {name: prepared.pop(name) for name in fixing(self.module, self.inputs)} if fixing else {}
+                return self.captured(self.export_patched(prepared, fixed, fixing in (_of_sizes, _of_sounds)))
+            except Exception as error:
+                second = error
+        raise first from second
+
+    def export(self, inputs: Mapping[str, torch.Tensor]) -> torch.export.ExportedProgram:
+        with self.apart(self.one, inputs):
+            return export(self.module, inputs, self.dynamic(inputs))
+
+    def export_patched(
+        self, inputs: Mapping[str, Any], fixed: Mapping[str, Any], of_one_size: bool
+    ) -> torch.export.ExportedProgram:
+        """Under transformers' patches, with some of the inputs fixed."""
+        dynamic = self.dynamic(inputs)
+        if fixed:
+            dynamic = {name: _STATIC.get(name, axes) for name, axes in dynamic.items()}
+        if of_one_size:
+            dynamic = {name: _of_one_size(name, axes) for name, axes in dynamic.items()}
+        one = None if self.one is None else prepared_inputs(self.module, self.one)
+        if one and not all(is_counted(one.get(name), value, self.count) for name, value in inputs.items()):
+            raise CaptureError("an input is not so many times as long as that of one image", got=", ".join(inputs))
+        with self.apart(one, {**inputs, **fixed}), _fixing(self.module, fixed) if fixed else nullcontext():
+            return _export_patched(self.module, inputs, dynamic)
+
+    def captured(self, program: torch.export.ExportedProgram, reading: bool = False) -> Graph:
+        """The graph of an exported program whose weights are the module's, tied as those are."""
+        module = self.module
+        module.tie_weights()
+        return capture_program(program, ties_of(module), train=self.train, without=self.without, reading=reading)
+
+    def apart(self, one: Mapping[str, Any] | None, several: Mapping[str, Any]) -> Any:
+        """Each image computed by itself, if that is asked for."""
+        return nullcontext() if one is None else each_by_itself(self.module, one, several, self.count)
+
+    def dynamic(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Which dims may vary: none of an image's, nor their number, where each is computed by itself."""
+        found = _dynamic(inputs, self.config)
+        for name, value in inputs.items() if self.one is not None else ():
+            if isinstance(value, torch.Tensor) and not _is_text(name, value, inputs):
+                found[name] = dict.fromkeys(range(value.ndim), torch.export.Dim.STATIC)
+        return found
 
 
-def _captured(
-    program: torch.export.ExportedProgram,
-    module: transformers.PreTrainedModel,
-    train: bool,
-    without: Sequence[str],
-    reading: bool = False,
-) -> Graph:
-    """The graph of an exported program whose weights are the module's, tied as those are."""
-    module.tie_weights()
-    return capture_program(program, ties_of(module), train=train, without=without, reading=reading)
-
-
-def _captured_otherwise(
-    module: transformers.PreTrainedModel,
-    inputs: Mapping[str, torch.Tensor],
-    config: Any,
-    first: CaptureError,
-    train: bool,
-    without: Sequence[str],
-    rewrites: Rewrites,
-) -> Graph:
-    """What plain export refuses: without masks of ones, if there were any; else under transformers' patches, with what
-    those want computed before, or with the sizes of images as part of the graph, which then holds for as many images
-    of those sizes; then with all that follows from these sizes as part of it, too.
-    """
-    if rewrites.masked:
-        rewrites.unmasked = True
-        try:
-            return _captured(export(module, inputs, _dynamic(inputs, config)), module, train, without)
-        except CaptureError:
-            rewrites.unmasked = False
-    for fixing in (None, _sizes, _of_sizes):
-        try:
-            prepared = prepared_inputs(module, inputs)
-            dynamic = _dynamic(prepared, config)
-            if fixing:
-                fixed = {name: prepared.pop(name) for name in fixing(module, inputs)}
-                dynamic = {name: _STATIC.get(name, dynamic[name]) for name in prepared}
-                if fixing is _of_sizes:
-                    dynamic = {name: _of_one_size(name, axes) for name, axes in dynamic.items()}
-                with _fixing(module, fixed):
-                    program = _export_patched(module, prepared, dynamic)
-            else:
-                program = _export_patched(module, prepared, dynamic)
-            return _captured(program, module, train, without)
-        except Exception as error:
-            second = error
-    raise first from second
+def _is_text(name: str, value: torch.Tensor, inputs: Mapping[str, Any]) -> bool:
+    """Whether an input has something for each token."""
+    ids = inputs.get("input_ids")
+    if ids is None or name.startswith(("pixel", "image")):
+        return False
+    return value.shape[: ids.ndim] == ids.shape or value.shape[-ids.ndim :] == ids.shape
 
 
 def _sizes(_: Any, inputs: Mapping[str, Any]) -> list[str]:
@@ -230,6 +322,19 @@ def _of_sizes(module: Any, inputs: Mapping[str, Any]) -> list[str]:
         sizes["pixel_attention_mask"] = inputs["pixel_attention_mask"]
     text = {"position_ids": inputs["input_ids"]} if "input_ids" in inputs else {}
     return [name for name in prepared_inputs(module, {**sizes, **text}) if name not in text]
+
+
+def _of_sounds(module: Any, inputs: Mapping[str, Any]) -> list[str]:
+    """Those, and which moments of sounds are padding and what transformers computes of that."""
+    names = [name for name in _PADDING if name in inputs]
+    if not names:
+        raise CaptureError("no mask says how long sounds are", got=", ".join(inputs))
+    sounds = {name: inputs[name] for name in (*names, "input_features")}
+    prepared = [name for name in prepared_inputs(module, sounds) if name not in ("input_features", "position_ids")]
+    return list(dict.fromkeys([*_of_sizes(module, inputs), *prepared]))
+
+
+_PADDING = ("input_features_mask", "feature_attention_mask")
 
 
 def _of_one_size(name: str, axes: Any) -> Any:
@@ -564,7 +669,7 @@ class _Known(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         leaves = pytree.tree_leaves((args, kwargs))
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-        traced = any(isinstance(leaf, (FakeTensor, torch.SymInt)) for leaf in leaves)
+        traced = any(is_traced(leaf) for leaf in leaves)
         if traced or not (tensors or func in (torch.arange, torch.linspace, torch.tensor, torch.as_tensor)):
             return func(*args, **(kwargs or {}))
         with unset_fake_temporarily(), disable_proxy_modes_tracing():

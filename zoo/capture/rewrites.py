@@ -5,9 +5,11 @@ Each rewrite is found by how a module is written, never by its name, holds while
 
 from __future__ import annotations
 
+import ast
 import functools
 import inspect
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,12 +19,13 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from zoo.errors import CaptureError
 
-__all__ = ["Rewrites", "replaced", "rewritten"]
+__all__ = ["Rewrites", "names_in", "plain_forward", "replaced", "rewritten"]
 
 
 @dataclass
@@ -45,13 +48,19 @@ def rewritten(module: torch.nn.Module) -> Iterator[Rewrites]:
     with ExitStack() as stack:
         stack.enter_context(replaced(torch.nn.Module, "to", _to))
         for part in module.modules():
-            forward = _plain_forward(part)
-            if {"nonzero", "index_add_"} <= _names(forward) and _loops(part):
+            forward = plain_forward(part)
+            if {"nonzero", "index_add_"} <= names_in(forward) and _loops(part):
                 stack.enter_context(replaced(part, "forward", _of_experts(part, forward)))
-            elif {"topk", "tolist"} <= _names(forward):
+            elif {"topk", "tolist"} <= names_in(forward):
                 stack.enter_context(replaced(part, "forward", _counting(part, forward)))
             elif _splits(part, forward):
                 stack.enter_context(replaced(part, "forward", _under(_Groups, part, forward)))
+            elif lines := _guarded_writes(forward):
+                guarded = functools.partial(_Guarded, forward.__code__, lines)
+                stack.enter_context(replaced(part, "forward", _under(guarded, part, forward)))
+            check = getattr(type(part), _CHECKED, None)
+            if check and {"numel", "ValueError"} <= names_in(check):
+                stack.enter_context(replaced(part, _CHECKED, _under(_Agreeing, part, check)))
         if masks := sys.modules.get("transformers.masking_utils"):
             stack.enter_context(replaced(masks, _SKIPPED, _skipped(getattr(masks, _SKIPPED), rewrites)))
         if caches := sys.modules.get("transformers.cache_utils"):
@@ -74,17 +83,17 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
             delattr(owner, name)
 
 
-def _plain_forward(part: torch.nn.Module) -> Callable[..., Any]:
+def plain_forward(part: torch.nn.Module) -> Callable[..., Any]:
     """The class's own forward, under what transformers puts around it."""
     return inspect.unwrap(type(part).forward)
 
 
-def _names(function: Any) -> set[str]:
+def names_in(function: Any) -> set[str]:
     """What a function's code speaks of, that of the functions and comprehensions in it included."""
     code = getattr(function, "__code__", function)
     if not isinstance(code, CodeType):
         return set()
-    return set(code.co_names).union(*map(_names, code.co_consts))
+    return set(code.co_names).union(*map(names_in, code.co_consts))
 
 
 # --- moves ----------------------------------------------------------------------------------------------------------
@@ -115,6 +124,76 @@ def _without(kind: type, forward: Callable[..., Any]) -> Callable[..., Any]:
         return found
 
     return without
+
+
+# --- what a mask selects ----------------------------------------------------------------------------------------------
+
+
+def _guarded_writes(forward: Callable[..., Any]) -> set[int]:
+    """The lines of a function that ask whether a mask has any, only to write where it has."""
+    if "any" not in names_in(forward):
+        return set()
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(forward)))
+    except (OSError, SyntaxError):  # without source
+        return set()
+    first = forward.__code__.co_firstlineno
+    return {first + node.lineno - 1 for node in ast.walk(tree) if isinstance(node, ast.If) and _is_guarded(node)}
+
+
+def _is_guarded(node: ast.If) -> bool:
+    match node.test:
+        case ast.Call(func=ast.Attribute(value=ast.Name(id=mask), attr="any"), args=[], keywords=[]):
+            return not node.orelse and all(_writes_at(mask, statement) for statement in node.body)
+    return False
+
+
+def _writes_at(mask: str, statement: ast.stmt) -> bool:
+    match statement:
+        case ast.Assign(targets=[ast.Subscript(value=ast.Name(), slice=ast.Name(id=written))]):
+            return written == mask
+    return False
+
+
+class _Guarded(TorchFunctionMode):
+    """A write where a mask has any is none where it has none: it need not be asked."""
+
+    def __init__(self, code: CodeType, lines: set[int]) -> None:
+        super().__init__()
+        self.code, self.lines = code, lines
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.any and isinstance(args[0], FakeTensor):
+            frame = sys._getframe()
+            while frame.f_back and frame.f_code is not self.code:
+                frame = frame.f_back
+            if frame.f_lineno in self.lines:
+                return True
+        return func(*args, **(kwargs or {}))
+
+
+_CHECKED = "get_placeholder_mask"
+
+
+class _Agreeing(TorchFunctionMode):
+    """As many places as there are features for them, which a model checks: the tracer learns it so."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if func is torch.Tensor.numel and isinstance(found, torch.SymInt) and free_unbacked_symbols(found):
+            return _Number(found)
+        return found
+
+
+class _Number:
+    """How many values a mask selects, which is what it is compared with."""
+
+    def __init__(self, size: torch.SymInt) -> None:
+        self.size = size
+
+    def __ne__(self, other: Any) -> bool:
+        torch._check(self.size == getattr(other, "size", other))
+        return False
 
 
 # --- masks of ones ----------------------------------------------------------------------------------------------------
@@ -156,7 +235,10 @@ def _of_experts(part: torch.nn.Module, forward: Callable[..., Any]) -> Callable[
     return _under(_AllHit, part, forward)
 
 
-def _under(mode: type[TorchFunctionMode], part: torch.nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+def _under(
+    mode: Callable[[], TorchFunctionMode], part: torch.nn.Module, forward: Callable[..., Any]
+) -> Callable[..., Any]:
+    @functools.wraps(getattr(part, forward.__name__))
     def under(*args: Any, **kwargs: Any) -> Any:
         with mode():
             return forward(part, *args, **kwargs)
@@ -259,7 +341,7 @@ def _counting(part: torch.nn.Module, forward: Callable[..., Any]) -> Callable[..
 def _splits(part: torch.nn.Module, forward: Callable[..., Any]) -> bool:
     """Whether it has a matrix for each of the parts that it splits the tokens into."""
     stacked = any(weight.ndim == 3 for weight in part.parameters(recurse=False))
-    return {"split", "linear", "cat"} <= _names(forward) and stacked
+    return {"split", "linear", "cat"} <= names_in(forward) and stacked
 
 
 class _Groups(TorchFunctionMode):

@@ -42,6 +42,7 @@ __all__ = [
     "ReadsValues",
     "capture_module",
     "capture_program",
+    "dim_name",
     "export",
     "named_leaves",
     "ties_of",
@@ -386,7 +387,7 @@ class _Translation:
         """Our name for a dynamic dim; dims of the same meaning share one, though a trace may not tie them: not those
         that differ in the example, as the entities of a text from its tokens.
         """
-        ours, shared = _dim_name(name, axis, ndim, self.input_names)
+        ours, shared = dim_name(name, axis, ndim, self.input_names)
         example = size.node.hint
         if ours in self.ranges and not (shared and example == self.examples.get(ours, example)):
             ours = f"{name.replace('.', '_')}_{ours}"
@@ -675,7 +676,7 @@ def _fixed(size: Any) -> int | None:
     return size if isinstance(size, int) else size.node.maybe_as_int()
 
 
-def _dim_name(name: str, axis: int, ndim: int, others: Sequence[str]) -> tuple[str, bool]:
+def dim_name(name: str, axis: int, ndim: int, others: Sequence[str]) -> tuple[str, bool]:
     """The field's name for a dynamic dim of an input, and whether inputs with a dim of that name agree in it."""
     untied = name.startswith(("input_features", "feature", "input_values", "noise"))
     text = name.endswith(("ids", "mask", "embeds", "bbox")) and ndim >= 2 and not untied
