@@ -32,10 +32,10 @@ from common import environment, record
 from real_files import PACKAGES, file_of, imagenet_names, llama2c_pieces, pixels, sha256
 
 import zoo
-from zoo.graph.computed import is_computed
 from converters import open_checkpoint, save_safetensors
 from zoo.arrays import to_numpy
 from zoo.errors import ConfigError
+from zoo.graph.computed import is_computed
 from zoo.tolerances import CEILINGS
 
 BACKENDS = ("torch", "jax")
