@@ -14,7 +14,7 @@ from tolerances import TOLERANCES
 
 from zoo.backends import native
 from zoo.errors import ZooError
-from zoo.graph.ir import Graph, Input, Node, Ref, ValueInfo
+from zoo.graph.ir import Graph, Input, Node, Param, Ref, ValueInfo
 from zoo.model import prepare_inputs
 from zoo.native import kernels, passes
 from zoo.tolerances import PRODUCTS
@@ -65,6 +65,20 @@ def test_passes_fire_and_change_nothing(
     plain = native.compile_graph(graph)(params, inputs)
     for name in plain:
         agree(got[name], plain[name])
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_batch_norms_of_packaged_graphs_are_folded(training: bool) -> None:
+    """They stand as `batch_norm`, with whether it trains among its arguments."""
+    info = (ValueInfo("float32", (1, 4, 8, 8)),)
+    nodes = [
+        Node("conv2d", (Ref("image"), Ref("p:kernel")), {}, ("x",), info),
+        Node("batch_norm", (Ref("x"), *[Ref("p:scale")] * 4, training, 0.1, 1e-5, False), {}, ("y",), info),
+    ]
+    params = {name: Param(name, "float32", shape) for name, shape in (("scale", (4,)), ("kernel", (4, 3, 1, 1)))}
+    graph = Graph((Input("image", "float32", (1, 3, 8, 8)),), params, {}, nodes, {"y": Ref("y")})
+    counts = passes.convolutions(graph).op_counts()
+    assert counts == ({"native::conv": 1, "batch_norm": 1} if training else {"native::conv": 1})
 
 
 def agree(got: np.ndarray, expected: np.ndarray) -> None:

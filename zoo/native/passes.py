@@ -314,9 +314,11 @@ def convolutions(graph: Graph) -> Graph:
         return dataclasses.replace(node, op="native::conv", args=args), []
 
     def folded(values: Values, node: Node) -> Any:
-        if node.op != "_native_batch_norm_legit_no_training":
+        if node.kwargs or len(node.args) != _BATCH_NORMS[node.op]:
             return None
-        x, scale, shift, mean, variance, _, eps = node.args
+        x, scale, shift, mean, variance, *training, _, eps = node.args[:8]
+        if any(training):
+            return None
         conv = values.made_by(x, "native::conv")
         if conv is None or conv.args[7:] != (None, "none", None) or not values.only_for(conv, node):
             return None
@@ -327,8 +329,11 @@ def convolutions(graph: Graph) -> Graph:
         args = (*conv.args[:7], (scale, shift, mean, variance, eps), "none", None)
         return dataclasses.replace(conv, args=args, outputs=node.outputs[:1], infos=node.infos[:1]), [conv]
 
-    return rewritten(rewritten(graph, ("conv1d", "conv2d"), plain), ("_native_batch_norm_legit_no_training",), folded)
+    return rewritten(rewritten(graph, ("conv1d", "conv2d"), plain), _BATCH_NORMS, folded)
 
+
+_BATCH_NORMS = {"_native_batch_norm_legit_no_training": 7, "batch_norm": 9}
+"""Op -> how many arguments it has: the second has whether it trains before the last three."""
 
 _ACTIVATIONS = ("relu", "gelu", "silu", "tanh", "sigmoid")
 
