@@ -553,7 +553,7 @@ def test_nothing_in_is_nothing_out() -> None:
 def test_more_than_memory_is_an_error() -> None:
     loaded, x = library.library(), numbers(4)
     assert not loaded.zoo_pack_right(x.ctypes.data, 1 << 40, 1 << 40, 1, 1)
-    assert not loaded.zoo_pack_left(x.ctypes.data, 1 << 30, 1 << 20, 1 << 30)
+    assert not loaded.zoo_pack_conv(x.ctypes.data, 1 << 30, 1 << 20, 1 << 30, 1, library.PLANES)
     with pytest.raises(MemoryError):
         kernels.binary(np.broadcast_to(x[0], (1 << 23, 1 << 23)), x[:1], "add")
 

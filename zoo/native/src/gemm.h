@@ -46,6 +46,7 @@ struct Float {
     typedef V Sums;
     typedef V Left;
     static constexpr int64_t kPerWord = 1;
+    static constexpr int64_t kRun = 1;  // words of a row that lie side by side in a tile
     static constexpr bool kQuantised = false, kRough = false;  // rough: what comes after need not be better than the product
     ZOO_INLINE V left(const float* a) { return splat(*a); }
     ZOO_INLINE V madd(V sums, V left, V right) { return sums + left * right; }
@@ -65,15 +66,22 @@ static void tile(const float* __restrict a, const float* __restrict b, int64_t k
 #pragma GCC unroll 16
     for (int i = 0; i < M; ++i)
         for (int j = 0; j < NV; ++j) sums[i][j] = typename K::Sums{};
-    for (int64_t p = 0; p < k; ++p, a += M, b += NR, ahead += 64) {
+    auto step = [&](const float* at) {
         __builtin_prefetch(ahead, 0, 2);
         V right[NV];
         for (int j = 0; j < NV; ++j) right[j] = load(b + j * W);
 #pragma GCC unroll 16
         for (int i = 0; i < M; ++i) {
-            typename K::Left left = K::left(a + i);
+            typename K::Left left = K::left(at + i * K::kRun);
             for (int j = 0; j < NV; ++j) sums[i][j] = K::madd(sums[i][j], left, right[j]);
         }
+        b += NR, ahead += 64;
+    };
+    for (int64_t p = 0; p < k; p += K::kRun, a += M * K::kRun) {
+        if constexpr (K::kRun == 1)
+            step(a);
+        else
+            for (int64_t q = 0; q < least(K::kRun, k - p); ++q) step(a + q);
     }
     if (!first) {
 #pragma GCC unroll 16
@@ -295,7 +303,7 @@ static int linear(const zoo_linear_args* x) {
 }
 
 typedef int (*Linear)(const zoo_linear_args*);
-static zoo_packed* new_packed(int64_t groups, int64_t m, int64_t n, int64_t k, int64_t floats, Linear linear);
+static zoo_packed* new_packed(int64_t groups, int64_t m, int64_t n, int64_t k, int64_t floats, Linear linear, int32_t layout = 0);
 
 struct Packing {
     const float* from;
@@ -314,18 +322,6 @@ static zoo_packed* pack_right(const float* b, int64_t k, int64_t n, int64_t stri
     if (!packed) return nullptr;
     Packing job{b, k, n, stride_k, stride_n, packed->data};
     parallel(ceil_div(n, NR), pack_one_panel, &job);
-    return packed;
-}
-
-static zoo_packed* pack_left(const float* a, int64_t groups, int64_t m, int64_t k) {
-    zoo_packed* packed = new_packed(groups, m, 0, k, groups * m * k, nullptr);
-    if (!packed) return nullptr;
-    int64_t mr = tile_rows(m);
-    for (int64_t g = 0; g < groups; ++g)
-        for (int64_t r = 0; r < m; r += mr) {
-            int64_t at = (g * m + r) * k;
-            pack_tile(a + at, k, 1, least(mr, m - r), k, packed->data + at);
-        }
     return packed;
 }
 
