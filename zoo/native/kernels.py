@@ -273,24 +273,29 @@ def softmax(x: np.ndarray) -> np.ndarray:
 
 
 def unary(x: np.ndarray, op: str) -> np.ndarray:
-    """One of `ACTIVATIONS`, element by element."""
-    x = _contiguous(x)
+    """One of `ACTIVATIONS`, element by element; the result has the order of memory that `x` has."""
+    order, back = _order(x)
+    x = _contiguous(x.transpose(order))
     out = empty(x.shape)
     call(lib.Unary(x.ctypes.data, out.ctypes.data, x.size, lib.ACTIVATIONS[op]), x, out)
-    return out
+    return out.transpose(back)
 
 
 def binary(a: np.ndarray, b: np.ndarray, op: str) -> np.ndarray:
-    """One of `BINARY`, element by element, with NumPy's broadcasting; up to six dims once joined."""
+    """One of `BINARY`, element by element, with NumPy's broadcasting; up to six dims once joined.
+
+    The result has the order of memory of the first array that has its shape.
+    """
     shape = np.broadcast_shapes(a.shape, b.shape)
-    a, b = np.broadcast_to(_sound(a), shape), np.broadcast_to(_sound(b), shape)
-    out = empty(shape)
-    sizes, a_strides, b_strides = _joined(shape, _strides(a), _strides(b))
+    order, back = _order(a if a.shape == shape else b if b.shape == shape else np.empty(shape))
+    a, b = (np.broadcast_to(_sound(x), shape).transpose(order) for x in (a, b))
+    out = empty(a.shape)
+    sizes, a_strides, b_strides = _joined(a.shape, _strides(a), _strides(b))
     call(
         lib.Binary(a.ctypes.data, b.ctypes.data, out.ctypes.data, sizes, a_strides, b_strides, lib.BINARY[op]),
         a, b, out,
     )  # fmt: skip
-    return out
+    return out.transpose(back)
 
 
 def copy(x: np.ndarray) -> np.ndarray:
@@ -450,6 +455,15 @@ def _sized(x: np.ndarray, size: int, what: str) -> np.ndarray:
 def _contiguous(x: np.ndarray) -> np.ndarray:
     x = _sound(x)
     return x if x.flags.c_contiguous else copy(x)
+
+
+def _order(x: np.ndarray) -> tuple[Sequence[int], Sequence[int]]:
+    """The axes as they lie in memory, from the outermost on, and those that put them back."""
+    order = range(x.ndim)
+    if x.flags.c_contiguous:
+        return order, order
+    order = sorted(order, key=lambda axis: -abs(x.strides[axis]) if x.shape[axis] > 1 else 0)
+    return order, np.argsort(order).tolist()
 
 
 def _inner(x: np.ndarray) -> np.ndarray:

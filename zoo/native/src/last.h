@@ -209,7 +209,10 @@ static void pack_taps(void* context, int64_t task) {
     const int64_t col = task % p.panels * NR, row = p.channels * p.taps;
     const float* from = p.from + (task / p.panels * p.m + col) * row;
     float* to = p.to + task * row * NR;
-    for (int64_t t = 0; t < p.taps; ++t) pack_panel(from + t, p.taps, row, least(NR, p.m - col), p.channels, to + t * p.channels * NR);
+    const int64_t cols = least(NR, p.m - col);
+    if (p.taps == 1) return pack_panel(from, 1, row, cols, row, to);
+    if (cols < NR) memset(to, 0, sizeof(float) * (size_t)(row * NR));
+    for (int64_t c = 0; c < p.channels; ++c) transpose(from + c * p.taps, row, 1, cols, p.taps, to + c * NR, p.channels * NR);
 }
 
 // G g G^T of the kernels of 3 x 3.
