@@ -60,20 +60,20 @@ struct Float {
 };
 
 // `ahead` is asked for meanwhile, a line a step: what is read next, when there are too few rows to hide that it is far.
-template <class K, int M>
+template <class K, int M, int N = NV>
 static void tile(const float* __restrict a, const float* __restrict b, int64_t k, float* __restrict c, bool first, const char* ahead) {
-    typename K::Sums sums[M][NV];
+    typename K::Sums sums[M][N];
 #pragma GCC unroll 16
     for (int i = 0; i < M; ++i)
-        for (int j = 0; j < NV; ++j) sums[i][j] = typename K::Sums{};
+        for (int j = 0; j < N; ++j) sums[i][j] = typename K::Sums{};
     auto step = [&](const float* at) {
         __builtin_prefetch(ahead, 0, 2);
-        V right[NV];
-        for (int j = 0; j < NV; ++j) right[j] = load(b + j * W);
+        V right[N];
+        for (int j = 0; j < N; ++j) right[j] = load(b + j * W);
 #pragma GCC unroll 16
         for (int i = 0; i < M; ++i) {
             typename K::Left left = K::left(at + i * K::kRun);
-            for (int j = 0; j < NV; ++j) sums[i][j] = K::madd(sums[i][j], left, right[j]);
+            for (int j = 0; j < N; ++j) sums[i][j] = K::madd(sums[i][j], left, right[j]);
         }
         b += NR, ahead += 64;
     };
@@ -86,7 +86,7 @@ static void tile(const float* __restrict a, const float* __restrict b, int64_t k
     if (!first) {
 #pragma GCC unroll 16
         for (int i = 0; i < M; ++i)
-            for (int j = 0; j < NV; ++j) {
+            for (int j = 0; j < N; ++j) {
                 typename K::Sums before;
                 memcpy(&before, c + (i * NV + j) * W, sizeof before);
                 sums[i][j] += before;
@@ -94,18 +94,19 @@ static void tile(const float* __restrict a, const float* __restrict b, int64_t k
     }
 #pragma GCC unroll 16
     for (int i = 0; i < M; ++i)
-        for (int j = 0; j < NV; ++j) memcpy(c + (i * NV + j) * W, &sums[i][j], sizeof(V));
+        for (int j = 0; j < N; ++j) memcpy(c + (i * NV + j) * W, &sums[i][j], sizeof(V));
 }
 
 typedef void (*Tile)(const float*, const float*, int64_t, float*, bool, const char*);
-template <class K>
+// N: how many vectors of a panel's row count.
+template <class K, int N = NV>
 static constexpr Tile kTiles[] = {
-    nullptr, tile<K, 1>, tile<K, 2>, tile<K, 3>, tile<K, 4>,
+    nullptr, tile<K, 1, N>, tile<K, 2, N>, tile<K, 3, N>, tile<K, 4, N>,
 #if ZOO_W >= 8
-    tile<K, 5>, tile<K, 6>,
+    tile<K, 5, N>, tile<K, 6, N>,
 #endif
 #if ZOO_W >= 16
-    tile<K, 7>, tile<K, 8>, tile<K, 9>, tile<K, 10>, tile<K, 11>, tile<K, 12>, tile<K, 13>, tile<K, 14>,
+    tile<K, 7, N>, tile<K, 8, N>, tile<K, 9, N>, tile<K, 10, N>, tile<K, 11, N>, tile<K, 12, N>, tile<K, 13, N>, tile<K, 14, N>,
 #endif
 };
 

@@ -29,41 +29,42 @@ struct Last {
     bool failed;
 };
 
-// n numbers (zeros without `from`) to where the k-th of a row of a tile stands.
-ZOO_INLINE void put(const float* from, int64_t n, int64_t k, int64_t mr, float* row) {
-    while (n > 0) {
-        const int64_t lane = k % W, here = least(W - lane, n);
-        float* to = row + k / W * mr * W + lane;
-        if (here == W)
-            store(to, from ? load(from) : V{});
-        else
-            store_some(to, from ? load_some(from, here) : V{}, here);
-        n -= here, k += here;
-        if (from) from += here;
-    }
-}
-
-// A tile: `rows` pixels from `pixel` on, by kernel rows, kernel columns and the channels of a group.
-static void gather_pixels(const zoo_conv_args& x, const float* image, int64_t C, int64_t pixel, int64_t rows, float* out) {
-    const int64_t KW = x.kernel[1], OW = x.out_size[1];
+// A tile: `rows` pixels from `pixel` on, by kernel rows, kernel columns and the channels of a group. `lines` is room for
+// that many rows, from which channels that do not fill vectors go to their places.
+static void gather_pixels(const zoo_conv_args& x, const float* image, int64_t C, int64_t pixel, int64_t rows, float* lines, float* out) {
+    const int64_t KW = x.kernel[1], OW = x.out_size[1], K = x.kernel[0] * KW * C;
     const int64_t at_once = x.dilation[1] == 1 && x.groups == 1 ? KW : 1;  // columns that lie side by side
+    const bool even = C % W == 0;
+    const int64_t step = even ? rows * W : W;
+    float* to;
+    auto put = [&](const float* from, int64_t n) {
+        for (; n >= W; n -= W, from += W, to += step) store(to, load(from));
+        if (n > 0) store(to, load_some(from, n)), to += n;
+    };
+    auto skip = [&](int64_t n) {
+        for (; n >= W; n -= W, to += step) store(to, V{});
+        if (n > 0) store(to, V{}), to += n;
+    };
     int64_t oh = pixel / OW, ow = pixel % OW;
-    for (int64_t i = 0; i < rows; ++i, out += W) {
-        int64_t k = 0;
+    for (int64_t i = 0; i < rows; ++i) {
+        to = even ? out + i * W : lines + i * (whole(K) + W);
         for (int64_t kh = 0; kh < x.kernel[0]; ++kh) {
             const int64_t ih = oh * x.stride[0] - x.pad_before[0] + kh * x.dilation[0];
-            for (int64_t kw = 0; kw < KW; kw += at_once, k += at_once * C) {
+            for (int64_t kw = 0; kw < KW; kw += at_once) {
                 const int64_t iw = ow * x.stride[1] - x.pad_before[1] + kw * x.dilation[1];
                 // those of the columns that lie within the image
-                int64_t from = iw < 0 ? least(-iw, at_once) : 0, to = least(at_once, x.width - iw);
-                if (ih < 0 || ih >= x.height || to < from) from = to = 0;
-                put(nullptr, from * C, k, rows, out);
-                if (from < to) put(image + (ih * x.width + iw + from) * x.channels, (to - from) * C, k + from * C, rows, out);
-                put(nullptr, (at_once - to) * C, k + to * C, rows, out);
+                int64_t begin = iw < 0 ? least(-iw, at_once) : 0, end = least(at_once, x.width - iw);
+                if (ih < 0 || ih >= x.height || end < begin) begin = end = 0;
+                skip(begin * C);
+                if (begin < end) put(image + (ih * x.width + iw + begin) * x.channels, (end - begin) * C);
+                skip((at_once - end) * C);
             }
         }
         if (++ow == OW) ow = 0, ++oh;
     }
+    if (even) return;
+    for (int64_t k = 0; k < K; k += W)
+        for (int64_t i = 0; i < rows; ++i, out += W) store(out, load(lines + i * (whole(K) + W) + k));
 }
 
 // A window of 4 x 4 at [row, column] of the image, transformed: number s of the spectrum goes to out + s * apart.
@@ -134,7 +135,8 @@ static void conv_block(void* context, int64_t task) {
     const int64_t group = task / (job.parts * job.blocks) % x.groups, image = task / (job.parts * job.blocks * x.groups);
     const int64_t mr = job.mr, unit0 = block * job.tiles * mr, units = least(job.tiles * mr, job.units - unit0);
     const int64_t apart = units * whole(job.k);  // of one product's left-hand side and the next
-    float* left = scratch(kConv, (size_t)(job.depth * (apart + units * NR)));
+    const int64_t lines = mr * (whole(job.k) + W);
+    float* left = scratch(kConv, (size_t)(job.depth * (apart + units * NR) + lines));
     if (!left) {
         __atomic_store_n(&job.failed, true, __ATOMIC_RELAXED);
         return;
@@ -146,7 +148,7 @@ static void conv_block(void* context, int64_t task) {
         if (job.winograd)
             gather_windows(x, in, job.C, job.cols, unit0 + u, rows, apart, left + u * whole(job.k));
         else
-            gather_pixels(x, in, job.C, unit0 + u, rows, left + u * whole(job.k));
+            gather_pixels(x, in, job.C, unit0 + u, rows, sums + job.depth * units * NR, left + u * whole(job.k));
     }
     const int64_t first = image * x.out_size[0] * x.out_size[1] * x.out_channels + group * job.M;
     for (int64_t panel = job.panels * part / job.parts; panel < job.panels * (part + 1) / job.parts; ++panel) {
@@ -159,23 +161,24 @@ static void conv_block(void* context, int64_t task) {
                        .ldc = x.out_channels,
                        .activation = x.activation,
                        .residual_first = true};
+        const Tile* tiles = n <= W ? kTiles<Gathered, 1> : kTiles<Gathered>;
         if (job.k == 0) memset(sums, 0, sizeof(float) * (size_t)(job.depth * units * NR));
         for (int64_t s = 0; s < job.depth; ++s)
             for (int64_t k = 0; k < job.k; k += KC) {
                 const int64_t count = least(KC, job.k - k);
                 for (int64_t u = 0; u < units; u += mr) {
                     const int64_t rows = least(mr, units - u);
-                    if (!job.winograd && k + count == job.k) fetch_ahead(rows, unit0 + u, 0, f);
-                    kTiles<Gathered>[rows](left + s * apart + u * whole(job.k) + k * rows, right + k * NR, count,
-                                           sums + (s * units + u) * NR, k == 0,
-                                           (const char*)(right + (k + count) * NR) + u / mr % kLines * count * 64);
+                    const bool done = !job.winograd && k + count == job.k;
+                    float* to = sums + (s * units + u) * NR;
+                    if (done) fetch_ahead(rows, unit0 + u, 0, f);
+                    tiles[rows](left + s * apart + u * whole(job.k) + k * rows, right + k * NR, count, to, k == 0,
+                                (const char*)(right + (k + count) * NR) + u / mr % kLines * count * 64);
+                    if (done) finish(to, rows, n, unit0 + u, 0, f);
                 }
                 if (k + count == job.k) right += job.k * NR;
             }
-        if (job.winograd)
-            finish_windows(job, sums, unit0, units, n, f);
-        else
-            finish(sums, units, n, unit0, 0, f);
+        if (job.winograd) finish_windows(job, sums, unit0, units, n, f);
+        else if (job.k == 0) finish(sums, units, n, unit0, 0, f);
     }
 }
 
