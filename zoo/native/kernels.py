@@ -25,6 +25,7 @@ __all__ = [
     "conv",
     "copy",
     "embedding",
+    "lay_depthwise",
     "linear",
     "matmul",
     "norm",
@@ -80,19 +81,28 @@ def pack_weight(weight: np.ndarray, precision: str = "float32") -> Packed:
     return Packed(handle, (n, k))
 
 
-def pack_conv(
-    weight: np.ndarray, groups: int, stride: Sequence[int] = (1, 1), dilation: Sequence[int] = (1, 1)
-) -> Packed:
-    """The weight of a convolution, [out, in / groups, *kernel], in the layout that suits it."""
+def pack_conv(weight: np.ndarray, groups: int, by_one: bool = False) -> Packed:
+    """The weight of a convolution, [out, in / groups, *kernel], in the layout that suits it.
+
+    Args:
+        by_one: whether stride and dilation are 1. It is packed for fewer multiplications then, if it is 3 x 3: slower to
+            pack, and an infinity or a NaN in the image spoils some more pixels around it.
+    """
     weight = _contiguous(weight)
     out, channels, *kernel = weight.shape
     layout = lib.LAST if out // groups >= FILLING else lib.PLANES
-    if layout == lib.LAST and kernel == [3, 3] and {*stride, *dilation} == {1} and channels >= FILLING:
+    if by_one and layout == lib.LAST and kernel == [3, 3] and channels >= FILLING:
         layout = lib.WINOGRAD
-    handle = lib.library().zoo_pack_conv(
-        weight.ctypes.data, groups, out // groups, channels, math.prod(kernel), layout
-    )
+    handle = lib.library().zoo_pack_conv(weight.ctypes.data, groups, out // groups, channels, math.prod(kernel), layout)
     return Packed(handle, (out, channels * math.prod(kernel)), layout)
+
+
+def lay_depthwise(weight: np.ndarray) -> np.ndarray:
+    """The weight of a convolution of each channel by itself, [C, 1, *kernel], as it is read: of many, the channels last."""
+    if len(weight) < FILLING:
+        return _contiguous(weight)
+    last = (*range(1, weight.ndim), 0)
+    return _contiguous(weight.transpose(last)).transpose(weight.ndim - 1, *range(weight.ndim - 1))
 
 
 def linear(
@@ -274,7 +284,7 @@ def softmax(x: np.ndarray) -> np.ndarray:
 
 def unary(x: np.ndarray, op: str) -> np.ndarray:
     """One of `ACTIVATIONS`, element by element; the result has the order of memory that `x` has."""
-    order, back = _order(x)
+    order, back = _order(x, x.ndim)
     x = _contiguous(x.transpose(order))
     out = empty(x.shape)
     call(lib.Unary(x.ctypes.data, out.ctypes.data, x.size, lib.ACTIVATIONS[op]), x, out)
@@ -287,7 +297,7 @@ def binary(a: np.ndarray, b: np.ndarray, op: str) -> np.ndarray:
     The result has the order of memory of the first array that has its shape.
     """
     shape = np.broadcast_shapes(a.shape, b.shape)
-    order, back = _order(a if a.shape == shape else b if b.shape == shape else np.empty(shape))
+    order, back = _order(a if a.shape == shape or b.shape != shape else b, len(shape))
     a, b = (np.broadcast_to(_sound(x), shape).transpose(order) for x in (a, b))
     out = empty(a.shape)
     sizes, a_strides, b_strides = _joined(a.shape, _strides(a), _strides(b))
@@ -364,10 +374,9 @@ def conv(
         raise ValueError(f"a weight of {packed.shape}, packed, for one of {weight.shape}")
     before = tuple(low for low, _ in padding)
     if per_group == 1 and out_channels == channels and residual is None:
-        last = channels >= FILLING and _is_last(x)
-        x = _laid(x, last)
-        weight = _contiguous(weight[:, 0].transpose(1, 2, 0) if last else weight)
-        out = _image((batch, out_channels, *sizes), last)
+        last = channels >= FILLING
+        x, out = _laid(x, last), _image((batch, out_channels, *sizes), last)
+        weight = lay_depthwise(weight)
         call(
             lib.Depthwise(
                 x.ctypes.data, weight.ctypes.data, _address(bias), out.ctypes.data, *x.shape, tuple(kernel),
@@ -376,7 +385,7 @@ def conv(
             x, weight, bias, out,
         )  # fmt: skip
         return out
-    packed = packed or pack_conv(weight, groups, stride, dilation)
+    packed = packed or pack_conv(weight, groups)
     last = packed.layout != lib.PLANES
     x, out = _laid(x, last), _image((batch, out_channels, *sizes), last)
     if residual is not None:
@@ -457,13 +466,13 @@ def _contiguous(x: np.ndarray) -> np.ndarray:
     return x if x.flags.c_contiguous else copy(x)
 
 
-def _order(x: np.ndarray) -> tuple[Sequence[int], Sequence[int]]:
-    """The axes as they lie in memory, from the outermost on, and those that put them back."""
-    order = range(x.ndim)
-    if x.flags.c_contiguous:
+def _order(x: np.ndarray, ndim: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The axes as they lie in memory, from the outermost on, and those that put them back; of fewer dims: as they are."""
+    order = tuple(range(ndim))
+    if x.flags.c_contiguous or x.ndim != ndim:
         return order, order
-    order = sorted(order, key=lambda axis: -abs(x.strides[axis]) if x.shape[axis] > 1 else 0)
-    return order, np.argsort(order).tolist()
+    moved = tuple(sorted(order, key=lambda axis: -abs(x.strides[axis]) if x.shape[axis] > 1 else 0))
+    return moved, tuple(map(moved.index, order))
 
 
 def _inner(x: np.ndarray) -> np.ndarray:
