@@ -85,8 +85,8 @@ def pack_conv(weight: np.ndarray, groups: int, by_one: bool = False) -> Packed:
     """The weight of a convolution, [out, in / groups, *kernel], in the layout that suits it.
 
     Args:
-        by_one: whether stride and dilation are 1. It is packed for fewer multiplications then, if it is 3 x 3: slower to
-            pack, and an infinity or a NaN in the image spoils some more pixels around it.
+        by_one: whether stride and dilation are 1. If it is 3 x 3, it is packed for fewer multiplications then: slower
+            to pack, and an infinity or a NaN in the image spoils some more pixels around it.
     """
     weight = _contiguous(weight)
     out, channels, *kernel = weight.shape
@@ -98,7 +98,7 @@ def pack_conv(weight: np.ndarray, groups: int, by_one: bool = False) -> Packed:
 
 
 def lay_depthwise(weight: np.ndarray) -> np.ndarray:
-    """The weight of a convolution of each channel by itself, [C, 1, *kernel], as it is read: of many, the channels last."""
+    """The weight of a convolution of each channel by itself, [C, 1, *kernel], in the order of memory that is read."""
     if len(weight) < FILLING:
         return _contiguous(weight)
     last = (*range(1, weight.ndim), 0)
@@ -467,7 +467,7 @@ def _contiguous(x: np.ndarray) -> np.ndarray:
 
 
 def _order(x: np.ndarray, ndim: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The axes as they lie in memory, from the outermost on, and those that put them back; of fewer dims: as they are."""
+    """The axes as they lie in memory, the outermost first, and those that put them back; of fewer dims, as they are."""
     order = tuple(range(ndim))
     if x.flags.c_contiguous or x.ndim != ndim:
         return order, order

@@ -41,7 +41,7 @@ PRECISIONS = {name: number for number, name in enumerate(("float32", "bfloat16",
 """What products with packed weights are computed in."""
 
 PLANES, LAST, WINOGRAD = range(3)
-"""Layouts of images that a convolution's weights are packed for: [N, C, H, W], [N, H, W, C], and that with fewer products."""
+"""What a convolution's weights are packed for: images [N, C, H, W], [N, H, W, C], and those with fewer products."""
 
 ISAS = ("base", "avx2", "avx512", "avx512_vnni", "avx512_bf16")
 """Instruction sets; the last two are AVX-512 with instructions for int8, and for int8 and bfloat16."""
