@@ -24,15 +24,15 @@ struct Last {
     bool winograd;
     int64_t M, C, panels;                 // channels of a group
     int64_t k, depth;                     // of a product, and how many of those
-    int64_t cols, units;                  // what a row of the left-hand side is: a pixel, or four of them
-    int64_t mr, tiles, blocks, parts;     // tiles of a block, blocks of an image, tasks that share a block's panels
+    int64_t height, width, units;         // of the output in pixels or in windows of four; how many of all images
+    int64_t mr, tiles, blocks, parts;     // tiles of a block, blocks, tasks that share a block's panels
     bool failed;
 };
 
-// A tile: `rows` pixels from `pixel` on, by kernel rows, kernel columns and the channels of a group. `lines` is room for
+// A tile: `rows` pixels of all images' from `pixel` on, by kernel rows, kernel columns and the channels of a group. `lines` is room for
 // that many rows, from which channels that do not fill vectors go to their places.
 static void gather_pixels(const zoo_conv_args& x, const float* image, int64_t C, int64_t pixel, int64_t rows, float* lines, float* out) {
-    const int64_t KW = x.kernel[1], OW = x.out_size[1], K = x.kernel[0] * KW * C;
+    const int64_t KW = x.kernel[1], OH = x.out_size[0], OW = x.out_size[1], K = x.kernel[0] * KW * C;
     const int64_t at_once = x.dilation[1] == 1 && x.groups == 1 ? KW : 1;  // columns that lie side by side
     const bool even = C % W == 0;
     const int64_t step = even ? rows * W : W;
@@ -45,7 +45,8 @@ static void gather_pixels(const zoo_conv_args& x, const float* image, int64_t C,
         for (; n >= W; n -= W, to += step) store(to, V{});
         if (n > 0) store(to, V{}), to += n;
     };
-    int64_t oh = pixel / OW, ow = pixel % OW;
+    int64_t oh = pixel / OW % OH, ow = pixel % OW;
+    image += pixel / (OW * OH) * x.height * x.width * x.channels;
     for (int64_t i = 0; i < rows; ++i) {
         to = even ? out + i * W : lines + i * (whole(K) + W);
         for (int64_t kh = 0; kh < x.kernel[0]; ++kh) {
@@ -60,7 +61,9 @@ static void gather_pixels(const zoo_conv_args& x, const float* image, int64_t C,
                 skip((at_once - end) * C);
             }
         }
-        if (++ow == OW) ow = 0, ++oh;
+        if (++ow < OW) continue;
+        ow = 0;
+        if (++oh == OH) oh = 0, image += x.height * x.width * x.channels;
     }
     if (even) return;
     for (int64_t k = 0; k < K; k += W)
@@ -96,16 +99,21 @@ static void transform_window(const zoo_conv_args& x, const float* image, int64_t
     }
 }
 
-static void gather_windows(const zoo_conv_args& x, const float* image, int64_t C, int64_t cols, int64_t unit, int64_t rows, int64_t apart, float* out) {
-    for (int64_t i = 0; i < rows; ++i, ++unit)
-        transform_window(x, image, C, unit / cols * 2 - x.pad_before[0], unit % cols * 2 - x.pad_before[1], rows * W, apart, out + i * W);
+static void gather_windows(const Last& job, const float* images, int64_t unit, int64_t rows, int64_t apart, float* out) {
+    const zoo_conv_args& x = *job.args;
+    for (int64_t i = 0; i < rows; ++i, ++unit) {
+        const float* image = images + unit / (job.height * job.width) * x.height * x.width * x.channels;
+        const int64_t row = unit / job.width % job.height * 2 - x.pad_before[0], column = unit % job.width * 2 - x.pad_before[1];
+        transform_window(x, image, job.C, row, column, rows * W, apart, out + i * W);
+    }
 }
 
 // From the sums [16][units][NR] of some windows to their pixels.
 static void finish_windows(const Last& job, const float* sums, int64_t unit0, int64_t units, int64_t n, const Finish& f) {
     const int64_t apart = units * NR, OH = job.args->out_size[0], OW = job.args->out_size[1];
     for (int64_t u = 0; u < units; ++u, sums += NR) {
-        const int64_t oh = (unit0 + u) / job.cols * 2, ow = (unit0 + u) % job.cols * 2;
+        const int64_t image = (unit0 + u) / (job.height * job.width);
+        const int64_t oh = (unit0 + u) / job.width % job.height * 2, ow = (unit0 + u) % job.width * 2;
         for (int64_t j = 0; j < n; j += W) {
             V half[2][4];
 #pragma GCC unroll 4
@@ -119,7 +127,7 @@ static void finish_windows(const Last& job, const float* sums, int64_t unit0, in
             for (int p = 0; p < 4; ++p) {
                 const V* h = half[p / 2];
                 if (oh + p / 2 >= OH || ow + p % 2 >= OW) continue;
-                const int64_t pixel = (oh + p / 2) * OW + ow + p % 2;
+                const int64_t pixel = (image * OH + oh + p / 2) * OW + ow + p % 2;
                 V y = (p % 2 ? h[1] - h[2] - h[3] : h[0] + h[1] + h[2]) + bias;
                 if (f.residual) y += read(f.residual + pixel * f.ldr + j, n - j);
                 write(f.c + pixel * f.ldc + j, activate(y, f.activation), n - j);
@@ -131,8 +139,7 @@ static void finish_windows(const Last& job, const float* sums, int64_t unit0, in
 static void conv_block(void* context, int64_t task) {
     Last& job = *(Last*)context;
     const zoo_conv_args& x = *job.args;
-    const int64_t part = task % job.parts, block = task / job.parts % job.blocks;
-    const int64_t group = task / (job.parts * job.blocks) % x.groups, image = task / (job.parts * job.blocks * x.groups);
+    const int64_t part = task % job.parts, block = task / job.parts % job.blocks, group = task / (job.parts * job.blocks);
     const int64_t mr = job.mr, unit0 = block * job.tiles * mr, units = least(job.tiles * mr, job.units - unit0);
     const int64_t apart = units * whole(job.k);  // of one product's left-hand side and the next
     const int64_t lines = mr * (whole(job.k) + W);
@@ -142,22 +149,20 @@ static void conv_block(void* context, int64_t task) {
         return;
     }
     float* sums = left + job.depth * apart;
-    const float* in = x.x + image * x.height * x.width * x.channels + group * job.C;
     for (int64_t u = 0; u < units; u += mr) {
         const int64_t rows = least(mr, units - u);
         if (job.winograd)
-            gather_windows(x, in, job.C, job.cols, unit0 + u, rows, apart, left + u * whole(job.k));
+            gather_windows(job, x.x + group * job.C, unit0 + u, rows, apart, left + u * whole(job.k));
         else
-            gather_pixels(x, in, job.C, unit0 + u, rows, sums + job.depth * units * NR, left + u * whole(job.k));
+            gather_pixels(x, x.x + group * job.C, job.C, unit0 + u, rows, sums + job.depth * units * NR, left + u * whole(job.k));
     }
-    const int64_t first = image * x.out_size[0] * x.out_size[1] * x.out_channels + group * job.M;
     for (int64_t panel = job.panels * part / job.parts; panel < job.panels * (part + 1) / job.parts; ++panel) {
-        const int64_t channel = panel * NR, n = least(NR, job.M - channel);
+        const int64_t channel = group * job.M + panel * NR, n = least(NR, job.M - panel * NR);
         const float* right = x.weight->data + (group * job.panels + panel) * job.depth * job.k * NR;
-        const Finish f{.column_bias = x.bias ? x.bias + group * job.M + channel : nullptr,
-                       .residual = x.residual ? x.residual + first + channel : nullptr,
+        const Finish f{.column_bias = x.bias ? x.bias + channel : nullptr,
+                       .residual = x.residual ? x.residual + channel : nullptr,
                        .ldr = x.out_channels,
-                       .c = x.out + first + channel,
+                       .c = x.out + channel,
                        .ldc = x.out_channels,
                        .activation = x.activation,
                        .residual_first = true};
@@ -177,8 +182,10 @@ static void conv_block(void* context, int64_t task) {
                 }
                 if (k + count == job.k) right += job.k * NR;
             }
-        if (job.winograd) finish_windows(job, sums, unit0, units, n, f);
-        else if (job.k == 0) finish(sums, units, n, unit0, 0, f);
+        if (job.winograd)
+            finish_windows(job, sums, unit0, units, n, f);
+        else if (job.k == 0)
+            finish(sums, units, n, unit0, 0, f);
     }
 }
 
@@ -188,14 +195,15 @@ static int conv_last(const zoo_conv_args* x, bool winograd) {
     job.panels = ceil_div(job.M, NR);
     job.depth = winograd ? kSpectrum : 1;
     job.k = winograd ? job.C : job.C * x->kernel[0] * x->kernel[1];
-    job.cols = winograd ? ceil_div(x->out_size[1], 2) : x->out_size[1];
-    job.units = job.cols * (winograd ? ceil_div(x->out_size[0], 2) : x->out_size[0]);
+    job.height = winograd ? ceil_div(x->out_size[0], 2) : x->out_size[0];
+    job.width = winograd ? ceil_div(x->out_size[1], 2) : x->out_size[1];
+    job.units = x->batch * job.height * job.width;
     job.mr = tile_rows(job.units);
     // equal blocks
     const int64_t tiles = ceil_div(job.units, job.mr), at_once = (winograd ? kWindows : kBlock) / (job.mr * job.depth * (job.k + 1));
     job.tiles = ceil_div(tiles, ceil_div(tiles, 1 + at_once));
     job.blocks = ceil_div(tiles, job.tiles);
-    const int64_t tasks = x->batch * x->groups * job.blocks, workers = threads();
+    const int64_t tasks = x->groups * job.blocks, workers = threads();
     job.parts = workers == 1 || tasks >= 4 * workers ? 1 : least(job.panels, ceil_div(4 * workers, tasks));
     parallel(tasks * job.parts, conv_block, &job);
     return job.failed ? ZOO_OUT_OF_MEMORY : ZOO_OK;
