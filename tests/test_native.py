@@ -81,6 +81,7 @@ EXACT: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "sigmoid": sigmoid,
     "exp": np.exp,
     "erf": erf,
+    "relu6": lambda x: np.clip(x, 0, 6),
 }
 
 

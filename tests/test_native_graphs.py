@@ -128,6 +128,34 @@ def test_a_residual_block_is_four_nodes_that_hand_on_the_order_of_memory(monkeyp
         copied.clear()
 
 
+ZEROS = ((0, 1, 2, 0), "constant", 0.0)
+
+
+@pytest.mark.parametrize(
+    ("pad", "limits", "counts"),
+    [
+        (ZEROS, (0.0, 6.0), {"native::conv": 1}),
+        (((1, 0),), (0.0, 6.0), {"native::conv": 1}),
+        (((1, -1, 0, 0),), (0.0, 6.0), {"pad": 1, "native::conv": 1}),
+        (((1, 1, 1, 1), "constant", 1.0), (0.0, 6.0), {"pad": 1, "native::conv": 1}),
+        (ZEROS, (-1.0, 1.0), {"native::conv": 1, "hardtanh": 1}),
+    ],
+)
+def test_zeros_around_an_image_and_relu6_are_the_convolution_s(pad: Any, limits: Any, counts: dict[str, int]) -> None:
+    info = (ValueInfo("float32", ("n", 20, "h", "w")),)
+    nodes = [
+        Node("pad", (Ref("image"), *pad), {}, ("wide",), info),
+        Node("conv2d", (Ref("wide"), Ref("p:kernel"), None, (2, 2), (0, 1)), {}, ("x",), info),
+        Node("hardtanh", (Ref("x"), *limits), {}, ("y",), info),
+    ]
+    params = {"kernel": np.random.default_rng(0).standard_normal((20, 4, 3, 3)).astype(np.float32)}
+    described = {"kernel": Param("kernel", "float32", (20, 4, 3, 3))}
+    graph = Graph((Input("image", "float32", ("n", 4, "h", "w")),), described, {}, nodes, {"y": Ref("y")})
+    assert passes.fused(graph).op_counts() == counts
+    feed = {"image": np.random.default_rng(1).standard_normal((2, 4, 9, 8)).astype(np.float32)}
+    agree(native.compile_graph(graph)(params, feed)["y"], numpy.compile_graph(graph)(params, feed)["y"])
+
+
 def agree(got: np.ndarray, expected: np.ndarray) -> None:
     limit = TOLERANCES["native", "float32"] * np.abs(expected).max()
     assert got.shape == expected.shape and np.abs(got - expected).max() <= limit

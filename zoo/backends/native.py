@@ -155,7 +155,7 @@ class Weights:
             weight = self.made(kernels.lay_depthwise, weight)
         else:
             packed = self.made(_pack_conv(groups, {*stride, *dilation} == {1}), weight)
-        pairs = [(p, p) for p in padding]
+        pairs = [p if isinstance(p, tuple) else (p, p) for p in padding]
         return kernels.conv(x, weight, stride, pairs, dilation, groups, packed, bias, activation, residual)
 
 

@@ -32,10 +32,8 @@ __all__ = [
 SUFFIXES = (".so", ".dylib")
 ABI = 4
 
-ACTIVATIONS = {
-    name: number
-    for number, name in enumerate(("none", "relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid", "exp", "erf"))
-}
+_ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid", "exp", "erf", "relu6")
+ACTIVATIONS = {name: number for number, name in enumerate(_ACTIVATIONS)}
 
 PRECISIONS = {name: number for number, name in enumerate(("float32", "bfloat16", "int8"))}
 """What products with packed weights are computed in."""

@@ -30,7 +30,8 @@ enum zoo_unary_op {
     ZOO_TANH = 5,
     ZOO_SIGMOID = 6,
     ZOO_EXP = 7,
-    ZOO_ERF = 8
+    ZOO_ERF = 8,
+    ZOO_RELU6 = 9
 };
 
 /* A matrix packed for one instruction set; opaque. */

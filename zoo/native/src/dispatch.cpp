@@ -72,7 +72,7 @@ bool countable(std::initializer_list<int64_t> sizes) {
     return true;
 }
 
-bool known(int32_t op) { return op >= ZOO_NONE && op <= ZOO_ERF; }
+bool known(int32_t op) { return op >= ZOO_NONE && op <= ZOO_RELU6; }
 
 }  // namespace
 

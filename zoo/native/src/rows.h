@@ -149,7 +149,7 @@ static void unary_run(void* context, int64_t task) {
 
 static int unary(const zoo_unary_args* args) {
     static constexpr zoo_body runs[] = {unary_run<0>, unary_run<1>, unary_run<2>, unary_run<3>, unary_run<4>,
-                                        unary_run<5>, unary_run<6>, unary_run<7>, unary_run<8>};
+                                        unary_run<5>, unary_run<6>, unary_run<7>, unary_run<8>, unary_run<9>};
     parallel(ceil_div(args->n, kRun), runs[args->op], (void*)args);
     return ZOO_OK;
 }
