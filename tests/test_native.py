@@ -18,6 +18,7 @@ from zoo.arrays import numpy_dtype
 from zoo.backends import get_backend
 from zoo.errors import ZooError
 from zoo.native import kernels, library
+from zoo.tolerances import FACTORS
 
 ROOT = Path(__file__).parents[1]
 
@@ -428,6 +429,18 @@ def test_conv_with_the_channels_last(
         close(kernels.conv(*args, None, bias, "relu"), np.maximum(truth, 0))
 
 
+@pytest.mark.parametrize("channels", [16, 96, 256, 520])
+def test_fewer_multiplications_are_nearly_as_exact(channels: int) -> None:
+    """Of numbers that are all positive, the worst there are."""
+    image, weight = np.abs(numbers(1, channels, 14, 14)), np.abs(numbers(32, channels, 3, 3, seed=1))
+    args = image, weight, ONE, SAME, ONE, 1
+    truth = reference_conv(*args)
+    one, other = (
+        np.abs(kernels.conv(*args, kernels.pack_conv(weight, 1, by_one)) - truth).max() for by_one in (True, False)
+    )
+    assert one <= FACTORS["native", "float32"] * other
+
+
 @pytest.mark.parametrize("size", [(0, 32, 5, 5), (1, 32, 1, 1), (2, 32, 2, 0)])
 def test_conv_of_next_to_nothing(size: Any) -> None:
     image = last(numbers(*size))
@@ -688,6 +701,7 @@ def test_a_fork_after_use() -> None:
     code = """
 import os, numpy as np
 from zoo.native import kernels, library
+from zoo.tolerances import FACTORS
 library.set_threads(3)
 x = np.ones((200, 300), np.float32)
 packed = kernels.pack_weight(x)

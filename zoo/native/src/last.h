@@ -13,25 +13,27 @@ struct Gathered : Float {
     static constexpr int64_t kRun = W;
 };
 
-constexpr int64_t kSpectrum = 16;           // numbers of a transformed window
-constexpr int64_t kBlock = 128 * 1024;      // numbers gathered at once
-constexpr int64_t kWindows = kBlock / 2;    // the same of windows, whose sums take more room
+constexpr int64_t kSpectrum = 16;         // numbers of a transformed window
+constexpr int64_t kBlock = 128 * 1024;    // numbers gathered at once
+constexpr int64_t kWindows = kBlock / 2;  // the same of windows, whose sums take more room
+constexpr int64_t kWindowRun = KC / 2;    // channels of a window summed in one run: the errors of 16 sums come together
 
 ZOO_INLINE int64_t whole(int64_t k) { return ceil_div(k, W) * W; }
 
 struct Last {
     const zoo_conv_args* args;
     bool winograd;
-    int64_t M, C, panels;                 // channels of a group
-    int64_t k, depth;                     // of a product, and how many of those
-    int64_t height, width, units;         // of the output in pixels or in windows of four; how many of all images
-    int64_t mr, tiles, blocks, parts;     // tiles of a block, blocks, tasks that share a block's panels
+    int64_t M, C, panels;              // outputs and channels of a group
+    int64_t k, depth;                  // of a product, and how many of those
+    int64_t height, width, units;      // of the output, in pixels or in windows that give four; how many in all images
+    int64_t mr, tiles, blocks, parts;  // tiles of a block, blocks, tasks that share a block's panels
     bool failed;
 };
 
-// A tile: `rows` pixels of all images' from `pixel` on, by kernel rows, kernel columns and the channels of a group. `lines` is room for
-// that many rows, from which channels that do not fill vectors go to their places.
-static void gather_pixels(const zoo_conv_args& x, const float* image, int64_t C, int64_t pixel, int64_t rows, float* lines, float* out) {
+// A tile: `rows` of all images' pixels from `pixel` on, by kernel rows, kernel columns and the channels of a group. `lines`
+// is room for as many rows, from which channels that do not fill vectors go to their places.
+static void gather_pixels(const zoo_conv_args& x, const float* image, int64_t C, int64_t pixel, int64_t rows, float* lines,
+                          float* out) {
     const int64_t KW = x.kernel[1], OH = x.out_size[0], OW = x.out_size[1], K = x.kernel[0] * KW * C;
     const int64_t at_once = x.dilation[1] == 1 && x.groups == 1 ? KW : 1;  // columns that lie side by side
     const bool even = C % W == 0;
@@ -71,7 +73,8 @@ static void gather_pixels(const zoo_conv_args& x, const float* image, int64_t C,
 }
 
 // A window of 4 x 4 at [row, column] of the image, transformed: number s of the spectrum goes to out + s * apart.
-static void transform_window(const zoo_conv_args& x, const float* image, int64_t C, int64_t row, int64_t column, int64_t step, int64_t apart, float* out) {
+static void transform_window(const zoo_conv_args& x, const float* image, int64_t C, int64_t row, int64_t column, int64_t step,
+                             int64_t apart, float* out) {
     const bool inside = row >= 0 && column >= 0 && row + 4 <= x.height && column + 4 <= x.width;
     for (int64_t c = 0; c < C; c += W, out += step) {
         V d[4][4];
@@ -166,11 +169,12 @@ static void conv_block(void* context, int64_t task) {
                        .ldc = x.out_channels,
                        .activation = x.activation,
                        .residual_first = true};
+        const int64_t run = job.winograd ? kWindowRun : KC;
         const Tile* tiles = n <= W ? kTiles<Gathered, 1> : kTiles<Gathered>;
         if (job.k == 0) memset(sums, 0, sizeof(float) * (size_t)(job.depth * units * NR));
         for (int64_t s = 0; s < job.depth; ++s)
-            for (int64_t k = 0; k < job.k; k += KC) {
-                const int64_t count = least(KC, job.k - k);
+            for (int64_t k = 0; k < job.k; k += run) {
+                const int64_t count = least(run, job.k - k);
                 for (int64_t u = 0; u < units; u += mr) {
                     const int64_t rows = least(mr, units - u);
                     const bool done = !job.winograd && k + count == job.k;
@@ -200,8 +204,8 @@ static int conv_last(const zoo_conv_args* x, bool winograd) {
     job.units = x->batch * job.height * job.width;
     job.mr = tile_rows(job.units);
     // equal blocks
-    const int64_t tiles = ceil_div(job.units, job.mr), at_once = (winograd ? kWindows : kBlock) / (job.mr * job.depth * (job.k + 1));
-    job.tiles = ceil_div(tiles, ceil_div(tiles, 1 + at_once));
+    const int64_t tiles = ceil_div(job.units, job.mr), fitting = (winograd ? kWindows : kBlock) / (job.mr * job.depth * (job.k + 1));
+    job.tiles = ceil_div(tiles, ceil_div(tiles, 1 + fitting));
     job.blocks = ceil_div(tiles, job.tiles);
     const int64_t tasks = x->groups * job.blocks, workers = threads();
     job.parts = workers == 1 || tasks >= 4 * workers ? 1 : least(job.panels, ceil_div(4 * workers, tasks));
@@ -232,7 +236,8 @@ static void pack_spectrum(void* context, int64_t task) {
     const int64_t col = task % p.panels * NR, apart = p.channels * NR;
     float* to = p.to + task * kSpectrum * apart;
     auto four = [](const double* g, int64_t step, double* out) {
-        out[0] = g[0], out[1] = (g[0] + g[step] + g[2 * step]) / 2, out[2] = (g[0] - g[step] + g[2 * step]) / 2, out[3] = g[2 * step];
+        out[0] = g[0], out[3] = g[2 * step];
+        out[1] = (g[0] + g[step] + g[2 * step]) / 2, out[2] = (g[0] - g[step] + g[2 * step]) / 2;
     };
     memset(to, 0, sizeof(float) * (size_t)(kSpectrum * apart));
     for (int64_t j = 0; j < least(NR, p.m - col); ++j)
@@ -249,7 +254,7 @@ static void pack_spectrum(void* context, int64_t task) {
         }
 }
 
-// Vectors of the channels of one pixel of the output: f(first output column, how many from there to be done at once).
+// One row of the output.
 static void depthwise_row(void* context, int64_t task) {
     const zoo_depthwise_args& x = *(const zoo_depthwise_args*)context;
     constexpr int64_t kPixels = 4;  // that share a weight once loaded
