@@ -18,6 +18,7 @@ from zoo.arrays import numpy_dtype
 from zoo.backends import get_backend
 from zoo.errors import ZooError
 from zoo.native import kernels, library
+from zoo.tolerances import FACTORS
 
 ROOT = Path(__file__).parents[1]
 
@@ -81,6 +82,7 @@ EXACT: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "sigmoid": sigmoid,
     "exp": np.exp,
     "erf": erf,
+    "relu6": lambda x: np.clip(x, 0, 6),
 }
 
 
@@ -379,18 +381,137 @@ def test_conv(threads: int, x: Any, w: Any, stride: Any, padding: Any, dilation:
     close(got, np.maximum(truth + per_channel + residual, 0))
 
 
+def last(x: np.ndarray) -> np.ndarray:
+    """The same array, its channels side by side in memory."""
+    return np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 1, -1)), -1, 1)
+
+
+ONE, SAME, NONE = (1, 1), ((1, 1), (1, 1)), ((0, 0), (0, 0))
+
+
+@pytest.mark.parametrize(
+    ("x", "w", "stride", "padding", "dilation", "groups"),
+    [
+        ((2, 3, 33, 31), (35, 3, 7, 7), (2, 2), ((3, 3), (3, 3)), ONE, 1),
+        ((2, 19, 7, 7), (33, 19, 1, 1), ONE, NONE, ONE, 1),
+        ((1, 33, 15, 14), (40, 33, 1, 1), (2, 3), NONE, ONE, 1),
+        ((1, 16, 30, 31), (96, 16, 3, 3), (2, 2), SAME, ONE, 1),
+        ((1, 20, 9, 12), (17, 20, 3, 2), (2, 1), ((0, 1), (2, 0)), (2, 3), 1),
+        ((2, 36, 8, 9), (54, 12, 3, 3), (1, 2), SAME, ONE, 3),
+        ((1, 600, 3, 4), (16, 600, 1, 2), ONE, NONE, ONE, 1),
+        ((2, 24, 40), (20, 24, 5), (3,), ((2, 1),), (2,), 1),
+        ((1, 8, 9, 9), (70, 8, 3, 3), ONE, SAME, ONE, 1),
+        # fewer multiplications
+        ((2, 32, 14, 14), (64, 32, 3, 3), ONE, SAME, ONE, 1),
+        ((1, 300, 7, 5), (17, 300, 3, 3), ONE, SAME, ONE, 1),
+        ((1, 17, 1, 1), (33, 17, 3, 3), ONE, SAME, ONE, 1),
+        ((2, 40, 9, 3), (40, 20, 3, 3), ONE, ((0, 2), (3, 0)), ONE, 2),
+        ((1, 16, 3, 40), (16, 16, 3, 3), ONE, NONE, ONE, 1),
+    ],
+)  # fmt: skip
+def test_conv_with_the_channels_last(
+    threads: int, x: Any, w: Any, stride: Any, padding: Any, dilation: Any, groups: int
+) -> None:
+    image, weight, bias = numbers(*x), numbers(*w, seed=1), numbers(w[0])
+    convolved = reference_conv(image, weight, stride, padding, dilation, groups)
+    truth = convolved + bias.reshape(-1, *[1] * (len(x) - 2))
+    residual = numbers(*truth.shape, seed=2)
+    by_one = {*stride, *dilation} == {1}
+    packed = kernels.pack_conv(weight, groups, by_one)
+    windows = by_one and w[2:] == (3, 3) and w[1] >= 16
+    assert packed.layout == (library.WINOGRAD if windows else library.LAST)
+    for given, other in ((image, residual), (last(image), last(residual))):
+        args = given, weight, stride, padding, dilation, groups
+        got = kernels.conv(*args, packed, bias, "gelu", other)
+        close(got, EXACT["gelu"](truth + residual))
+        assert np.moveaxis(got, 1, -1).flags.c_contiguous
+        close(kernels.conv(*args, packed), convolved)
+        close(kernels.conv(*args, None, bias, "relu"), np.maximum(truth, 0))
+
+
+@pytest.mark.parametrize("channels", [16, 96, 256, 520])
+def test_fewer_multiplications_are_nearly_as_exact(channels: int) -> None:
+    """Of numbers that are all positive, the worst there are."""
+    image, weight = np.abs(numbers(1, channels, 14, 14)), np.abs(numbers(32, channels, 3, 3, seed=1))
+    args = image, weight, ONE, SAME, ONE, 1
+    truth = reference_conv(*args)
+    one, other = (
+        np.abs(kernels.conv(*args, kernels.pack_conv(weight, 1, by_one)) - truth).max() for by_one in (True, False)
+    )
+    assert one <= FACTORS["native", "float32"] * other
+
+
+@pytest.mark.parametrize("size", [(0, 32, 5, 5), (1, 32, 1, 1), (2, 32, 2, 0)])
+def test_conv_of_next_to_nothing(size: Any) -> None:
+    image = last(numbers(*size))
+    for out, kernel, padding in ((16, 1, 0), (16, 3, 1), (20, 3, 2)):
+        if size[-1] + 2 * padding < kernel:
+            continue
+        weight, around = numbers(out, 32, kernel, kernel), ((padding, padding),) * 2
+        packed = kernels.pack_conv(weight, 1, by_one=True)
+        args = image, weight, ONE, around, ONE, 1
+        close(kernels.conv(*args, packed, numbers(out)), reference_conv(*args) + numbers(out).reshape(-1, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("x", "kernel", "stride", "padding", "dilation"),
+    [
+        ((2, 30, 9, 11), (3, 3), ONE, SAME, ONE),
+        ((1, 17, 12, 9), (5, 2), (2, 1), ((2, 0), (1, 1)), (1, 2)),
+        ((1, 64, 7, 7), (7, 7), ONE, ((3, 3), (3, 3)), ONE),
+        ((2, 20, 30), (4,), (3,), ((3, 0),), (2,)),
+    ],
+)  # fmt: skip
+def test_channels_by_themselves_with_the_channels_last(
+    threads: int, x: Any, kernel: Any, stride: Any, padding: Any, dilation: Any
+) -> None:
+    image, weight, bias = numbers(*x), numbers(x[1], 1, *kernel, seed=1), numbers(x[1])
+    truth = reference_conv(image, weight, stride, padding, dilation, x[1]) + bias.reshape(-1, *[1] * (len(x) - 2))
+    laid = kernels.lay_depthwise(weight)
+    assert np.array_equal(laid, weight) and np.shares_memory(kernels.lay_depthwise(laid), laid)
+    for given in (image, last(image)):
+        got = kernels.conv(given, laid, stride, padding, dilation, x[1], bias=bias, activation="silu")
+        close(got, EXACT["silu"](truth))
+        assert np.moveaxis(got, 1, -1).flags.c_contiguous
+
+
+def test_results_keep_the_order_of_memory() -> None:
+    """So that nothing is copied between convolutions."""
+    image = last(numbers(2, 20, 5, 6))
+    scale, other = numbers(2, 20, 1, 1), numbers(2, 20, 5, 6)
+    for got, truth in (
+        (kernels.unary(image, "relu"), np.maximum(image, 0)),
+        (kernels.binary(image, scale, "mul"), image.astype(np.float64) * scale),
+        (kernels.binary(scale, image, "sub"), scale - image.astype(np.float64)),
+        (kernels.binary(image, other, "add"), image.astype(np.float64) + other),
+        (kernels.pool(image, (2, 2), (2, 2), NONE, False), None),
+    ):
+        if truth is not None:
+            close(got, truth)
+        assert got.transpose(0, 2, 3, 1).flags.c_contiguous
+    close(kernels.binary(other, image, "div"), other.astype(np.float64) / image)
+    for order in ((3, 0, 1, 2), (0, 2, 3, 1), (2, 1, 0, 3), (1, 0, 3, 2)):
+        moved = numbers(3, 70, 5, 300).transpose(order)
+        copied = kernels.copy(moved)
+        assert copied.flags.c_contiguous and np.array_equal(copied, moved)
+        close(kernels.unary(moved[:, ::-1], "silu"), EXACT["silu"](moved[:, ::-1].astype(np.float64)))
+
+
 @pytest.mark.parametrize("total", [False, True])
 def test_pool(threads: int, total: bool) -> None:
     for shape, kernel, stride, padding in (
         ((2, 3, 9, 11), (3, 3), (2, 2), ((1, 1), (1, 1))),
         ((1, 5, 8, 8), (2, 3), (1, 2), ((0, 0), (1, 0))),
         ((2, 4, 17), (5,), (5,), ((0, 3),)),
+        ((2, 19, 9, 11), (3, 3), (2, 2), ((1, 1), (1, 1))),
     ):
         x = numbers(*shape)
         x[0, 0, 0] = np.nan
         reference = get_backend("numpy").namespace()
         method = reference.sum_pool if total else reference.max_pool
-        close(kernels.pool(x, kernel, stride, padding, total), method(x.astype(np.float64), kernel, stride, padding))
+        truth = method(x.astype(np.float64), kernel, stride, padding)
+        close(kernels.pool(x, kernel, stride, padding, total), truth)
+        close(kernels.pool(last(x), kernel, stride, padding, total), truth)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -553,7 +674,7 @@ def test_nothing_in_is_nothing_out() -> None:
 def test_more_than_memory_is_an_error() -> None:
     loaded, x = library.library(), numbers(4)
     assert not loaded.zoo_pack_right(x.ctypes.data, 1 << 40, 1 << 40, 1, 1)
-    assert not loaded.zoo_pack_left(x.ctypes.data, 1 << 30, 1 << 20, 1 << 30)
+    assert not loaded.zoo_pack_conv(x.ctypes.data, 1 << 30, 1 << 20, 1 << 30, 1, library.PLANES)
     with pytest.raises(MemoryError):
         kernels.binary(np.broadcast_to(x[0], (1 << 23, 1 << 23)), x[:1], "add")
 
@@ -580,6 +701,7 @@ def test_a_fork_after_use() -> None:
     code = """
 import os, numpy as np
 from zoo.native import kernels, library
+from zoo.tolerances import FACTORS
 library.set_threads(3)
 x = np.ones((200, 300), np.float32)
 packed = kernels.pack_weight(x)

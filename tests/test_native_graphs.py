@@ -12,9 +12,9 @@ import pytest
 import tiny
 from tolerances import TOLERANCES
 
-from zoo.backends import native
+from zoo.backends import native, numpy
 from zoo.errors import ZooError
-from zoo.graph.ir import Graph, Input, Node, Ref, ValueInfo
+from zoo.graph.ir import Graph, Input, Node, Param, Ref, ValueInfo
 from zoo.model import prepare_inputs
 from zoo.native import kernels, passes
 from zoo.tolerances import PRODUCTS
@@ -65,6 +65,95 @@ def test_passes_fire_and_change_nothing(
     plain = native.compile_graph(graph)(params, inputs)
     for name in plain:
         agree(got[name], plain[name])
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_batch_norms_of_packaged_graphs_are_folded(training: bool) -> None:
+    """They stand as `batch_norm`, with whether it trains among its arguments."""
+    info = (ValueInfo("float32", (1, 4, 8, 8)),)
+    nodes = [
+        Node("conv2d", (Ref("image"), Ref("p:kernel")), {}, ("x",), info),
+        Node("batch_norm", (Ref("x"), *[Ref("p:scale")] * 4, training, 0.1, 1e-5, False), {}, ("y",), info),
+    ]
+    params = {name: Param(name, "float32", shape) for name, shape in (("scale", (4,)), ("kernel", (4, 3, 1, 1)))}
+    graph = Graph((Input("image", "float32", (1, 3, 8, 8)),), params, {}, nodes, {"y": Ref("y")})
+    counts = passes.convolutions(graph).op_counts()
+    assert counts == ({"native::conv": 1, "batch_norm": 1} if training else {"native::conv": 1})
+
+
+def residual_block() -> tuple[Graph, dict[str, np.ndarray]]:
+    """A stem and a block as in a ResNet: the channels fill vectors, 3 x 3 windows move by one, sizes are free."""
+    rng = np.random.default_rng(0)
+    params: dict[str, np.ndarray] = {}
+    nodes: list[Node] = []
+
+    def add(op: str, *args: Any, height: str) -> Ref:
+        nodes.append(Node(op, args, {}, (f"v{len(nodes)}",), (ValueInfo("float32", ("n", 32, height, height)),)))
+        return Ref(nodes[-1].name)
+
+    def layer(x: Ref, kernel: int, stride: int, channels: int, height: str) -> Ref:
+        name = f"layer{len(nodes)}"
+        params[f"{name}.kernel"] = rng.standard_normal((32, channels, kernel, kernel)).astype(np.float32)
+        for part in ("scale", "shift", "mean", "variance"):
+            params[f"{name}.{part}"] = rng.uniform(0.5, 2, 32).astype(np.float32)
+        y = add("conv2d", x, Ref(f"p:{name}.kernel"), None, (stride,) * 2, (kernel // 2,) * 2, height=height)
+        norm = [Ref(f"p:{name}.{part}") for part in ("scale", "shift", "mean", "variance")]
+        return add("batch_norm", y, *norm, False, 0.1, 1e-5, False, height=height)
+
+    stem = add("relu", layer(Ref("image"), 7, 2, 3, "half"), height="half")
+    x = add("max_pool2d", stem, (3, 3), (2, 2), (1, 1), height="quarter")
+    y = add("relu", layer(x, 3, 1, 32, "quarter"), height="quarter")
+    y = add("add.Tensor", layer(y, 1, 1, 32, "quarter"), x, height="quarter")
+    y = add("relu", y, height="quarter")
+    described = {name: Param(name, "float32", array.shape) for name, array in params.items()}
+    return Graph((Input("image", "float32", ("n", 3, "h", "w")),), described, {}, nodes, {"y": y}), params
+
+
+def test_a_residual_block_is_four_nodes_that_hand_on_the_order_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, params = residual_block()
+    assert passes.fused(graph).op_counts() == {"native::conv": 3, "max_pool2d": 1}
+    copied = []
+    copy = kernels.copy
+    monkeypatch.setattr(kernels, "copy", lambda x: copied.append(x.shape) or copy(x))
+    run = native.compile_graph(graph)
+    for shape in ((2, 3, 40, 36), (1, 3, 23, 57)):
+        image = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+        expected = numpy.compile_graph(graph)(params, {"image": image})["y"]
+        for _ in range(2):
+            got = run(params, {"image": image})["y"]
+            assert got.flags.c_contiguous
+            agree(got, expected)
+        # the image alone, when it is recorded
+        assert copied == [(shape[0], *shape[2:], 3)]
+        copied.clear()
+
+
+ZEROS = ((0, 1, 2, 0), "constant", 0.0)
+
+
+@pytest.mark.parametrize(
+    ("pad", "limits", "counts"),
+    [
+        (ZEROS, (0.0, 6.0), {"native::conv": 1}),
+        (((1, 0),), (0.0, 6.0), {"native::conv": 1}),
+        (((1, -1, 0, 0),), (0.0, 6.0), {"pad": 1, "native::conv": 1}),
+        (((1, 1, 1, 1), "constant", 1.0), (0.0, 6.0), {"pad": 1, "native::conv": 1}),
+        (ZEROS, (-1.0, 1.0), {"native::conv": 1, "hardtanh": 1}),
+    ],
+)
+def test_zeros_around_an_image_and_relu6_are_the_convolution_s(pad: Any, limits: Any, counts: dict[str, int]) -> None:
+    info = (ValueInfo("float32", ("n", 20, "h", "w")),)
+    nodes = [
+        Node("pad", (Ref("image"), *pad), {}, ("wide",), info),
+        Node("conv2d", (Ref("wide"), Ref("p:kernel"), None, (2, 2), (0, 1)), {}, ("x",), info),
+        Node("hardtanh", (Ref("x"), *limits), {}, ("y",), info),
+    ]
+    params = {"kernel": np.random.default_rng(0).standard_normal((20, 4, 3, 3)).astype(np.float32)}
+    described = {"kernel": Param("kernel", "float32", (20, 4, 3, 3))}
+    graph = Graph((Input("image", "float32", ("n", 4, "h", "w")),), described, {}, nodes, {"y": Ref("y")})
+    assert passes.fused(graph).op_counts() == counts
+    feed = {"image": np.random.default_rng(1).standard_normal((2, 4, 9, 8)).astype(np.float32)}
+    agree(native.compile_graph(graph)(params, feed)["y"], numpy.compile_graph(graph)(params, feed)["y"])
 
 
 def agree(got: np.ndarray, expected: np.ndarray) -> None:

@@ -153,8 +153,12 @@ class Weights:
         if batch_norm is not None:
             weight, bias = self.made(_fold(batch_norm[4]), weight, bias, *batch_norm[:4])
         depthwise = weight.shape[1] == 1 and len(weight) == groups and residual is None
-        packed = None if depthwise else self.made(_pack_conv(groups), weight)
-        pairs = [(p, p) for p in padding]
+        packed = None
+        if depthwise:
+            weight = self.made(kernels.lay_depthwise, weight)
+        else:
+            packed = self.made(_pack_conv(groups, {*stride, *dilation} == {1}), weight)
+        pairs = [p if isinstance(p, tuple) else (p, p) for p in padding]
         return kernels.conv(x, weight, stride, pairs, dilation, groups, packed, bias, activation, residual)
 
 
@@ -174,8 +178,8 @@ def _join(*arrays: np.ndarray) -> np.ndarray:
 
 
 @functools.cache
-def _pack_conv(groups: int) -> Callable[[np.ndarray], kernels.Packed]:
-    return lambda weight: kernels.pack_conv(weight, groups)
+def _pack_conv(groups: int, by_one: bool) -> Callable[[np.ndarray], kernels.Packed]:
+    return lambda weight: kernels.pack_conv(weight, groups, by_one)
 
 
 @functools.cache

@@ -212,6 +212,8 @@ def _resolve(name: str) -> Callable[..., Any]:
         return _attention
     if name == "transformers::grouped_mm_fallback":
         return _grouped_matmul
+    if name == "copy":  # torch's has no derivative
+        return lambda x, src: src.to(x.dtype).expand(x.shape)
     space, _, rest = name.rpartition("::")
     base, _, overload = rest.partition(".")
     return operator.attrgetter(f"{base}.{overload or 'default'}")(getattr(torch.ops, space or "aten"))

@@ -25,6 +25,7 @@ __all__ = [
     "conv",
     "copy",
     "embedding",
+    "lay_depthwise",
     "linear",
     "matmul",
     "norm",
@@ -38,6 +39,9 @@ __all__ = [
 
 F32 = np.dtype(np.float32)
 
+FILLING = 16
+"""From so many channels on vectors of channels are well filled."""
+
 
 def supported(*arrays: Any) -> bool:
     """Whether kernels take all of these: float32 arrays, None being none."""
@@ -45,14 +49,17 @@ def supported(*arrays: Any) -> bool:
 
 
 class Packed:
-    """A matrix in the library's own layout; freed with the object. `shape` is (m, k) or (n, k) as the weight's."""
+    """A matrix in the library's own layout; freed with the object. `shape` is (n, k) as the weight's.
 
-    __slots__ = ("__weakref__", "groups", "handle", "shape")
+    Of a convolution's, `layout` says how images lie in memory (`library.PLANES` and its like).
+    """
 
-    def __init__(self, handle: int | None, shape: tuple[int, int], groups: int = 1) -> None:
+    __slots__ = ("__weakref__", "handle", "layout", "shape")
+
+    def __init__(self, handle: int | None, shape: tuple[int, int], layout: int | None = None) -> None:
         if not handle:
             raise MemoryError(f"no memory to pack a weight of shape {shape}")
-        self.handle, self.shape, self.groups = handle, shape, groups
+        self.handle, self.shape, self.layout = handle, shape, layout
         weakref.finalize(self, lib.library().zoo_packed_free, handle)
 
 
@@ -74,11 +81,28 @@ def pack_weight(weight: np.ndarray, precision: str = "float32") -> Packed:
     return Packed(handle, (n, k))
 
 
-def pack_conv(weight: np.ndarray, groups: int) -> Packed:
-    """The weight of a convolution, [out, in / groups, *kernel]."""
+def pack_conv(weight: np.ndarray, groups: int, by_one: bool = False) -> Packed:
+    """The weight of a convolution, [out, in / groups, *kernel], in the layout that suits it.
+
+    Args:
+        by_one: whether stride and dilation are 1. If it is 3 x 3, it is packed for fewer multiplications then: slower
+            to pack, and an infinity or a NaN in the image spoils some more pixels around it.
+    """
     weight = _contiguous(weight)
-    m, k = weight.shape[0] // groups, math.prod(weight.shape[1:])
-    return Packed(lib.library().zoo_pack_left(weight.ctypes.data, groups, m, k), (weight.shape[0], k), groups)
+    out, channels, *kernel = weight.shape
+    layout = lib.LAST if out // groups >= FILLING else lib.PLANES
+    if by_one and layout == lib.LAST and kernel == [3, 3] and channels >= FILLING:
+        layout = lib.WINOGRAD
+    handle = lib.library().zoo_pack_conv(weight.ctypes.data, groups, out // groups, channels, math.prod(kernel), layout)
+    return Packed(handle, (out, channels * math.prod(kernel)), layout)
+
+
+def lay_depthwise(weight: np.ndarray) -> np.ndarray:
+    """The weight of a convolution of each channel by itself, [C, 1, *kernel], in the order of memory that is read."""
+    if len(weight) < FILLING:
+        return _contiguous(weight)
+    last = (*range(1, weight.ndim), 0)
+    return _contiguous(weight.transpose(last)).transpose(weight.ndim - 1, *range(weight.ndim - 1))
 
 
 def linear(
@@ -259,24 +283,29 @@ def softmax(x: np.ndarray) -> np.ndarray:
 
 
 def unary(x: np.ndarray, op: str) -> np.ndarray:
-    """One of `ACTIVATIONS`, element by element."""
-    x = _contiguous(x)
+    """One of `ACTIVATIONS`, element by element; the result has the order of memory that `x` has."""
+    order, back = _order(x, x.ndim)
+    x = _contiguous(x.transpose(order))
     out = empty(x.shape)
     call(lib.Unary(x.ctypes.data, out.ctypes.data, x.size, lib.ACTIVATIONS[op]), x, out)
-    return out
+    return out.transpose(back)
 
 
 def binary(a: np.ndarray, b: np.ndarray, op: str) -> np.ndarray:
-    """One of `BINARY`, element by element, with NumPy's broadcasting; up to six dims once joined."""
+    """One of `BINARY`, element by element, with NumPy's broadcasting; up to six dims once joined.
+
+    The result has the order of memory of the first array that has its shape.
+    """
     shape = np.broadcast_shapes(a.shape, b.shape)
-    a, b = np.broadcast_to(_sound(a), shape), np.broadcast_to(_sound(b), shape)
-    out = empty(shape)
-    sizes, a_strides, b_strides = _joined(shape, _strides(a), _strides(b))
+    order, back = _order(a if a.shape == shape or b.shape != shape else b, len(shape))
+    a, b = (np.broadcast_to(_sound(x), shape).transpose(order) for x in (a, b))
+    out = empty(a.shape)
+    sizes, a_strides, b_strides = _joined(a.shape, _strides(a), _strides(b))
     call(
         lib.Binary(a.ctypes.data, b.ctypes.data, out.ctypes.data, sizes, a_strides, b_strides, lib.BINARY[op]),
         a, b, out,
     )  # fmt: skip
-    return out
+    return out.transpose(back)
 
 
 def copy(x: np.ndarray) -> np.ndarray:
@@ -319,7 +348,10 @@ def conv(
     activation: str = "none",
     residual: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Cross-correlation of [N, C, H, W] or [N, C, W] with [O, C / groups, *kernel], then bias, residual, activation."""
+    """Cross-correlation of [N, C, H, W] or [N, C, W] with [O, C / groups, *kernel], then bias, residual, activation.
+
+    Where it is quicker so, the result lies in memory as [N, H, W, O], which is how the next one wants it.
+    """
     if x.ndim == 3:
         x, weight = x[:, :, None], weight[:, :, None]
         residual = None if residual is None else residual[:, :, None]
@@ -327,7 +359,6 @@ def conv(
             x, weight, (1, *stride), ((0, 0), *padding), (1, *dilation), groups, packed, bias, activation, residual
         )
         return wide[:, :, 0]
-    x = _contiguous(x)
     batch, channels, height, width = x.shape
     out_channels, per_group, *kernel = weight.shape
     if per_group * groups != channels:
@@ -338,24 +369,27 @@ def conv(
     )
     if min(sizes) < 0:
         raise ValueError(f"a window of {kernel} does not fit {(height, width)}")
-    out = empty((batch, out_channels, *sizes))
     bias = None if bias is None else _sized(bias, out_channels, "bias")
-    if residual is not None:
-        residual = _contiguous(np.broadcast_to(residual, out.shape))
     if packed is not None and packed.shape != (out_channels, per_group * math.prod(kernel)):
         raise ValueError(f"a weight of {packed.shape}, packed, for one of {weight.shape}")
     before = tuple(low for low, _ in padding)
     if per_group == 1 and out_channels == channels and residual is None:
-        weight = _contiguous(weight)
+        last = channels >= FILLING
+        x, out = _laid(x, last), _image((batch, out_channels, *sizes), last)
+        weight = lay_depthwise(weight)
         call(
             lib.Depthwise(
                 x.ctypes.data, weight.ctypes.data, _address(bias), out.ctypes.data, *x.shape, tuple(kernel),
-                tuple(stride), before, tuple(dilation), sizes, lib.ACTIVATIONS[activation],
+                tuple(stride), before, tuple(dilation), sizes, lib.ACTIVATIONS[activation], last,
             ),
             x, weight, bias, out,
         )  # fmt: skip
         return out
     packed = packed or pack_conv(weight, groups)
+    last = packed.layout != lib.PLANES
+    x, out = _laid(x, last), _image((batch, out_channels, *sizes), last)
+    if residual is not None:
+        residual = _laid(np.broadcast_to(residual, out.shape), last)
     call(
         lib.Conv(
             x.ctypes.data, packed.handle, _address(bias), _address(residual), out.ctypes.data, *x.shape, out_channels,
@@ -372,21 +406,37 @@ def pool(
     """The largest number of each window of [N, C, H, W] or [N, C, W], or the sum of its numbers."""
     if x.ndim == 3:
         return pool(x[:, :, None], (1, *kernel), (1, *stride), ((0, 0), *padding), sum)[:, :, 0]
-    x = _contiguous(x)
     sizes = tuple(
         (n + low + high - k) // s + 1 for n, (low, high), k, s in zip(x.shape[2:], padding, kernel, stride, strict=True)
     )
     if min(sizes) < 0:
         raise ValueError(f"a window of {tuple(kernel)} does not fit {x.shape[2:]}")
-    out = empty((*x.shape[:2], *sizes))
+    last = x.shape[1] >= FILLING and _is_last(x)
+    x, out = _laid(x, last), _image((*x.shape[:2], *sizes), last)
     call(
         lib.Pool(
-            x.ctypes.data, out.ctypes.data, x.shape[0] * x.shape[1], *x.shape[2:], tuple(kernel), tuple(stride),
-            tuple(low for low, _ in padding), sizes, sum,
+            x.ctypes.data, out.ctypes.data, *x.shape, tuple(kernel), tuple(stride),
+            tuple(low for low, _ in padding), sizes, sum, last,
         ),
         x, out,
     )  # fmt: skip
     return out
+
+
+def _is_last(x: np.ndarray) -> bool:
+    """Whether an image [N, C, H, W] lies in memory as [N, H, W, C]."""
+    return x.flags.aligned and x.transpose(0, 2, 3, 1).flags.c_contiguous
+
+
+def _image(shape: tuple[int, ...], last: bool) -> np.ndarray:
+    """Memory for an image [N, C, H, W], with the channels last or not."""
+    n, c, h, w = shape
+    return empty((n, h, w, c)).transpose(0, 3, 1, 2) if last else empty(shape)
+
+
+def _laid(x: np.ndarray, last: bool) -> np.ndarray:
+    """An image [N, C, H, W] in that order of memory, copied if it is not."""
+    return _contiguous(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2) if last else _contiguous(x)
 
 
 def _address(x: np.ndarray | None) -> int | None:
@@ -414,6 +464,15 @@ def _sized(x: np.ndarray, size: int, what: str) -> np.ndarray:
 def _contiguous(x: np.ndarray) -> np.ndarray:
     x = _sound(x)
     return x if x.flags.c_contiguous else copy(x)
+
+
+def _order(x: np.ndarray, ndim: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The axes as they lie in memory, the outermost first, and those that put them back; of fewer dims, as they are."""
+    order = tuple(range(ndim))
+    if x.flags.c_contiguous or x.ndim != ndim:
+        return order, order
+    moved = tuple(sorted(order, key=lambda axis: -abs(x.strides[axis]) if x.shape[axis] > 1 else 0))
+    return moved, tuple(map(moved.index, order))
 
 
 def _inner(x: np.ndarray) -> np.ndarray:

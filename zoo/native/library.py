@@ -30,15 +30,16 @@ __all__ = [
 ]
 
 SUFFIXES = (".so", ".dylib")
-ABI = 3
+ABI = 4
 
-ACTIVATIONS = {
-    name: number
-    for number, name in enumerate(("none", "relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid", "exp", "erf"))
-}
+_ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid", "exp", "erf", "relu6")
+ACTIVATIONS = {name: number for number, name in enumerate(_ACTIVATIONS)}
 
 PRECISIONS = {name: number for number, name in enumerate(("float32", "bfloat16", "int8"))}
 """What products with packed weights are computed in."""
+
+PLANES, LAST, WINOGRAD = range(3)
+"""What a convolution's weights are packed for: images [N, C, H, W], [N, H, W, C], and those with fewer products."""
 
 ISAS = ("base", "avx2", "avx512", "avx512_vnni", "avx512_bf16")
 """Instruction sets; the last two are AVX-512 with instructions for int8, and for int8 and bfloat16."""
@@ -89,8 +90,8 @@ def library() -> ctypes.CDLL:
     loaded.zoo_pack_right.argtypes = [c_void_p, c_int64, c_int64, c_int64, c_int64]
     loaded.zoo_pack_right_as.restype = c_void_p
     loaded.zoo_pack_right_as.argtypes = [c_void_p, c_int64, c_int64, c_int64, c_int64, c_int32]
-    loaded.zoo_pack_left.restype = c_void_p
-    loaded.zoo_pack_left.argtypes = [c_void_p, c_int64, c_int64, c_int64]
+    loaded.zoo_pack_conv.restype = c_void_p
+    loaded.zoo_pack_conv.argtypes = [c_void_p, c_int64, c_int64, c_int64, c_int64, c_int32]
     loaded.zoo_packed_free.argtypes = [c_void_p]
     loaded.zoo_packed_free.restype = None
     loaded.zoo_packed_bytes.argtypes = [c_void_p]
@@ -234,16 +235,16 @@ class Depthwise(Structure):
         ("x", c_void_p), ("weight", c_void_p), ("bias", c_void_p), ("out", c_void_p), ("batch", c_int64),
         ("channels", c_int64), ("height", c_int64), ("width", c_int64), ("kernel_size", c_int64 * 2),
         ("stride", c_int64 * 2), ("pad_before", c_int64 * 2), ("dilation", c_int64 * 2), ("out_size", c_int64 * 2),
-        ("activation", c_int32),
+        ("activation", c_int32), ("last", c_int32),
     ]  # fmt: skip
 
 
 class Pool(Structure):
     kernel = "zoo_pool"
     _fields_ = [
-        ("x", c_void_p), ("out", c_void_p), ("planes", c_int64), ("height", c_int64), ("width", c_int64),
-        ("kernel_size", c_int64 * 2), ("stride", c_int64 * 2), ("pad_before", c_int64 * 2),
-        ("out_size", c_int64 * 2), ("sum", c_int32),
+        ("x", c_void_p), ("out", c_void_p), ("batch", c_int64), ("channels", c_int64), ("height", c_int64),
+        ("width", c_int64), ("kernel_size", c_int64 * 2), ("stride", c_int64 * 2), ("pad_before", c_int64 * 2),
+        ("out_size", c_int64 * 2), ("sum", c_int32), ("last", c_int32),
     ]  # fmt: skip
 
 

@@ -4,7 +4,8 @@ Nodes that they make, all float32:
 
     native::linear  (x, weights, biases, turned, activation, residual): one result per weight; weights are [out, in] or,
                     if turned, [in, out]; biases () where there are none
-    native::conv    (x, weight, bias, stride, padding, dilation, groups, batch norm or None, activation, residual)
+    native::conv    (x, weight, bias, stride, padding, dilation, groups, batch norm or None, activation, residual); of
+                    padding a number for each dim or a pair, before and after
     native::norm    (x, residual, cols, weight, bias, eps, rms): the norm of x + residual, and x + residual
     native::gated   (x, y, activation): activation(x) * y
     native::mask    (mask): an attention mask as the kernel wants it
@@ -152,7 +153,7 @@ def activations(graph: Graph) -> Graph:
     """linear or convolution, then an activation -> one node."""
 
     def rule(values: Values, node: Node) -> Any:
-        if node.op not in _ACTIVATIONS:
+        if node.op == "hardtanh" and (node.args[1:] != (0.0, 6.0) or node.kwargs):
             return None
         before = values.made_by(node.args[0], "native::linear", "native::conv")
         if before is None or len(before.outputs) > 1 or before.args[-2] != "none" or not values.only_for(before, node):
@@ -162,7 +163,7 @@ def activations(graph: Graph) -> Graph:
         args = (*before.args[:-2], _activation(node), before.args[-1])
         return dataclasses.replace(before, args=args, outputs=node.outputs, infos=node.infos), [before]
 
-    return rewritten(graph, _ACTIVATIONS, rule)
+    return rewritten(graph, (*_ACTIVATIONS, "relu6", "hardtanh"), rule)
 
 
 def residuals(graph: Graph) -> Graph:
@@ -313,7 +314,7 @@ def masks(graph: Graph) -> Graph:
 
 
 def convolutions(graph: Graph) -> Graph:
-    """Convolutions on parameters, with the batch norm after them -> native::conv."""
+    """Convolutions on parameters, with the zeros around their input and the batch norm after them -> native::conv."""
 
     def plain(values: Values, node: Node) -> Any:
         if node.op not in ("conv1d", "conv2d") or node.kwargs or not values.is_float(node.args[0]):
@@ -328,10 +329,26 @@ def convolutions(graph: Graph) -> Graph:
         args = (x, weight, bias, stride, padding, dilation, groups, None, "none", None)
         return dataclasses.replace(node, op="native::conv", args=args), []
 
-    def folded(values: Values, node: Node) -> Any:
-        if node.op != "_native_batch_norm_legit_no_training":
+    def padded(values: Values, node: Node) -> Any:
+        pad = values.made_by(node.args[0], "pad")
+        if pad is None or pad.kwargs or not values.only_for(pad, node) or pad.args[2:] not in _ZEROS:
             return None
-        x, scale, shift, mean, variance, _, eps = node.args
+        sizes, dims = pad.args[1], len(values.infos[node.name].shape) - 2
+        if len(sizes) > 2 * dims or any(not isinstance(n, int) or n < 0 for n in sizes):
+            return None
+        sizes = (*sizes, *[0] * (2 * dims - len(sizes)))  # before and after, from the last dim on
+        given = node.args[4] if isinstance(node.args[4], tuple) else (node.args[4],)
+        given = given * dims if len(given) == 1 else given
+        around = tuple((own + sizes[-2 * i - 2], own + sizes[-2 * i - 1]) for i, own in enumerate(given))
+        args = (pad.args[0], *node.args[1:4], around, *node.args[5:])
+        return dataclasses.replace(node, args=args), [pad]
+
+    def folded(values: Values, node: Node) -> Any:
+        if node.kwargs or len(node.args) != _BATCH_NORMS[node.op]:
+            return None
+        x, scale, shift, mean, variance, *training, _, eps = node.args[:8]
+        if any(training):
+            return None
         conv = values.made_by(x, "native::conv")
         if conv is None or conv.args[7:] != (None, "none", None) or not values.only_for(conv, node):
             return None
@@ -342,13 +359,21 @@ def convolutions(graph: Graph) -> Graph:
         args = (*conv.args[:7], (scale, shift, mean, variance, eps), "none", None)
         return dataclasses.replace(conv, args=args, outputs=node.outputs[:1], infos=node.infos[:1]), [conv]
 
-    return rewritten(rewritten(graph, ("conv1d", "conv2d"), plain), ("_native_batch_norm_legit_no_training",), folded)
+    graph = rewritten(graph, ("conv1d", "conv2d"), plain)
+    return rewritten(rewritten(graph, ("native::conv",), padded), _BATCH_NORMS, folded)
 
+
+_ZEROS = ((), ("constant",), ("constant", None), ("constant", 0.0))
+"""What padding with zeros has after the sizes."""
+_BATCH_NORMS = {"_native_batch_norm_legit_no_training": 7, "batch_norm": 9}
+"""Op -> how many arguments it has: the second has whether it trains before the last three."""
 
 _ACTIVATIONS = ("relu", "gelu", "silu", "tanh", "sigmoid")
 
 
 def _activation(node: Node) -> str:
+    if node.op == "hardtanh":
+        return "relu6"
     tanh = "tanh" in (*node.args[1:], node.kwargs.get("approximate"))
     return "gelu_tanh" if node.op == "gelu" and tanh else node.op
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from zoo.errors import UnsupportedOp, ZooError
 from zoo.graph.ir import Graph, Ref, map_refs, param_ref, refs
+from zoo.native.kernels import copy
 from zoo.native.tape import Scratch, Tape, owner, recording, unowned
 from zoo.ops import OPS
 
@@ -167,6 +168,8 @@ class Program:
                 values.pop(name, None)
         outputs = {name: np.asarray(values[ref.name]) for name, ref in self.graph.outputs.items()}
         if tape is not None:
+            with recording(tape):  # in an order of memory of their own, they are quickly copied by the kernel alone
+                outputs = {name: x if x.flags.c_contiguous else copy(x) for name, x in outputs.items()}
             tape.finish(outputs)
         return outputs
 

@@ -17,7 +17,7 @@
 extern "C" {
 #endif
 
-#define ZOO_ABI 3
+#define ZOO_ABI 4
 
 enum zoo_status { ZOO_OK = 0, ZOO_BAD_ARGUMENT = 1, ZOO_OUT_OF_MEMORY = 2, ZOO_OUT_OF_RANGE = 3, ZOO_DEVICE_ERROR = 4 };
 
@@ -30,7 +30,8 @@ enum zoo_unary_op {
     ZOO_TANH = 5,
     ZOO_SIGMOID = 6,
     ZOO_EXP = 7,
-    ZOO_ERF = 8
+    ZOO_ERF = 8,
+    ZOO_RELU6 = 9
 };
 
 /* A matrix packed for one instruction set; opaque. */
@@ -44,8 +45,11 @@ ZOO_API zoo_packed* zoo_pack_right(const float* b, int64_t k, int64_t n, int64_t
    the sums are exact; a row or column with a NaN or an infinity gives NaN. */
 enum zoo_precision { ZOO_AS_FLOAT32 = 0, ZOO_AS_BFLOAT16 = 1, ZOO_AS_INT8 = 2 };
 ZOO_API zoo_packed* zoo_pack_right_as(const float* b, int64_t k, int64_t n, int64_t stride_k, int64_t stride_n, int32_t precision);
-/* Weights of a convolution, [groups][out / groups][taps], as the left-hand side. NULL: no memory. */
-ZOO_API zoo_packed* zoo_pack_left(const float* a, int64_t groups, int64_t m, int64_t k);
+/* Weights of a convolution, [groups][m][channels][taps], for images in one of these layouts:
+   PLANES: [N, C, H, W]. LAST: [N, H, W, C]. WINOGRAD: the same, for windows of 3 x 3 that move by one (stride and dilation
+   are 1), with fewer multiplications. NULL: no memory. */
+enum zoo_layout { ZOO_PLANES = 0, ZOO_LAST = 1, ZOO_WINOGRAD = 2 };
+ZOO_API zoo_packed* zoo_pack_conv(const float* weight, int64_t groups, int64_t m, int64_t channels, int64_t taps, int32_t layout);
 ZOO_API void zoo_packed_free(zoo_packed* packed);
 ZOO_API int64_t zoo_packed_bytes(const zoo_packed* packed);
 
@@ -161,8 +165,8 @@ typedef struct {
 } zoo_embedding_args;
 ZOO_API int zoo_embedding(const zoo_embedding_args* args);
 
-/* Cross-correlation of contiguous [N, C, H, W] with packed [out, C / groups, KH, KW]:
-   out = activation(conv + bias[out] + residual). One dim: H = KH = 1. */
+/* Cross-correlation of [N, C, H, W] with packed [out, C / groups, KH, KW]: out = activation(conv + bias[out] + residual).
+   x, residual and out are contiguous in the layout that the weight is packed for. One dim: H = KH = 1. */
 typedef struct {
     const float* x;
     const zoo_packed* weight;
@@ -175,7 +179,8 @@ typedef struct {
 } zoo_conv_args;
 ZOO_API int zoo_conv(const zoo_conv_args* args);
 
-/* The same with one input and one output channel a group; the weight is plain [channels, KH, KW]. */
+/* The same with one input and one output channel a group; the weight is plain [channels, KH, KW], or
+   [KH, KW, channels] where the images are [N, H, W, C]. */
 typedef struct {
     const float* x;
     const float* weight;
@@ -184,16 +189,18 @@ typedef struct {
     int64_t batch, channels, height, width;
     int64_t kernel[2], stride[2], pad_before[2], dilation[2], out_size[2];
     int32_t activation;
+    int32_t last;
 } zoo_depthwise_args;
 ZOO_API int zoo_depthwise(const zoo_depthwise_args* args);
 
-/* Windows of contiguous [planes, H, W]: their maximum (padding counts as -inf), or with sum != 0 their sum. */
+/* Windows of contiguous [N, C, H, W], or with last != 0 of [N, H, W, C]: their maximum (padding counts as -inf), or with sum != 0 their sum. */
 typedef struct {
     const float* x;
     float* out;
-    int64_t planes, height, width;
+    int64_t batch, channels, height, width;
     int64_t kernel[2], stride[2], pad_before[2], out_size[2];
     int32_t sum;
+    int32_t last;
 } zoo_pool_args;
 ZOO_API int zoo_pool(const zoo_pool_args* args);
 

@@ -1,7 +1,8 @@
-// Convolution as a product: weights on the left, on the right panels of NR output pixels gathered from the input.
+// Convolution and pooling of [N, C, H, W]. A convolution is a product: weights on the left, on the right panels of NR output
+// pixels gathered from the input. With the channels last: last.h.
 #pragma once
 
-#include "rows.h"
+#include "last.h"
 
 namespace zoo::ZOO_ISA {
 
@@ -97,11 +98,30 @@ static void conv_panel(void* context, int64_t task) {
 }
 
 static int conv(const zoo_conv_args* x) {
+    if (x->weight->layout != ZOO_PLANES) return conv_last(x, x->weight->layout == ZOO_WINOGRAD);
     Conv job{x, x->out_size[0] * x->out_size[1], 0, x->channels / x->groups * x->kernel[0] * x->kernel[1], false};
     if (x->batch <= 0 || x->out_channels <= 0 || job.pixels <= 0) return ZOO_OK;
     job.panels = ceil_div(job.pixels, NR);
     parallel(x->batch * x->groups * job.panels, conv_panel, &job);
     return job.failed ? ZOO_OUT_OF_MEMORY : ZOO_OK;
+}
+
+static zoo_packed* pack_conv(const float* weight, int64_t groups, int64_t m, int64_t channels, int64_t taps, int32_t layout) {
+    const int64_t k = channels * taps, panels = ceil_div(m, NR), depth = layout == ZOO_WINOGRAD ? kSpectrum * channels : k;
+    zoo_packed* packed = new_packed(groups, m, 0, k, layout == ZOO_PLANES ? groups * m * k : groups * panels * depth * NR, nullptr, layout);
+    if (!packed) return nullptr;
+    if (layout != ZOO_PLANES) {
+        ConvPacking job{weight, m, channels, taps, panels, packed->data};
+        parallel(groups * panels, layout == ZOO_LAST ? pack_taps : pack_spectrum, &job);
+        return packed;
+    }
+    const int64_t mr = tile_rows(m);
+    for (int64_t g = 0; g < groups; ++g)
+        for (int64_t r = 0; r < m; r += mr) {
+            int64_t at = (g * m + r) * k;
+            pack_tile(weight + at, k, 1, least(mr, m - r), k, packed->data + at);
+        }
+    return packed;
 }
 
 static void depthwise_plane(void* context, int64_t plane) {
@@ -138,6 +158,7 @@ static void depthwise_plane(void* context, int64_t plane) {
 }
 
 static int depthwise(const zoo_depthwise_args* x) {
+    if (x->last) return depthwise_last(x);
     parallel(x->batch * x->channels, depthwise_plane, (void*)x);
     return ZOO_OK;
 }
@@ -165,7 +186,8 @@ static void pool_plane(void* context, int64_t plane) {
 }
 
 static int pool(const zoo_pool_args* x) {
-    parallel(x->planes, pool_plane, (void*)x);
+    if (x->last) return pool_last(x);
+    parallel(x->batch * x->channels, pool_plane, (void*)x);
     return ZOO_OK;
 }
 

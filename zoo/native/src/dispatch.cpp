@@ -72,7 +72,7 @@ bool countable(std::initializer_list<int64_t> sizes) {
     return true;
 }
 
-bool known(int32_t op) { return op >= ZOO_NONE && op <= ZOO_ERF; }
+bool known(int32_t op) { return op >= ZOO_NONE && op <= ZOO_RELU6; }
 
 }  // namespace
 
@@ -127,9 +127,11 @@ zoo_packed* zoo_pack_right_as(const float* b, int64_t k, int64_t n, int64_t stri
     }
 }
 
-zoo_packed* zoo_pack_left(const float* a, int64_t groups, int64_t m, int64_t k) {
-    if (any_negative({groups, m, k}) || !countable({groups, m, k}) || (!a && groups * m * k)) return nullptr;
-    return kernels().pack_left(a, groups, m, k);
+zoo_packed* zoo_pack_conv(const float* weight, int64_t groups, int64_t m, int64_t channels, int64_t taps, int32_t layout) {
+    if (any_negative({groups, m, channels, taps}) || !countable({groups, m, channels, taps})) return nullptr;
+    if ((!weight && groups * m * channels * taps) || layout < ZOO_PLANES || layout > ZOO_WINOGRAD) return nullptr;
+    if (layout == ZOO_WINOGRAD && taps != 9) return nullptr;
+    return kernels().pack_conv(weight, groups, m, channels, taps, layout);
 }
 
 void zoo_packed_free(zoo_packed* packed) {
@@ -201,6 +203,9 @@ int zoo_conv(const zoo_conv_args* x) {
     if (x->weight->groups != x->groups || x->weight->m != x->out_channels / x->groups ||
         x->weight->k != x->channels / x->groups * x->kernel[0] * x->kernel[1])
         return ZOO_BAD_ARGUMENT;
+    if (x->weight->layout == ZOO_WINOGRAD)
+        for (int i = 0; i < 2; ++i)
+            if (x->kernel[i] != 3 || x->stride[i] != 1 || x->dilation[i] != 1) return ZOO_BAD_ARGUMENT;
     return x->weight->kernels->conv(x);
 }
 
@@ -211,7 +216,7 @@ int zoo_depthwise(const zoo_depthwise_args* x) {
 }
 
 int zoo_pool(const zoo_pool_args* x) {
-    if (any_negative({x->planes, x->height, x->width, x->out_size[0], x->out_size[1]})) return ZOO_BAD_ARGUMENT;
+    if (any_negative({x->batch, x->channels, x->height, x->width, x->out_size[0], x->out_size[1]})) return ZOO_BAD_ARGUMENT;
     return kernels().pool(x);
 }
 

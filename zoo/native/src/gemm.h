@@ -46,6 +46,7 @@ struct Float {
     typedef V Sums;
     typedef V Left;
     static constexpr int64_t kPerWord = 1;
+    static constexpr int64_t kRun = 1;  // words of a row that lie side by side in a tile
     static constexpr bool kQuantised = false, kRough = false;  // rough: what comes after need not be better than the product
     ZOO_INLINE V left(const float* a) { return splat(*a); }
     ZOO_INLINE V madd(V sums, V left, V right) { return sums + left * right; }
@@ -59,26 +60,33 @@ struct Float {
 };
 
 // `ahead` is asked for meanwhile, a line a step: what is read next, when there are too few rows to hide that it is far.
-template <class K, int M>
+template <class K, int M, int N = NV>
 static void tile(const float* __restrict a, const float* __restrict b, int64_t k, float* __restrict c, bool first, const char* ahead) {
-    typename K::Sums sums[M][NV];
+    typename K::Sums sums[M][N];
 #pragma GCC unroll 16
     for (int i = 0; i < M; ++i)
-        for (int j = 0; j < NV; ++j) sums[i][j] = typename K::Sums{};
-    for (int64_t p = 0; p < k; ++p, a += M, b += NR, ahead += 64) {
+        for (int j = 0; j < N; ++j) sums[i][j] = typename K::Sums{};
+    auto step = [&](const float* at) {
         __builtin_prefetch(ahead, 0, 2);
-        V right[NV];
-        for (int j = 0; j < NV; ++j) right[j] = load(b + j * W);
+        V right[N];
+        for (int j = 0; j < N; ++j) right[j] = load(b + j * W);
 #pragma GCC unroll 16
         for (int i = 0; i < M; ++i) {
-            typename K::Left left = K::left(a + i);
-            for (int j = 0; j < NV; ++j) sums[i][j] = K::madd(sums[i][j], left, right[j]);
+            typename K::Left left = K::left(at + i * K::kRun);
+            for (int j = 0; j < N; ++j) sums[i][j] = K::madd(sums[i][j], left, right[j]);
         }
+        b += NR, ahead += 64;
+    };
+    for (int64_t p = 0; p < k; p += K::kRun, a += M * K::kRun) {
+        if constexpr (K::kRun == 1)
+            step(a);
+        else
+            for (int64_t q = 0; q < least(K::kRun, k - p); ++q) step(a + q);
     }
     if (!first) {
 #pragma GCC unroll 16
         for (int i = 0; i < M; ++i)
-            for (int j = 0; j < NV; ++j) {
+            for (int j = 0; j < N; ++j) {
                 typename K::Sums before;
                 memcpy(&before, c + (i * NV + j) * W, sizeof before);
                 sums[i][j] += before;
@@ -86,18 +94,19 @@ static void tile(const float* __restrict a, const float* __restrict b, int64_t k
     }
 #pragma GCC unroll 16
     for (int i = 0; i < M; ++i)
-        for (int j = 0; j < NV; ++j) memcpy(c + (i * NV + j) * W, &sums[i][j], sizeof(V));
+        for (int j = 0; j < N; ++j) memcpy(c + (i * NV + j) * W, &sums[i][j], sizeof(V));
 }
 
 typedef void (*Tile)(const float*, const float*, int64_t, float*, bool, const char*);
-template <class K>
+// N: how many vectors of a panel's row count.
+template <class K, int N = NV>
 static constexpr Tile kTiles[] = {
-    nullptr, tile<K, 1>, tile<K, 2>, tile<K, 3>, tile<K, 4>,
+    nullptr, tile<K, 1, N>, tile<K, 2, N>, tile<K, 3, N>, tile<K, 4, N>,
 #if ZOO_W >= 8
-    tile<K, 5>, tile<K, 6>,
+    tile<K, 5, N>, tile<K, 6, N>,
 #endif
 #if ZOO_W >= 16
-    tile<K, 7>, tile<K, 8>, tile<K, 9>, tile<K, 10>, tile<K, 11>, tile<K, 12>, tile<K, 13>, tile<K, 14>,
+    tile<K, 7, N>, tile<K, 8, N>, tile<K, 9, N>, tile<K, 10, N>, tile<K, 11, N>, tile<K, 12, N>, tile<K, 13, N>, tile<K, 14, N>,
 #endif
 };
 
@@ -295,7 +304,7 @@ static int linear(const zoo_linear_args* x) {
 }
 
 typedef int (*Linear)(const zoo_linear_args*);
-static zoo_packed* new_packed(int64_t groups, int64_t m, int64_t n, int64_t k, int64_t floats, Linear linear);
+static zoo_packed* new_packed(int64_t groups, int64_t m, int64_t n, int64_t k, int64_t floats, Linear linear, int32_t layout = 0);
 
 struct Packing {
     const float* from;
@@ -314,18 +323,6 @@ static zoo_packed* pack_right(const float* b, int64_t k, int64_t n, int64_t stri
     if (!packed) return nullptr;
     Packing job{b, k, n, stride_k, stride_n, packed->data};
     parallel(ceil_div(n, NR), pack_one_panel, &job);
-    return packed;
-}
-
-static zoo_packed* pack_left(const float* a, int64_t groups, int64_t m, int64_t k) {
-    zoo_packed* packed = new_packed(groups, m, 0, k, groups * m * k, nullptr);
-    if (!packed) return nullptr;
-    int64_t mr = tile_rows(m);
-    for (int64_t g = 0; g < groups; ++g)
-        for (int64_t r = 0; r < m; r += mr) {
-            int64_t at = (g * m + r) * k;
-            pack_tile(a + at, k, 1, least(mr, m - r), k, packed->data + at);
-        }
     return packed;
 }
 

@@ -8,10 +8,10 @@
 namespace zoo::ZOO_ISA {
 
 extern const Kernels kernels = {
-    ZOO_ISA_NAME, pack_right, pack_bfloat16, pack_int8, pack_left, matmul, attention, norm, softmax, unary, binary, conv, depthwise, pool,
+    ZOO_ISA_NAME, pack_right, pack_bfloat16, pack_int8, pack_conv, matmul, attention, norm, softmax, unary, binary, conv, depthwise, pool,
 };
 
-static zoo_packed* new_packed(int64_t groups, int64_t m, int64_t n, int64_t k, int64_t floats, Linear linear) {
+static zoo_packed* new_packed(int64_t groups, int64_t m, int64_t n, int64_t k, int64_t floats, Linear linear, int32_t layout) {
     size_t bytes = sizeof(float) * (size_t)floats;
     auto* packed = (zoo_packed*)allocate(sizeof(zoo_packed));
     auto* data = (float*)allocate(bytes ? bytes : 1);
@@ -20,7 +20,7 @@ static zoo_packed* new_packed(int64_t groups, int64_t m, int64_t n, int64_t k, i
         release(data);
         return nullptr;
     }
-    *packed = {&kernels, linear, groups, m, n, k, data, bytes};
+    *packed = {&kernels, linear, groups, m, n, k, layout, data, bytes};
     return packed;
 }
 

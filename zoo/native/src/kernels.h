@@ -13,7 +13,7 @@ struct Kernels {
     zoo_packed* (*pack_right)(const float*, int64_t, int64_t, int64_t, int64_t);
     zoo_packed* (*pack_bfloat16)(const float*, int64_t, int64_t, int64_t, int64_t);
     zoo_packed* (*pack_int8)(const float*, int64_t, int64_t, int64_t, int64_t);
-    zoo_packed* (*pack_left)(const float*, int64_t, int64_t, int64_t);
+    zoo_packed* (*pack_conv)(const float*, int64_t, int64_t, int64_t, int64_t, int32_t);
     int (*matmul)(const zoo_matmul_args*);
     int (*attention)(const zoo_attention_args*);
     int (*norm)(const zoo_norm_args*);
@@ -55,11 +55,13 @@ int64_t threads();
 
 }  // namespace zoo
 
-// data: right-hand sides as panels [k][nr] (columns beyond n are zero), left-hand ones as tiles [k][mr] per group.
+// data: right-hand sides as panels [k][nr] (columns beyond n are zero), left-hand ones as tiles [k][mr] per group. Of a
+// convolution's weights m and k are those of a group.
 struct zoo_packed {
     const zoo::Kernels* kernels;
     int (*linear)(const zoo_linear_args*);  // of right-hand sides
     int64_t groups, m, n, k;
+    int32_t layout;
     float* data;
     size_t bytes;
 };

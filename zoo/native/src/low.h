@@ -60,6 +60,7 @@ static Quantised of_size(const float* x, int64_t n) {
 }
 
 struct Bfloat16 {
+    static constexpr int64_t kRun = 1;
     static constexpr bool kQuantised = false, kRough = true;
     typedef V Sums;
     typedef V Left;
@@ -98,6 +99,7 @@ struct Bfloat16 {
 };
 
 struct Int8 {
+    static constexpr int64_t kRun = 1;
     static constexpr bool kQuantised = true, kRough = true;
 #if defined(__AVX512VNNI__)
     static constexpr int64_t kPerWord = 4;

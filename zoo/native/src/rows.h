@@ -149,7 +149,7 @@ static void unary_run(void* context, int64_t task) {
 
 static int unary(const zoo_unary_args* args) {
     static constexpr zoo_body runs[] = {unary_run<0>, unary_run<1>, unary_run<2>, unary_run<3>, unary_run<4>,
-                                        unary_run<5>, unary_run<6>, unary_run<7>, unary_run<8>};
+                                        unary_run<5>, unary_run<6>, unary_run<7>, unary_run<8>, unary_run<9>};
     parallel(ceil_div(args->n, kRun), runs[args->op], (void*)args);
     return ZOO_OK;
 }
@@ -200,10 +200,30 @@ static void binary_row(const void* args, int64_t r) {
 
 constexpr int gated(int op) { return (int)ZOO_GATED + op; }
 
+// A copy of what lies in memory the other way round, some columns at a time.
+constexpr int64_t kColumns = 256;
+
+static void transpose_columns(void* context, int64_t task) {
+    const zoo_binary_args& x = *(const zoo_binary_args*)context;
+    const int64_t cols = x.shape[4], rows = x.shape[5], runs = ceil_div(cols, kColumns), col = task % runs * kColumns;
+    int64_t matrix = task / runs;
+    const float* a = x.a + col;
+    float* out = x.out + (matrix * cols + col) * rows;
+    for (int d = 3; d >= 0; --d) {
+        a += matrix % x.shape[d] * x.a_stride[d];
+        matrix /= x.shape[d];
+    }
+    transpose(a, x.a_stride[5], 1, rows, least(kColumns, cols - col), out, rows);
+}
+
 static int binary(const zoo_binary_args* x) {
     int64_t rows = 1;
     for (int d = 0; d < 5; ++d) rows *= x->shape[d];
     if (rows == 0 || x->shape[5] == 0) return ZOO_OK;
+    if (x->op == ZOO_COPY && x->a_stride[4] == 1 && x->a_stride[5] != 1) {
+        parallel(rows / x->shape[4] * ceil_div(x->shape[4], kColumns), transpose_columns, (void*)x);
+        return ZOO_OK;
+    }
     void (*row)(const void*, int64_t) = nullptr;
     switch (x->op) {
         case ZOO_COPY: row = binary_row<ZOO_COPY>; break;

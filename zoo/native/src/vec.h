@@ -216,6 +216,7 @@ ZOO_INLINE V activate(V x, int op) {
         case ZOO_SIGMOID: return sigmoid(x);
         case ZOO_EXP: return exp(x);
         case ZOO_ERF: return erf(x);
+        case ZOO_RELU6: return x < 0.0f ? splat(0.0f) : x > 6.0f ? splat(6.0f) : x;
         default: return x;
     }
 }

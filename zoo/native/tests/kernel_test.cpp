@@ -178,32 +178,66 @@ void views(int64_t queries, int64_t keys) {
         ++failures;
 }
 
-void conv(int64_t channels, int64_t size, int64_t out_channels, int64_t kernel, int64_t stride, int64_t pad) {
-    int64_t out_size = (size + 2 * pad - kernel) / stride + 1, taps = channels * kernel * kernel;
-    auto x = numbers(channels * size * size), w = numbers(out_channels * taps), out = numbers(out_channels * out_size * out_size);
-    zoo_packed* packed = zoo_pack_left(w.data(), 1, out_channels, taps);
-    zoo_conv_args args{x.data(), packed, nullptr, nullptr, out.data(), 1, channels, size, size, out_channels, 1,
-                       {kernel, kernel}, {stride, stride}, {pad, pad}, {1, 1}, {out_size, out_size}, ZOO_NONE};
-    if (zoo_conv(&args)) ++failures;
+// [channels][pixels] as [pixels][channels].
+std::vector<float> last(const std::vector<float>& x, int64_t channels) {
+    const int64_t pixels = (int64_t)x.size() / channels;
+    std::vector<float> out(x.size());
+    for (int64_t c = 0; c < channels; ++c)
+        for (int64_t p = 0; p < pixels; ++p) out[p * channels + c] = x[c * pixels + p];
+    return out;
+}
+
+void conv(int64_t channels, int64_t size, int64_t out_channels, int64_t kernel, int64_t stride, int64_t pad, int64_t groups = 1) {
+    const int64_t out_size = (size + 2 * pad - kernel) / stride + 1, C = channels / groups, M = out_channels / groups;
+    const int64_t window = kernel * kernel, taps = C * window;
+    auto x = numbers(channels * size * size), w = numbers(out_channels * taps), bias = numbers(out_channels);
+    auto out = numbers(out_channels * out_size * out_size), residual = numbers(out.size());
     std::vector<double> want(out.size());
     for (int64_t o = 0; o < out_channels; ++o)
         for (int64_t oh = 0; oh < out_size; ++oh)
             for (int64_t ow = 0; ow < out_size; ++ow) {
-                double sum = 0;
+                const int64_t at = (o * out_size + oh) * out_size + ow;
+                double sum = bias[o] + residual[at];
                 for (int64_t t = 0; t < taps; ++t) {
-                    int64_t c = t / (kernel * kernel), h = oh * stride - pad + t / kernel % kernel, v = ow * stride - pad + t % kernel;
+                    int64_t c = o / M * C + t / window, h = oh * stride - pad + t / kernel % kernel, v = ow * stride - pad + t % kernel;
                     if (h >= 0 && h < size && v >= 0 && v < size) sum += (double)x[(c * size + h) * size + v] * w[o * taps + t];
                 }
-                want[(o * out_size + oh) * out_size + ow] = sum;
+                want[at] = sum > 0 ? sum : 0;
             }
-    check("conv", out, want);
-    auto pooled = numbers(channels * (size / 2) * (size / 2));
-    zoo_pool_args pool{x.data(), pooled.data(), channels, size, size, {2, 2}, {2, 2}, {0, 0}, {size / 2, size / 2}, 0};
-    auto same = numbers(x.size());
+    const auto x_last = last(x, channels), residual_last = last(residual, out_channels);
+    for (int32_t layout : {ZOO_PLANES, ZOO_LAST, ZOO_WINOGRAD}) {
+        const bool planes = layout == ZOO_PLANES;
+        if (layout == ZOO_WINOGRAD && kernel != 3) continue;
+        zoo_packed* packed = zoo_pack_conv(w.data(), groups, M, C, window, layout);
+        zoo_conv_args args{planes ? x.data() : x_last.data(), packed, bias.data(), planes ? residual.data() : residual_last.data(),
+                           out.data(), 1, channels, size, size, out_channels, groups,
+                           {kernel, kernel}, {stride, stride}, {pad, pad}, {1, 1}, {out_size, out_size}, ZOO_RELU};
+        const bool fits = layout != ZOO_WINOGRAD || stride == 1;
+        if (zoo_conv(&args) != (fits ? ZOO_OK : ZOO_BAD_ARGUMENT)) ++failures;
+        if (fits) check("conv", planes ? out : last(out, out_size * out_size), want);
+        zoo_packed_free(packed);
+    }
+}
+
+void planes(int64_t channels, int64_t size) {
+    auto x = numbers(channels * size * size), w = numbers(channels * 9);
+    const int64_t half = size / 2;
+    auto pooled = numbers(channels * half * half), same = numbers(x.size());
+    zoo_pool_args pool{x.data(), pooled.data(), 1, channels, size, size, {2, 2}, {2, 2}, {0, 0}, {half, half}, 1, 0};
     zoo_depthwise_args depthwise{x.data(), w.data(), nullptr, same.data(), 1, channels, size, size,
-                                 {3, 3}, {1, 1}, {1, 1}, {1, 1}, {size, size}, ZOO_SILU};
-    if (zoo_pool(&pool) || (out_channels * taps >= channels * 9 && zoo_depthwise(&depthwise))) ++failures;
-    zoo_packed_free(packed);
+                                 {3, 3}, {1, 1}, {1, 1}, {1, 1}, {size, size}, ZOO_SILU, 0};
+    if (zoo_pool(&pool) || zoo_depthwise(&depthwise)) ++failures;
+    const std::vector<double> sums(pooled.begin(), pooled.end()), all(same.begin(), same.end());
+    const auto x_last = last(x, channels), w_last = last(w, channels);
+    pool.x = depthwise.x = x_last.data(), depthwise.weight = w_last.data(), pool.last = depthwise.last = 1;
+    if (zoo_pool(&pool) || zoo_depthwise(&depthwise)) ++failures;
+    check("pool", last(pooled, half * half), sums);
+    check("depthwise", last(same, size * size), all);
+    // the same order by a copy
+    auto copied = numbers(x.size());
+    zoo_binary_args copy{x.data(), nullptr, copied.data(), {1, 1, 1, 1, size * size, channels}, {0, 0, 0, 0, 1, size * size}, {}, ZOO_COPY};
+    if (zoo_binary(&copy)) ++failures;
+    check("copy", copied, std::vector<double>(x_last.begin(), x_last.end()), 0);
 }
 
 void all() {
@@ -220,6 +254,11 @@ void all() {
     rows(300, 200);
     conv(3, 11, 5, 3, 2, 1);
     conv(8, 9, 20, 1, 1, 0);
+    conv(19, 7, 37, 3, 1, 1);
+    conv(40, 6, 34, 3, 1, 2, 2);
+    conv(3, 23, 33, 7, 2, 3);
+    conv(300, 3, 16, 3, 1, 0);
+    for (int64_t channels : {3, 16, 37}) planes(channels, 9);
 }
 
 }  // namespace
