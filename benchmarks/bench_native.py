@@ -1,6 +1,6 @@
 """The native engine, torch and what is used for speed today, one thread, in one run: time per call, and ratios.
 
-    python benchmarks/bench_native.py [--rounds 11] [--shapes 1x16 1x128 8x128] [--models bert-base minilm]
+    python benchmarks/bench_native.py [--rounds 11] [--shapes 1x16 1x128 8x128] [--models bert-base minilm …]
         [--images resnet-50 vit-base] [--no-accuracy] [--no-record]
 
 Text models in float32, bfloat16 and int8 beside torch eager in float32 and bfloat16 (transformers' own BertModel),
@@ -47,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--shapes", nargs="+", default=["1x16", "1x128", "8x128"])
-    parser.add_argument("--models", nargs="*", default=["bert-base", "minilm"])
+    parser.add_argument("--models", nargs="*", default=["bert-base", "minilm", "all-mpnet-base-v2", "gpt2"])
     parser.add_argument("--images", nargs="*", default=["resnet-50", "vit-base"])
     parser.add_argument("--no-accuracy", action="store_true")
     parser.add_argument("--no-record", action="store_true")
@@ -144,8 +144,10 @@ def ids_of(batch: int, length: int) -> np.ndarray:
     return np.random.default_rng(0).integers(1000, 30000, (batch, length))
 
 
-def operations(config, batch: int, length: int) -> float:
-    """Multiplications and additions of a BERT's matrix products."""
+def operations(config, batch: int, length: int) -> float | None:
+    """Multiplications and additions of a BERT's matrix products; None of another model."""
+    if config.model_type != "bert":
+        return None
     width, inner = config.hidden_size, config.intermediate_size
     a_token = 2 * (4 * width * width + 2 * width * inner) + 2 * 2 * length * width
     return batch * (config.num_hidden_layers * length * a_token + 2 * width * width)
