@@ -110,7 +110,7 @@ def attentions(graph: Graph) -> Graph:
         if weights is None or not _over_the_last(weights) or not values.only_for(weights, node):
             continue
         scores = _taken_apart(values, weights)
-        if scores is not None and all(_in_heads(values, ref) for ref in (scores.query, scores.keys, node.args[1])):
+        if scores is not None and _in_heads(values, scores.query, scores.keys, node.args[1]):
             found[id(node)] = weights, scores
     if not found:
         return graph
@@ -161,8 +161,10 @@ def _broadcast(a: tuple[Dim, ...], b: tuple[Dim, ...]) -> tuple[Dim, ...]:
     return tuple(j if i == 1 else i for i, j in pairs)[::-1]
 
 
-def _in_heads(values: Values, ref: Any) -> bool:
-    return values.is_float(ref) and len(values.infos[ref.name].shape) == 4
+def _in_heads(values: Values, *given: Any) -> bool:
+    """Whether these are float32 [batch, heads, …], of the same batch and heads."""
+    shapes = [values.infos[ref.name].shape for ref in given if values.is_float(ref)]
+    return len(shapes) == len(given) and {len(shape) for shape in shapes} == {4} and len({x[:2] for x in shapes}) == 1
 
 
 def _taken_apart(values: Values, softmax: Node) -> _Scores | None:
