@@ -25,6 +25,7 @@ from zoo.backends import jax as jax_backend
 from zoo.backends import native as native_backend
 from zoo.backends import numpy as numpy_backend
 from zoo.backends import tensorflow as tensorflow_backend
+from zoo.backends import torch as torch_backend
 from zoo.backends.execute import resolve_over
 from zoo.backends.namespace import BINARY, UNARY, Namespace
 from zoo.backends.torch import _resolve as torch_operation
@@ -371,6 +372,39 @@ def test_operation_in_other_forms(backend: str, name: str) -> None:
         name,
         [c for form, c in forms(name, quick) if not excepted(lacking, form, name)],
     )
+
+
+WITHOUT_DERIVATIVE = (
+    "floor_divide",
+    "floor_divide.Scalar",
+    "remainder.Scalar_Tensor",
+    "scatter.reduce",
+    "bincount",
+    "linalg_qr",
+)
+"""What torch itself does not differentiate, or not in every mode."""
+
+
+@pytest.mark.parametrize("name", [name for name in TENSOR_OPS if name not in WITHOUT_DERIVATIVE])
+def test_operation_has_a_derivative_on_torch(name: str) -> None:
+    """What torch's export makes of an operation may have none where the operation has."""
+
+    def leaf(value: Any) -> Any:
+        if isinstance(value, (torch.Tensor, Known)):
+            tensor = tensor_of(value).detach().clone()
+            return tensor.requires_grad_() if tensor.dtype == torch.float32 else tensor
+        if isinstance(value, DType):
+            return getattr(torch, value.name)
+        return int(value) if isinstance(value, Size) else value
+
+    for case in CASES[name]:
+        try:
+            results = torch_backend._resolve(name)(*map_tree(leaf, case.args), **map_tree(leaf, case.kwargs))
+            sums = [x.sum() for x in flat(results) if x.requires_grad]
+            if sums:
+                torch.autograd.backward(sums, [torch.ones_like(x) for x in sums])
+        except RuntimeError as error:  # other refusals are of the case: an index too small, a mean that trains
+            assert "not implemented" not in str(error) and "automatic differentiation" not in str(error)
 
 
 OVERRIDES = {"jax": (JAX, jax_backend._OVERRIDES), "tensorflow": (TENSORFLOW, tensorflow_backend._OVERRIDES)}

@@ -200,6 +200,13 @@ def _grouped_matmul(x: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor) -
     return torch.cat([*products, parts[-1].new_zeros(len(parts[-1]), weight.shape[2])])
 
 
+_WITHOUT_DERIVATIVE: dict[str, Callable[..., Any]] = {
+    "copy": lambda x, src: src.to(x.dtype).expand(x.shape),
+    "view_as_complex_copy": torch.view_as_complex,
+}
+"""What an export makes of operations that have a derivative, and which itself has none -> one that has."""
+
+
 def _resolve(name: str) -> Callable[..., Any]:
     if name.startswith("sym.") or name == "sym_size.int":
         definition = OPS[name].function
@@ -212,8 +219,8 @@ def _resolve(name: str) -> Callable[..., Any]:
         return _attention
     if name == "transformers::grouped_mm_fallback":
         return _grouped_matmul
-    if name == "copy":  # torch's has no derivative
-        return lambda x, src: src.to(x.dtype).expand(x.shape)
+    if name in _WITHOUT_DERIVATIVE:
+        return _WITHOUT_DERIVATIVE[name]
     space, _, rest = name.rpartition("::")
     base, _, overload = rest.partition(".")
     return operator.attrgetter(f"{base}.{overload or 'default'}")(getattr(torch.ops, space or "aten"))
