@@ -1,11 +1,11 @@
 """Whether keras-hub loads what `zoo convert --to keras-hub` writes, and computes what it did before.
 
-    KERAS_BACKEND=jax python tests/oracle/check_keras_hub.py
+    python tests/oracle/check_keras_hub.py
 
 In the project's environment with keras-hub 0.32 beside it (`pip install --no-deps keras-hub kagglehub kagglesdk`). The
 weights, inputs and outputs are those that make_dialect_files.py recorded of keras-hub's own tiny backbones. The weights
-become a checkpoint in torch's form, that is converted to a preset, `keras_hub.models.Backbone.from_preset` opens it, and
-its hidden states are compared with the recorded ones. benchmarks/results/keras_hub.json says how far each is off.
+become a checkpoint in torch's form, that is converted to a preset, `keras_hub.models.Backbone.from_preset` opens it,
+and its hidden states are compared with the recorded ones. benchmarks/results/keras_hub.json says how far each is off.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("KERAS_BACKEND", "jax")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / "benchmarks")]
+os.environ |= {"KERAS_BACKEND": "jax", "TF_CPP_MIN_LOG_LEVEL": "3"}
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import torch  # noqa: F401  (before TensorFlow: the other order has crashed)
 
