@@ -163,12 +163,16 @@ def run(source: Path, out: Path, to: str, size: int) -> dict[str, Any]:
 def make(folder: Path, model: str) -> tuple[int, int]:
     """A folder with a registered model's config and random float32 values; sizes of the file and its largest tensor.
 
-    Written as the values are made, one megabyte at a time.
+    Written as the values are made, one megabyte at a time; a tied weight has the embedding's name, as transformers
+    saves it.
     """
     folder.mkdir()
     config = registry.find(model).config()
     (folder / "config.json").write_text(json.dumps(config))
-    shapes = {name: param.shape for name, param in graph_for(config, None, "float32").params.items()}
+    shapes = {
+        next((name for name in param.aliases if "embeddings" in name), param.name): param.shape
+        for param in graph_for(config, None, "float32").params.values()
+    }
     header, position = {"__metadata__": {"format": "pt"}}, 0
     for name in sorted(shapes):
         size = 4 * math.prod(shapes[name])
