@@ -389,17 +389,14 @@ WITHOUT_DERIVATIVE = (
 def test_operation_has_a_derivative_on_torch(name: str) -> None:
     """What torch's export makes of an operation may have none where the operation has."""
 
-    def leaf(value: Any) -> Any:
-        if isinstance(value, (torch.Tensor, Known)):
-            tensor = tensor_of(value).detach().clone()
-            return tensor.requires_grad_() if tensor.dtype == torch.float32 else tensor
-        if isinstance(value, DType):
-            return getattr(torch, value.name)
-        return int(value) if isinstance(value, Size) else value
+    def leaf(tensor: torch.Tensor) -> torch.Tensor:
+        tensor = tensor.detach().clone()
+        return tensor.requires_grad_() if tensor.dtype == torch.float32 else tensor
 
+    convert = in_torch(leaf)
     for case in CASES[name]:
         try:
-            results = torch_backend._resolve(name)(*map_tree(leaf, case.args), **map_tree(leaf, case.kwargs))
+            results = torch_backend._resolve(name)(*map_tree(convert, case.args), **map_tree(convert, case.kwargs))
             sums = [x.sum() for x in flat(results) if x.requires_grad]
             if sums:
                 torch.autograd.backward(sums, [torch.ones_like(x) for x in sums])
@@ -501,18 +498,26 @@ WIDER = {
 }
 
 
-def run_torch(name: str, case: Case, wide: bool = False) -> list[torch.Tensor]:
-    """torch's own results; with `wide`, computed in float64 throughout."""
+def in_torch(of_tensor: Callable[[torch.Tensor], Any], of_dtype: Callable[[torch.dtype], Any] = lambda x: x) -> Any:
+    """What makes torch's own argument of a case's."""
 
     def convert(value: Any) -> Any:
         if isinstance(value, (torch.Tensor, Known)):
-            tensor = tensor_of(value)
-            return tensor.to(WIDER.get(tensor.dtype, tensor.dtype)) if wide else tensor
+            return of_tensor(tensor_of(value))
         if isinstance(value, DType):
-            dtype = getattr(torch, value.name)
-            return WIDER.get(dtype, dtype) if wide else dtype
+            return of_dtype(getattr(torch, value.name))
         return int(value) if isinstance(value, Size) else value
 
+    return convert
+
+
+def run_torch(name: str, case: Case, wide: bool = False) -> list[torch.Tensor]:
+    """torch's own results; with `wide`, computed in float64 throughout."""
+
+    def widened(dtype: torch.dtype) -> torch.dtype:
+        return WIDER.get(dtype, dtype) if wide else dtype
+
+    convert = in_torch(lambda tensor: tensor.to(widened(tensor.dtype)), widened)
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64 if wide else default)
     try:

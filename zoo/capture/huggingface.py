@@ -10,7 +10,7 @@ import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -151,22 +151,26 @@ def capture_config(
             part.use_cache = False
     cls = model_class(config, task)
 
+    def inputs_of(module: Any, count: int) -> dict[str, torch.Tensor]:
+        return example_inputs(module, dtype, batch=count, length=6 + _chunk(config))
+
     def capturing(count: int, one: Mapping[str, torch.Tensor] | None = None) -> _Capture:
         module = build(config, cls, dtype, tied=False)
-        inputs = example_inputs(module, dtype, batch=count, length=6 + _chunk(config))
-        return _Capture(module, inputs, count, config, train, one)
+        return _Capture(module, inputs_of(module, count), count, config, train, one)
 
     first = capturing(COUNTS[0])
+    one = None
+    if any(not _is_text(name, value, first.inputs) for name, value in first.inputs.items()):
+        with suppress(Exception):  # it takes no single one
+            one = inputs_of(first.module, 1)
     graph, refused = None, None
     try:
         graph = first.graph()
     except CaptureError as error:
         refused = error
-    if any(not _is_text(name, value, first.inputs) for name, value in first.inputs.items()):
+    if one is not None and (graph is None or _fixes_number(graph, one, first.inputs)):
         try:
-            one = capturing(1).inputs
-            if graph is None or _fixes_number(graph, one, first.inputs):
-                graph = _of_any_number([capturing(count, one).graph() for count in COUNTS], graph)
+            graph = _of_any_number([capturing(count, one).graph() for count in COUNTS], graph)
         except Exception as error:  # whatever the traced code raises
             logging.getLogger(__name__).debug("no other number of images: %s; %s", error, error.__cause__)
     if graph is None:

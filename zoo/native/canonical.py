@@ -14,6 +14,7 @@ from typing import Any
 
 from zoo.graph.ir import Dim, DType, Graph, Node, Ref, ValueInfo, map_refs, refs
 from zoo.graph.passes import simplify
+from zoo.graph.passes.masks import ELEMENTWISE
 from zoo.native.passes import Values, rewritten
 
 __all__ = ["canonical"]
@@ -242,10 +243,6 @@ def by_tokens(graph: Graph) -> Graph:
 
 
 _ROW_VIEWS = ("view", "reshape", "_unsafe_view")
-_OF_EACH = (
-    *("relu", "gelu", "silu", "tanh", "sigmoid", "exp", "erf", "neg", "abs", "clone", "pow.Tensor_Scalar"),
-    *(f"{name}.Tensor" for name in ("add", "sub", "mul", "div")),
-)
 
 
 def _joins(node: Node) -> bool:
@@ -308,7 +305,7 @@ class _Rows:
             return node.args[0].name in self.lead and apart(node.args[1:], node.kwargs) and len(self.shape(weight)) == 2
         if node.op == "layer_norm":
             return len(node.args[1]) == 1 and apart(node.args[1:], node.kwargs)
-        if node.op not in _OF_EACH:
+        if node.op.partition(".")[0] not in ELEMENTWISE | {"clone"}:
             return False
         others = [ref for ref in refs((node.args, node.kwargs)) if ref.name not in self.lead]
         return all(len(self.shape(ref)) < 2 for ref in others)
