@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -49,6 +50,13 @@ def _own_cache() -> Iterator[None]:
     yield
     if _OWN_CACHE:
         shutil.rmtree(os.environ["ZOO_CACHE"], ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def _same_draws() -> None:
+    """What a test draws from torch, a module's first parameters say, is the same in every run and in any order."""
+    if "torch" in sys.modules:
+        torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

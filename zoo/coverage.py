@@ -62,7 +62,7 @@ class Row:
         reason: why it was not built or not captured, in one line.
         parameters: how many trainable numbers the tiny model has.
         ops: what its graph is made of, op -> count.
-        seconds: build, capture and all runs.
+        seconds: of a processor: build, capture and all runs.
         cells: backend -> what was found there.
     """
 

@@ -154,16 +154,16 @@ def _sweep(jobs: list[Row], arguments: argparse.Namespace) -> None:
     _warm()
     FOUND.parent.mkdir(exist_ok=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    running: dict[int, tuple[Row, float]] = {}
+    running: dict[int, Row] = {}
     waiting = list(jobs)
     with Progress(*columns, transient=not sys.stdout.isatty()) as progress, FOUND.open("a", encoding="utf-8") as file:
         bar = progress.add_task("coverage", total=len(jobs))
         while waiting or running:
             while waiting and len(running) < arguments.jobs:
                 job = waiting.pop(0)
-                running[_start(job, arguments)] = (job, time.monotonic())
-            for pid, (job, started) in list(running.items()):
-                row = _finished(pid, job, started, arguments)
+                running[_start(job, arguments)] = job
+            for pid, job in list(running.items()):
+                row = _finished(pid, job, arguments)
                 if row is not None:
                     del running[pid]
                     file.write(json.dumps(asdict(row)) + "\n")
@@ -219,11 +219,12 @@ def _result(pid: int) -> Path:
     return FOUND.with_name(f"coverage.{pid}.json")
 
 
-def _finished(pid: int, job: Row, started: float, arguments: argparse.Namespace) -> Row | None:
+def _finished(pid: int, job: Row, arguments: argparse.Namespace) -> Row | None:
+    seconds = _seconds(pid)
     done, status = os.waitpid(pid, os.WNOHANG)
     reason = ""
     if not done:
-        if _seconds(pid) > arguments.seconds:
+        if seconds > arguments.seconds:
             reason = f"took more than {arguments.seconds} s of the processor"
         elif _memory(pid) > arguments.gigabytes * 2**30:
             reason = f"took more than {arguments.gigabytes:g} GB of memory"
@@ -240,7 +241,7 @@ def _finished(pid: int, job: Row, started: float, arguments: argparse.Namespace)
     if not reason:
         reason = f"the process ended with signal {status & 127}" if status & 127 else "the process ended early"
     if not job.captured:
-        return Row(*_key(job), built=True, reason=reason, seconds=round(time.monotonic() - started, 1))
+        return Row(*_key(job), built=True, reason=reason, seconds=round(seconds, 1))
     lacking = {name: cell for name, cell in job.cells.items() if name in WITH_GRADIENTS and cell.matches}
     failed = {name: replace(cell, gradients=False, reason=f"gradient: {reason}") for name, cell in lacking.items()}
     return replace(job, cells={**job.cells, **failed})
@@ -352,6 +353,7 @@ def _report(rows: list[Row]) -> None:
         first = [row for row in aside if row.first.get(backend)]
         console.print(f"held out, matching on {backend} at the first run: {_share(first, aside)}")
     both = [row for row in built if row.on("jax").matches and row.on("tensorflow").matches]
+    console.print(f"processor time: {sum(row.seconds for row in rows) / 3600:.1f} h")
     console.print(f"match on both JAX and TensorFlow: {len({row.model_type for row in both})} model types")
 
 

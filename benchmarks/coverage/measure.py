@@ -68,7 +68,7 @@ class _Built:
 
 def measure(model_type: str, task: str, backends: tuple[str, ...] = BACKENDS, gradients: bool = True) -> Row:
     """Everything the sweep asks of one class."""
-    started = time.perf_counter()
+    started = time.process_time()
     row = Row(model_type, task)
     try:
         built = _Built(model_type, task)
@@ -78,7 +78,7 @@ def measure(model_type: str, task: str, backends: tuple[str, ...] = BACKENDS, gr
         if not any(array.dtype.kind == "f" and np.isfinite(array).any() for array in narrow.values()):
             raise ValueError("no output is a finite number")
     except Exception as error:
-        return replace(row, reason=f"transformers: {_line(error)}", seconds=time.perf_counter() - started)
+        return replace(row, reason=f"transformers: {_line(error)}", seconds=time.process_time() - started)
     row = replace(
         row,
         built=True,
@@ -88,7 +88,7 @@ def measure(model_type: str, task: str, backends: tuple[str, ...] = BACKENDS, gr
     try:
         graph = capture_config(built.config, task)
     except Exception as error:
-        return replace(row, reason=_line(error), seconds=time.perf_counter() - started)
+        return replace(row, reason=_line(error), seconds=time.process_time() - started)
     row = replace(row, captured=True, ops=graph.op_counts())
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -100,16 +100,16 @@ def measure(model_type: str, task: str, backends: tuple[str, ...] = BACKENDS, gr
         row = replace(row, cells=_cells(built, source, backends))
         if gradients:
             row = replace(row, cells=_with_gradients(built, source, row.cells))
-    return replace(row, seconds=round(time.perf_counter() - started, 1))
+    return replace(row, seconds=round(time.process_time() - started, 1))
 
 
 def with_gradients(row: Row) -> Row:
     """A row that was measured without its gradients, and these; the class is built and captured again."""
-    started = time.perf_counter()
+    started = time.process_time()
     built = _Built(row.model_type, row.task)
     source = _direct(built, capture_config(built.config, row.task))
     cells = _with_gradients(built, source, row.cells)
-    return replace(row, cells=cells, seconds=round(row.seconds + time.perf_counter() - started, 1))
+    return replace(row, cells=cells, seconds=round(row.seconds + time.process_time() - started, 1))
 
 
 def _loaded(built: _Built, graph: Graph, folder: Path) -> Model:
