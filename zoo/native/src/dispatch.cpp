@@ -76,22 +76,24 @@ bool known(int32_t op) { return op >= ZOO_NONE && op <= ZOO_RELU6; }
 
 }  // namespace
 
+constexpr size_t kLarge = 2 << 20;  // of a large page
+
 void* allocate(size_t bytes) {
     if (bytes > SIZE_MAX / 2) return nullptr;
-#if defined(__linux__)
-    // large pages: a five-hundredth of the faults when a weight is packed
-    constexpr size_t kLarge = 2 << 20;
-    if (bytes >= kLarge) {
-        bytes = (bytes + kLarge - 1) / kLarge * kLarge;
-        void* memory = std::aligned_alloc(kLarge, bytes);
-        if (memory) madvise(memory, bytes, MADV_HUGEPAGE);
-        return memory;
-    }
-#endif
+    if (bytes >= kLarge) return std::aligned_alloc(kLarge, (bytes + kLarge - 1) / kLarge * kLarge);
     return std::aligned_alloc(64, (bytes + 63) / 64 * 64);
 }
 
 void release(void* memory) { std::free(memory); }
+
+// Large pages for weights, some per cent of a product's time: in the background, once they are packed. Asked for before,
+// each is looked for at its first touch, and where memory is in fragments that has taken three times as long as packing.
+static zoo_packed* settled(zoo_packed* packed) {
+#if defined(__linux__)
+    if (packed && packed->bytes >= kLarge) madvise(packed->data, packed->bytes / kLarge * kLarge, MADV_HUGEPAGE);
+#endif
+    return packed;
+}
 
 float* scratch(Slot slot, size_t floats) {
     if (floats > SIZE_MAX / 8) return nullptr;
@@ -109,20 +111,21 @@ using zoo::any_negative;
 using zoo::countable;
 using zoo::kernels;
 using zoo::known;
+using zoo::settled;
 
 extern "C" {
 
 zoo_packed* zoo_pack_right(const float* b, int64_t k, int64_t n, int64_t stride_k, int64_t stride_n) {
     if (any_negative({k, n}) || !countable({k, n}) || (!b && k * n)) return nullptr;
-    return kernels().pack_right(b, k, n, stride_k, stride_n);
+    return settled(kernels().pack_right(b, k, n, stride_k, stride_n));
 }
 
 zoo_packed* zoo_pack_right_as(const float* b, int64_t k, int64_t n, int64_t stride_k, int64_t stride_n, int32_t precision) {
     if (any_negative({k, n}) || !countable({k, n}) || (!b && k * n)) return nullptr;
     switch (precision) {
-        case ZOO_AS_FLOAT32: return kernels().pack_right(b, k, n, stride_k, stride_n);
-        case ZOO_AS_BFLOAT16: return kernels().pack_bfloat16(b, k, n, stride_k, stride_n);
-        case ZOO_AS_INT8: return kernels().pack_int8(b, k, n, stride_k, stride_n);
+        case ZOO_AS_FLOAT32: return settled(kernels().pack_right(b, k, n, stride_k, stride_n));
+        case ZOO_AS_BFLOAT16: return settled(kernels().pack_bfloat16(b, k, n, stride_k, stride_n));
+        case ZOO_AS_INT8: return settled(kernels().pack_int8(b, k, n, stride_k, stride_n));
         default: return nullptr;
     }
 }
@@ -131,7 +134,7 @@ zoo_packed* zoo_pack_conv(const float* weight, int64_t groups, int64_t m, int64_
     if (any_negative({groups, m, channels, taps}) || !countable({groups, m, channels, taps})) return nullptr;
     if ((!weight && groups * m * channels * taps) || layout < ZOO_PLANES || layout > ZOO_WINOGRAD) return nullptr;
     if (layout == ZOO_WINOGRAD && taps != 9) return nullptr;
-    return kernels().pack_conv(weight, groups, m, channels, taps, layout);
+    return settled(kernels().pack_conv(weight, groups, m, channels, taps, layout));
 }
 
 void zoo_packed_free(zoo_packed* packed) {
