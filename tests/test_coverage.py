@@ -36,9 +36,9 @@ def sweep():
     return module
 
 
-# Each for something that others do not have: packed images of a fixed size, routed experts whose checkpoint keeps them
-# apart, a scan in chunks, image sizes read as numbers, attention in parts as long as each image.
-HARD = ("qwen2_vl", "qwen3_moe", "mamba2", "llava_next", "hunyuan_vl_vision")
+# Each for what others lack: packed images of a fixed size, routed experts whose checkpoint keeps them apart, a scan in
+# chunks, image sizes read as numbers, attention in parts as long as each image, strides that are buffers.
+HARD = ("qwen2_vl", "qwen3_moe", "mamba2", "llava_next", "hunyuan_vl_vision", "pocket_tts_audio_tokenizer")
 
 
 @pytest.mark.parametrize("model_type", HARD)

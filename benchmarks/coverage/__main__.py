@@ -246,9 +246,9 @@ def _finished(pid: int, job: Row, arguments: argparse.Namespace) -> Row | None:
         reason = f"the process ended with signal {status & 127}" if status & 127 else "the process ended early"
     if not job.captured:
         return Row(*_key(job), built=True, reason=reason, seconds=round(seconds, 1))
-    lacking = {name: cell for name, cell in job.cells.items() if name in WITH_GRADIENTS and cell.matches}
-    failed = {name: replace(cell, gradients=False, reason=f"gradient: {reason}") for name, cell in lacking.items()}
-    return replace(job, cells={**job.cells, **failed})
+    from measure import without_gradients
+
+    return without_gradients(job, reason)
 
 
 def _seconds(pid: int) -> float:

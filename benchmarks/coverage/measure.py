@@ -26,7 +26,7 @@ from zoo.model import Model, read_json
 from zoo.tolerances import CEILINGS, FLOORS, VACUOUS, tolerance
 from zoo.verify import GRADIENTS_OF, compare_gradients, loss_weights, on_backend, run, said
 
-__all__ = ["BACKENDS", "measure", "with_gradients"]
+__all__ = ["BACKENDS", "measure", "with_gradients", "without_gradients"]
 
 BACKENDS = ("numpy", "torch", "jax", "tensorflow", "keras", "native")
 """In this order: the cheapest first, torch before TensorFlow is imported."""
@@ -106,10 +106,22 @@ def measure(model_type: str, task: str, backends: tuple[str, ...] = BACKENDS, gr
 def with_gradients(row: Row) -> Row:
     """A row that was measured without its gradients, and these; the class is built and captured again."""
     started = time.process_time()
-    built = _Built(row.model_type, row.task)
-    source = _direct(built, capture_config(built.config, row.task))
-    cells = _with_gradients(built, source, row.cells)
-    return replace(row, cells=cells, seconds=round(row.seconds + time.process_time() - started, 1))
+    try:
+        built = _Built(row.model_type, row.task)
+        source = _direct(built, capture_config(built.config, row.task))
+        row = replace(row, cells=_with_gradients(built, source, row.cells))
+    except Exception as error:
+        row = without_gradients(row, _line(error))
+    return replace(row, seconds=round(row.seconds + time.process_time() - started, 1))
+
+
+def without_gradients(row: Row, reason: str) -> Row:
+    """A row whose gradients could not be measured."""
+    cells = dict(row.cells)
+    for name in GRADIENTS_OF.keys() & cells.keys():
+        if name != "torch" and cells[name].matches:
+            cells[name] = replace(cells[name], gradients=False, reason=cells[name].reason or f"gradient: {reason}")
+    return replace(row, cells=cells)
 
 
 def _loaded(built: _Built, graph: Graph, folder: Path) -> Model:

@@ -260,7 +260,7 @@ class _Capture:
         for fixing in (None, _sizes, _of_sizes, _of_sounds):
             try:
                 prepared = prepared_inputs(self.module, self.inputs)
-                fixed = {name: prepared.pop(name) for name in fixing(self.module, self.inputs)} if fixing else {}
+                fixed = {name: prepared.pop(name) for name in fixing(self.module, self.inputs)} if fixing else None
                 return self.captured(self.export_patched(prepared, fixed, fixing in (_of_sizes, _of_sounds)))
             except Exception as error:
                 second = error
@@ -271,18 +271,21 @@ class _Capture:
             return export(self.module, inputs, self.dynamic(inputs))
 
     def export_patched(
-        self, inputs: Mapping[str, Any], fixed: Mapping[str, Any], of_one_size: bool
+        self, inputs: Mapping[str, Any], fixed: Mapping[str, Any] | None, of_one_size: bool
     ) -> torch.export.ExportedProgram:
-        """Under transformers' patches, with some of the inputs fixed."""
+        """Under transformers' patches, with some of the inputs fixed, and what follows from them and from the module's
+        buffers alone; None fixes nothing.
+        """
         dynamic = self.dynamic(inputs)
-        if fixed:
+        if fixed is not None:
             dynamic = {name: _STATIC.get(name, axes) for name, axes in dynamic.items()}
         if of_one_size:
             dynamic = {name: _of_one_size(name, axes) for name, axes in dynamic.items()}
         one = None if self.one is None else prepared_inputs(self.module, self.one)
         if one and not all(is_counted(one.get(name), value, self.count) for name, value in inputs.items()):
             raise CaptureError("an input is not so many times as long as that of one image", got=", ".join(inputs))
-        with self.apart(one, {**inputs, **fixed}), _fixing(self.module, fixed) if fixed else nullcontext():
+        fixing = nullcontext() if fixed is None else _fixing(self.module, fixed)
+        with self.apart(one, {**inputs, **(fixed or {})}), fixing:
             return _export_patched(self.module, inputs, dynamic)
 
     def captured(self, program: torch.export.ExportedProgram, reading: bool = False) -> Graph:
