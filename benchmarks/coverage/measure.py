@@ -171,7 +171,7 @@ def _cells(built: _Built, source: Model, backends: tuple[str, ...]) -> dict[str,
 
 def _with_gradients(built: _Built, source: Model, cells: Mapping[str, Cell]) -> dict[str, Cell]:
     """The cells of backends that match, with what their gradients are beside torch's."""
-    found = dict(cells)
+    found = {name: _of_outputs_alone(cell) for name, cell in cells.items()}
     inputs = built.inputs()
     narrow, wide = built.outputs(inputs)
     truth = wide or narrow
@@ -198,6 +198,12 @@ def _with_gradients(built: _Built, source: Model, cells: Mapping[str, Cell]) -> 
                 reason=cell.reason or (f"gradient: {slope.reason}" if slope.reason else ""),
             )
     return found
+
+
+def _of_outputs_alone(cell: Cell) -> Cell:
+    """Without what an earlier run found of its gradients."""
+    reason = "" if cell.reason.startswith("gradient: ") else cell.reason
+    return replace(cell, gradients=None, gradient_error=None, reason=reason)
 
 
 def _graph_in_float64(source: Model, feed: Arrays, narrow: Arrays) -> Arrays:
