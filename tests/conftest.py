@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import shutil
 import sys
@@ -50,6 +51,13 @@ def _own_cache() -> Iterator[None]:
     yield
     if _OWN_CACHE:
         shutil.rmtree(os.environ["ZOO_CACHE"], ignore_errors=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _looked_through() -> None:
+    """What is there by now, four frameworks' modules above all, is not looked through for garbage again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
