@@ -59,12 +59,12 @@ def main() -> int:
                 failed.append(f"{entry.name} {task}: {error}")
                 print(f"[{number}/{len(wanted)}] {entry.name} {task}: FAILED", flush=True)
                 continue
-            index[known] = facts(graph)
+            index[known] = {**facts(graph), "entries": index.get(known, {}).get("entries", [])}
             records[known] = record
             seconds = time.perf_counter() - started
             print(f"[{number}/{len(wanted)}] {entry.name} {task}: {known} {seconds:.0f} s", flush=True)
             gc.collect()
-        names = index[known].setdefault("entries", [])
+        names = index[known]["entries"]
         if entry.name not in names:
             names.append(entry.name)
         write_index(index, records)
@@ -121,7 +121,6 @@ def facts(graph: Graph) -> dict[str, Any]:
         "dtype": graph.meta["dtype"],
         "parameters": graph.parameter_count(),
         "nodes": len(graph.nodes),
-        "entries": [],
     }
 
 

@@ -49,7 +49,7 @@ def example_inputs(
             got=", ".join(made.accepted),
             do="call zoo.capture(module, name=example, …) with inputs of your own",
         )
-    return made.inputs
+    return {name: made.inputs[name] for name in made.accepted if name in made.inputs}
 
 
 def prepared_inputs(module: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> dict[str, Any]:
@@ -469,13 +469,14 @@ def _image_positions(made: _Example) -> torch.Tensor:
 def _image_size(made: _Example) -> tuple[int, int]:
     """The side that the config says, or else one that every stride divides."""
     vision = made.vision
-    if vision.model_type in _INTERPOLATING:
-        return 8 * vision.patch_size, 10 * vision.patch_size
     if made.has("prompt_pixel_values"):  # one above the other
         return vision.image_size[0] // 2, vision.image_size[1]
     if hasattr(vision, "scaled_images_ratios"):  # a patch at the smallest of the scales
         return (int(vision.patch_size / min(vision.scaled_images_ratios)),) * 2
     parts = (vision, getattr(vision, "backbone_config", None), getattr(vision, "encoder", None))
+    for part in parts:
+        if getattr(part, "model_type", "") in _INTERPOLATING:
+            return 8 * part.patch_size, 10 * part.patch_size
     sizes = [
         getattr(part, name, None)
         for part in parts
