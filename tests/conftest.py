@@ -45,6 +45,14 @@ import pytest  # noqa: E402
 FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures"
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """A group's tests run one after another in one process, or else each captures its model anew."""
+    if getattr(session.config.option, "loadgroup", False):
+        for item in session.items:
+            if item.get_closest_marker("xdist_group") and "@" not in item.nodeid:
+                raise pytest.UsageError(f"{item.nodeid} has lost its group: this pytest-xdist does not fit this pytest")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache() -> Iterator[None]:
     """The session's cache folder goes when the session ends."""
