@@ -475,7 +475,7 @@ def _image_size(made: _Example) -> tuple[int, int]:
         return (int(vision.patch_size / min(vision.scaled_images_ratios)),) * 2
     parts = (vision, getattr(vision, "backbone_config", None), getattr(vision, "encoder", None))
     for part in parts:
-        if getattr(part, "model_type", "") in _INTERPOLATING:
+        if part is not None and getattr(part, "model_type", "") in _INTERPOLATING:
             return 8 * part.patch_size, 10 * part.patch_size
     sizes = [
         getattr(part, name, None)
