@@ -583,6 +583,7 @@ for _half in (torch.float32, *HALVES):
     case("matmul bmm", real(2, 3, 4).to(_half), real(2, 4, 5).to(_half))
     case("addmm", real(4).to(_half), real(2, 3).to(_half), real(3, 4).to(_half))
 case("linear", real(2, 5, 3), real(4, 3), real(4))
+case("linear", real(2, 5, 3), real(3))
 case("matmul", real(2, 1, 3, 4), real(5, 4, 2))
 case("matmul", real(2, 3, 4), real(4, 5))
 case("matmul", real(2, 3, 4), real(4))

@@ -16,8 +16,8 @@ from zoo.ops.table import op
 
 @op("linear")
 def linear(xp: Any, x: Any, weight: Any, bias: Any = None) -> Any:
-    """x @ weight.T + bias, with weight [out, in]."""
-    result = xp.linear(x, weight)
+    """x @ weight.T + bias, with weight [out, in], or [in] for one output that has no dim."""
+    result = xp.linear(x, weight) if xp.ndim(weight) == 2 else mv(xp, x, weight)
     return result if bias is None else xp.add(result, bias)
 
 
