@@ -44,8 +44,6 @@ HEADS = tuple(task for task in TASKS if task not in (BASE, "image-feature-extrac
 SEEN = Path(__file__).with_name("seen.json")
 """Model types that tests or registry entries had to do with before the first sweep."""
 HELD_OUT_SEED = 3
-WITH_GRADIENTS = ("jax", "tensorflow")
-"""Compared with the gradients that torch finds of the same graph."""
 PACKAGES = ("torch", "transformers", "jax", "tensorflow-cpu", "keras", "numpy")
 
 
@@ -317,7 +315,9 @@ def _lost(rows: list[Row]) -> list[str]:
 
 
 def _lacks_gradients(row: Row) -> bool:
-    return any(row.on(name).matches and row.on(name).gradients is None for name in WITH_GRADIENTS)
+    from measure import COMPARED
+
+    return any(row.on(name).matches and row.on(name).gradients is None for name in COMPARED)
 
 
 def _right(row: Row) -> bool:

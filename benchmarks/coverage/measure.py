@@ -26,10 +26,13 @@ from zoo.model import Model, read_json
 from zoo.tolerances import CEILINGS, FLOORS, VACUOUS, tolerance
 from zoo.verify import GRADIENTS_OF, compare_gradients, loss_weights, on_backend, run, said
 
-__all__ = ["BACKENDS", "measure", "with_gradients", "without_gradients"]
+__all__ = ["BACKENDS", "COMPARED", "measure", "with_gradients", "without_gradients"]
 
 BACKENDS = ("numpy", "torch", "jax", "tensorflow", "keras", "native")
 """In this order: the cheapest first, torch before TensorFlow is imported."""
+
+COMPARED = ("jax", "tensorflow")
+"""Whose gradients are compared with those that torch finds of the same graph."""
 
 _RESIZED = ("jax", "tensorflow")
 """Where a graph is also run at another batch size and another length."""
@@ -118,8 +121,8 @@ def with_gradients(row: Row) -> Row:
 def without_gradients(row: Row, reason: str) -> Row:
     """A row whose gradients could not be measured."""
     cells = dict(row.cells)
-    for name in GRADIENTS_OF.keys() & cells.keys():
-        if name != "torch" and cells[name].matches:
+    for name in COMPARED:
+        if row.on(name).matches:
             cells[name] = replace(cells[name], gradients=False, reason=cells[name].reason or f"gradient: {reason}")
     return replace(row, cells=cells)
 

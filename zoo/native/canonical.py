@@ -243,6 +243,7 @@ def by_tokens(graph: Graph) -> Graph:
 
 
 _ROW_VIEWS = ("view", "reshape", "_unsafe_view")
+_OF_EACH = ELEMENTWISE | {"clone"}
 
 
 def _joins(node: Node) -> bool:
@@ -305,7 +306,7 @@ class _Rows:
             return node.args[0].name in self.lead and apart(node.args[1:], node.kwargs) and len(self.shape(weight)) == 2
         if node.op == "layer_norm":
             return len(node.args[1]) == 1 and apart(node.args[1:], node.kwargs)
-        if node.op.partition(".")[0] not in ELEMENTWISE | {"clone"}:
+        if node.op.partition(".")[0] not in _OF_EACH:
             return False
         others = [ref for ref in refs((node.args, node.kwargs)) if ref.name not in self.lead]
         return all(len(self.shape(ref)) < 2 for ref in others)

@@ -116,8 +116,7 @@ using zoo::settled;
 extern "C" {
 
 zoo_packed* zoo_pack_right(const float* b, int64_t k, int64_t n, int64_t stride_k, int64_t stride_n) {
-    if (any_negative({k, n}) || !countable({k, n}) || (!b && k * n)) return nullptr;
-    return settled(kernels().pack_right(b, k, n, stride_k, stride_n));
+    return zoo_pack_right_as(b, k, n, stride_k, stride_n, ZOO_AS_FLOAT32);
 }
 
 zoo_packed* zoo_pack_right_as(const float* b, int64_t k, int64_t n, int64_t stride_k, int64_t stride_n, int32_t precision) {
