@@ -434,7 +434,14 @@ def check(backend: str, function: Callable[..., Any], name: str, cases: list[Cas
         results = dict(zip(compiled, program(values), strict=True))
     for number, case in enumerate(cases):
         actual = results[number] if number in results else every_case(values, [calls[number]])[0]
-        compare(backend, name, f"case {number}: {case}", actual, run_torch(name, case, wide=backend == "wide"))
+        where, expected = f"case {number}: {case}", run_torch(name, case, wide=backend == "wide")
+        try:
+            compare(backend, name, where, actual, expected)
+        except AssertionError:  # torch may be the one that is off: by how much depends on its machine's instructions
+            if backend == "wide" or ("wide", name) in XFAIL:
+                raise
+            exact = zip(run_torch(name, case, wide=True), expected, strict=True)
+            compare(backend, name, where, actual, [wide.to(like.dtype) for wide, like in exact])
 
 
 def by_value(name: str, case: Case) -> bool:
