@@ -256,16 +256,18 @@ def verify_model(
 ) -> None:
     """Compare a model's outputs on several backends with float64; exit code 1 if one is wrong.
 
-    With --kernels: our kernels inside torch, JAX and TensorFlow, against float64 and against the framework's own.
+    With --kernels: our kernels inside torch, JAX and TensorFlow, against float64 and against the framework's own, and
+    those for an NVIDIA GPU ("cuda") against float64.
     """
     from zoo.backends import BACKENDS, backend_name
     from zoo.registry import parse
     from zoo.verify import verify
 
-    wanted = None if backends == "all" else [backend_name(part.strip()) for part in backends.split(",")]
+    asked = None if backends == "all" else [part.strip() for part in backends.split(",")]
     if kernels:
-        _verify_kernels(name, wanted, as_json)
+        _verify_kernels(name, asked, as_json)
         return
+    wanted = asked and [backend_name(part) for part in asked]
     if name is None:
         raise InputError("there is no model to verify", do="zoo verify NAME, or zoo verify --kernels")
     parse(name)  # a wrong name is said before frameworks are imported
@@ -279,12 +281,13 @@ def verify_model(
 
 
 def _verify_kernels(name: str | None, wanted: list[str] | None, as_json: bool) -> None:
+    from zoo.backends import backend_name
     from zoo.native.adapters import FRAMEWORKS
-    from zoo.native.check import verify_kernels
+    from zoo.native.check import CUDA, verify_kernels
 
     if name is not None:
         raise InputError("kernels are checked without a model", got=name, do="zoo verify --kernels")
-    import_frameworks(wanted or list(FRAMEWORKS))
+    import_frameworks([backend_name(part) for part in wanted or FRAMEWORKS if part != CUDA])
     with console(stderr=True).status("") as status:
         report = verify_kernels(wanted, progress=status.update)
     _tell(report, as_json)

@@ -1,7 +1,9 @@
 """Our kernels inside the frameworks, checked on this machine: against float64, and against the framework's own.
 
-Errors are in units of the last place (ulps) of the largest number of a row in float32: what stands beside a large
-number is computed from numbers of that size, and none of the ways to compute it does better.
+Those for NVIDIA GPUs are checked without a framework, as "cuda", in float32 and bfloat16.
+
+Errors are in units of the last place (ulps) of the largest number of a row: what stands beside a large number is
+computed from numbers of that size, and none of the ways to compute it does better.
 """
 
 from __future__ import annotations
@@ -15,16 +17,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zoo.arrays import to_numpy
+from zoo.arrays import numpy_dtype, to_numpy
 from zoo.backends import backend_name, get_backend, how_to_install, installed
 from zoo.errors import MissingFramework, VerifyError
+from zoo.native import cuda
 from zoo.native.adapters import FRAMEWORKS, adapter, plain
-from zoo.tolerances import KERNEL_FACTOR, KERNEL_ULPS
+from zoo.tolerances import KERNEL_FACTOR, KERNEL_ULPS, ROUNDING
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["CASES", "Case", "KernelReport", "KernelRow", "verify_kernels"]
+__all__ = ["CASES", "CUDA", "CUDA_CASES", "Case", "KernelReport", "KernelRow", "verify_kernels"]
+
+CUDA = "cuda"
+"""What the kernels for NVIDIA GPUs go by among the frameworks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +40,13 @@ class Case:
     Args:
         kernel: its name, with what makes it another computation: "add_layer_norm", "attention causal", "gated silu".
         sizes: of norms (rows, cols), of attention (batch, heads, heads of keys, queries, keys, width), of gated
-            (rows, cols).
+            (rows, cols), of softmax (rows, cols), of rotary (batch, tokens, heads, heads of keys, width).
+        dtype: of the arrays.
     """
 
     kernel: str
     sizes: tuple[int, ...]
+    dtype: str = "float32"
 
     def arguments(self) -> tuple[str, tuple[Any, ...], tuple[Any, ...]]:
         """The adapter's function, its arrays (None where there is none), and its other arguments.
@@ -48,7 +56,7 @@ class Case:
         rng = np.random.default_rng(list(self.sizes))
 
         def numbers(*shape: int) -> np.ndarray:
-            return rng.standard_normal(shape).astype(np.float32)
+            return rng.standard_normal(shape).astype(np.float32).astype(numpy_dtype(self.dtype))
 
         name, _, how = self.kernel.partition(" ")
         if name == "attention":
@@ -60,12 +68,23 @@ class Case:
                 for row in range(batch):
                     mask[row, :, :, keys - keys // 4 - row % 3 :] = False
             return "attention", (q, k, v, mask), (how == "causal", None)
+        if name == "rotary":
+            batch, tokens, heads, kv_heads, width = self.sizes
+            angles = np.outer(np.arange(tokens), 10000.0 ** -np.tile(np.arange(0, width, 2) / width, 2))
+            turns = (np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32))
+            return "rotary", (numbers(batch, tokens, (heads + 2 * kv_heads) * width), *turns), (heads, kv_heads)
         rows, cols = self.sizes
+        if name == "softmax":
+            return "softmax", (numbers(rows, cols) * 4,), ()
         if name == "gated":
             return "gated", (numbers(rows, cols), numbers(rows, cols)), (how,)
         residual = numbers(rows, cols) if name.startswith("add_") else None
         bias = None if name.endswith("rms_norm") else numbers(cols)
-        return "norm", (numbers(rows, cols) + 1, residual, numbers(cols), bias), (1e-5, name.endswith("rms_norm"))
+        return (
+            "norm",
+            (numbers(rows, cols) + numbers(1), residual, numbers(cols), bias),
+            (1e-5, name.endswith("rms_norm")),
+        )
 
 
 _NORMS = ((1, 768), (16, 768), (128, 768), (1024, 768), (4096, 768), (16, 4096), (128, 4096))
@@ -92,15 +111,30 @@ CASES = (
 )
 """What `zoo verify --kernels` goes through."""
 
+CUDA_CASES = (
+    *(
+        Case(case.kernel, case.sizes, dtype)
+        for case in CASES
+        for dtype in ("float32", "bfloat16")
+        if dtype == "bfloat16" or not case.kernel.startswith("attention")
+    ),
+    *(Case("softmax", sizes, dtype) for sizes in ((1536, 128), (12288, 512)) for dtype in ("float32", "bfloat16")),
+    *(
+        Case("rotary", sizes, dtype)
+        for sizes in ((1, 128, 32, 8, 128), (8, 512, 32, 8, 128))
+        for dtype in ("float32", "bfloat16")
+    ),
+)
+"""What it goes through on an NVIDIA GPU."""
+
 
 @dataclass(frozen=True, slots=True)
 class KernelRow:
     """One kernel in one framework at one shape.
 
     Args:
-        backend: the framework.
-        kernel: as in `Case`, and `sizes`.
-        dtype: of the arrays.
+        backend: the framework, or "cuda".
+        kernel: as in `Case`, and `sizes` and `dtype`.
         ulps: our largest error against float64; None where it failed.
         own_ulps: that of the framework's own kernel.
         microseconds: our time of one call, `own_microseconds` the framework's own; None if they were not measured.
@@ -129,6 +163,11 @@ class KernelRow:
         """Whether our error is no larger than the framework's own."""
         return self.ulps is not None and self.own_ulps is not None and self.ulps <= self.own_ulps
 
+    @property
+    def own_is_closer(self) -> bool:
+        """Whether the framework has a kernel of its own with a smaller error."""
+        return self.ulps is not None and self.own_ulps is not None and self.ulps > self.own_ulps
+
 
 @dataclass(slots=True)
 class KernelReport:
@@ -138,11 +177,13 @@ class KernelReport:
         rows: one per framework, kernel and shape.
         missing: framework -> why its kernels were not checked.
         isa: the instruction set of our kernels.
+        gpu: the name of the GPU, if its kernels were checked.
     """
 
     isa: str
     rows: list[KernelRow] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
+    gpu: str = ""
 
     @property
     def ok(self) -> bool:
@@ -167,13 +208,14 @@ class KernelReport:
     def to_json(self) -> dict[str, Any]:
         """The report as JSON knows it."""
         rows = [asdict(row) | {"ok": row.ok, "at_least_as_accurate": row.at_least_as_accurate} for row in self.rows]
-        return {"isa": self.isa, "ok": self.ok, "rows": rows, "missing": self.missing}
+        return {"isa": self.isa, "gpu": self.gpu, "ok": self.ok, "rows": rows, "missing": self.missing}
 
     def table(self) -> RenderableType:
         """The report for a terminal, by rich."""
         from rich.table import Table
 
-        table = Table(title=f"our kernels ({self.isa}) and the frameworks' own", title_justify="left")
+        where = ", ".join(filter(None, (self.isa, self.gpu)))
+        table = Table(title=f"our kernels ({where}) and the frameworks' own", title_justify="left")
         for column in ("backend", "kernel", "sizes", "dtype"):
             table.add_column(column, no_wrap=True)
         for column in ("ulps", "own", "µs", "own", "speed"):
@@ -186,7 +228,7 @@ class KernelReport:
             if not row.ok:
                 verdict = f"[red]{row.reason}[/]"
             else:
-                verdict = "[green]ok[/]" if row.at_least_as_accurate else "[green]ok[/], own is closer"
+                verdict = "[green]ok[/], own is closer" if row.own_is_closer else "[green]ok[/]"
             table.add_row(row.backend, row.kernel, "x".join(map(str, row.sizes)), row.dtype, *cells, ratio, verdict)
         for name, why in self.missing.items():
             table.add_row(name, *[""] * 8, why, style="dim")
@@ -195,66 +237,136 @@ class KernelReport:
 
 def verify_kernels(
     backends: Sequence[str] | None = None,
-    cases: Sequence[Case] = CASES,
+    cases: Sequence[Case] | None = None,
     *,
     rounds: int = 15,
     clock: Callable[[], float] = time.perf_counter,
     progress: Callable[[str], None] | None = None,
 ) -> KernelReport:
-    """Check every kernel that we have for a framework on this machine.
+    """Check every kernel that we have for a framework on this machine, and those for NVIDIA GPUs.
 
     An error is accepted up to `zoo.tolerances.KERNEL_ULPS`, and beyond that up to `KERNEL_FACTOR` times that of the
     framework's own kernel: both are rounding, in another order.
     Speeds are reported, not judged: a machine that does something else besides is not a miss.
 
     Args:
-        backends: "torch", "jax", "tensorflow"; None takes those that are installed and lists the others as missing.
-        cases: which kernels at which shapes.
+        backends: of "torch", "jax", "tensorflow" and "cuda"; None takes all that are there and lists the others as
+            missing.
+        cases: which kernels at which shapes; None takes `CASES`, on a GPU `CUDA_CASES`.
         rounds: of calls in turn of which the fastest count; 0 measures no speed.
-        clock: what speeds are measured by; `time.process_time` where one thread works and others share its core.
+        clock: what speeds are measured by; `time.process_time` where one thread works and others share its core. On
+            a GPU it is the driver's.
         progress: called with what comes next.
 
     Raises:
-        MissingFramework, UnknownBackend: a framework asked for by name is not there, or has no adapter.
+        MissingFramework, UnknownBackend: one asked for by name is not there, or has no adapter.
         VerifyError: we have no kernels for a backend asked for.
     """
     from zoo.native.library import float32_isa
 
-    asked = list(FRAMEWORKS) if backends is None else [backend_name(name) for name in backends]
+    known = (*FRAMEWORKS, CUDA)  # torch before tensorflow: the other order has crashed
+    asked = known if backends is None else [name if name == CUDA else backend_name(name) for name in backends]
     for name in asked:
-        if name not in FRAMEWORKS:
-            raise VerifyError("we have no kernels for this backend", expected=", ".join(FRAMEWORKS), got=name)
+        if name not in known:
+            raise VerifyError("we have no kernels for this backend", expected=", ".join(known), got=name)
     report = KernelReport(float32_isa())
-    for name in (name for name in FRAMEWORKS if name in asked):  # torch before tensorflow: the other order has crashed
+    for name in (name for name in known if name in asked):
         try:
-            if not installed(name):
-                raise MissingFramework(f"{name} is not installed", do=how_to_install(name))
-            module = adapter(name)
+            checked = _on_gpu(report, rounds) if name == CUDA else _in_framework(name, rounds, clock)
         except MissingFramework as error:
             if backends is not None:
                 raise
             report.missing[name] = str(error)
             continue
-        with _RUNNERS[name]() as runner:
-            for case in cases:
+        with checked as check:
+            for case in cases or (CUDA_CASES if name == CUDA else CASES):
                 if progress is not None:
                     progress(f"{name}: {case.kernel} {'x'.join(map(str, case.sizes))}")
-                report.rows.append(_check(name, module, runner, case, rounds, clock))
+                report.rows.append(check(case))
     return report
+
+
+_Check = Callable[[Case], KernelRow]
+
+
+def _in_framework(name: str, rounds: int, clock: Callable[[], float]) -> contextlib.AbstractContextManager[_Check]:
+    if not installed(name):
+        raise MissingFramework(f"{name} is not installed", do=how_to_install(name))
+    module = adapter(name)
+
+    @contextlib.contextmanager
+    def checked() -> Iterator[_Check]:
+        with _RUNNERS[name]() as runner:
+            yield lambda case: _check(name, module, runner, case, rounds, clock)
+
+    return checked()
+
+
+def _on_gpu(report: KernelReport, rounds: int) -> contextlib.AbstractContextManager[_Check]:
+    gpu = cuda.Gpu()
+    report.gpu = gpu.name
+
+    @contextlib.contextmanager
+    def checked() -> Iterator[_Check]:
+        with gpu:
+            yield lambda case: _check_on_gpu(gpu, case, rounds)
+
+    return checked()
+
+
+def _truth(function: str, arrays: tuple[Any, ...], options: tuple[Any, ...]) -> tuple[np.ndarray, ...]:
+    """What the kernel means, in float64."""
+    wide = (x if x is None or x.dtype == bool else x.astype(np.float64) for x in arrays)
+    kernels = {**plain(get_backend("numpy").namespace()), "softmax": _softmax, "rotary": _rotary}
+    return _tuple(_of_model(function, kernels, np.swapaxes)(*wide, *options))
+
+
+def _softmax(x: np.ndarray) -> np.ndarray:
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def _rotary(qkv: np.ndarray, cos: np.ndarray, sin: np.ndarray, heads: int, kv_heads: int) -> tuple[np.ndarray, ...]:
+    rows = qkv.reshape(*qkv.shape[:2], heads + 2 * kv_heads, -1).swapaxes(1, 2)
+    size = cos.shape[-1]
+    front = rows[..., :size]
+    first, second = np.split(front, 2, -1)
+    turned = front * cos[..., None, :, :] + np.concatenate((-second, first), -1) * sin[..., None, :, :]
+    turned = np.concatenate((turned, rows[..., size:]), -1)
+    return turned[:, :heads], turned[:, heads : heads + kv_heads], rows[:, heads + kv_heads :]
+
+
+def _check_on_gpu(gpu: cuda.Gpu, case: Case, rounds: int) -> KernelRow:
+    function, arrays, options = case.arguments()
+    try:
+        call = getattr(cuda, function)(gpu, *arrays, *options)
+        call()
+        got = call.results()
+        ulps = _ulps(got, _truth(function, arrays, options)[: len(got)], case.dtype)
+        reason = "" if ulps <= KERNEL_ULPS else f"{ulps:.1f} ulps, at most {KERNEL_ULPS:g} are right"
+        seconds = None
+        if rounds:
+            count = max(1, min(100, int(1e-3 / max(gpu.seconds(call, 1), 1e-7))))
+            seconds = min(gpu.seconds(call, count) for _ in range(rounds))
+    except Exception as error:
+        return KernelRow(CUDA, case.kernel, case.sizes, case.dtype, reason=f"{type(error).__name__}: {error}")
+    finally:
+        gpu.free()
+    microseconds = None if seconds is None else seconds * 1e6
+    return KernelRow(CUDA, case.kernel, case.sizes, case.dtype, ulps, microseconds=microseconds, reason=reason)
 
 
 def _check(name: str, module: Any, runner: Any, case: Case, rounds: int, clock: Callable[[], float]) -> KernelRow:
     function, arrays, options = case.arguments()
-    wide = (x if x is None or x.dtype == bool else x.astype(np.float64) for x in arrays)
-    truth = _tuple(_of_model(function, plain(get_backend("numpy").namespace()), np.swapaxes)(*wide, *options))
+    truth = _truth(function, arrays, options)
     given = [x if x is None else runner.array(x) for x in arrays]
     candidates = [_of_model(function, kernels, runner.swapped) for kernels in (vars(module), module.PLAIN)]
     ours, own = (runner.prepared(candidate, given, options) for candidate in candidates)
     try:
-        ulps = _ulps(_tuple(ours()), truth)
+        ulps = _ulps(_tuple(ours()), truth, case.dtype)
     except Exception as error:
-        return KernelRow(name, case.kernel, case.sizes, reason=f"{type(error).__name__}: {error}")
-    own_ulps = _ulps(_tuple(own()), truth)
+        return KernelRow(name, case.kernel, case.sizes, case.dtype, reason=f"{type(error).__name__}: {error}")
+    own_ulps = _ulps(_tuple(own()), truth, case.dtype)
     reason = ""
     if not ulps <= max(KERNEL_ULPS, KERNEL_FACTOR * own_ulps):
         reason = f"{ulps:.1f} ulps, where the framework's own kernel has {own_ulps:.1f}"
@@ -264,7 +376,7 @@ def _check(name: str, module: Any, runner: Any, case: Case, rounds: int, clock: 
         name,
         case.kernel,
         case.sizes,
-        "float32",
+        case.dtype,
         ulps,
         own_ulps,
         None if seconds is None else seconds * 1e6,
@@ -308,14 +420,15 @@ def _times(
     return [min(times) for times in found]
 
 
-def _ulps(got: tuple[Any, ...], truth: tuple[Any, ...]) -> float:
-    """The largest error, in ulps of each row's largest number."""
+def _ulps(got: tuple[Any, ...], truth: tuple[Any, ...], dtype: str) -> float:
+    """The largest error, in ulps of each row's largest number in `dtype`."""
     worst = 0.0
     for x, exact in zip(got, truth, strict=True):
         array = to_numpy(x)
         if array.shape != exact.shape:
             raise VerifyError("a kernel's result has another shape", expected=list(exact.shape), got=list(array.shape))
         unit = np.spacing(np.abs(exact).max(-1, keepdims=True).astype(np.float32)).astype(np.float64)
+        unit *= ROUNDING[dtype] / ROUNDING["float32"]
         error = np.abs(array - exact) / unit
         worst = max(worst, float(error.max())) if not np.isnan(error).any() else math.inf
     return worst

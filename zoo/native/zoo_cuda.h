@@ -44,7 +44,8 @@ typedef struct {
 } zoo_cuda_rotary_args;
 ZOO_API int zoo_cuda_rotary(const zoo_cuda_rotary_args* args, int32_t dtype, void* stream);
 
-/* As zoo_attention with q, k, v and out of bfloat16 and the mask of float32; width is at most 128, and values are as wide. */
+/* As zoo_attention with q, k, v and out of bfloat16 and the mask of float32; width is at most 128, values are as wide, and
+   there are no offsets. */
 ZOO_API int zoo_cuda_attention(const zoo_attention_args* args, void* stream);
 
 #ifdef __cplusplus

@@ -35,8 +35,7 @@ __device__ void load(bf16* to, const bf16* from, int64_t stride, int64_t rows, i
 
 template <int W>
 __global__ void __launch_bounds__(kWarps * 32) attend(zoo_attention_args a, zoo_mask mask) {
-    extern __shared__ __align__(128) unsigned char memory[];
-    auto& x = *(Shared<W>*)memory;
+    auto& x = *(Shared<W>*)shared_memory();
     using Space = Shared<W>;
     const int64_t b = blockIdx.z, h = blockIdx.y, g = h / a.kv_group, t0 = (int64_t)blockIdx.x * kQueries;
     const int64_t D = a.width;
@@ -124,13 +123,12 @@ __global__ void __launch_bounds__(kWarps * 32) attend(zoo_attention_args a, zoo_
 }
 
 template <int W>
-int launch(const zoo_attention_args& a, const zoo_mask& mask, cudaStream_t stream) {
+int attend_on(const zoo_attention_args& a, const zoo_mask& mask, void* stream) {
     const dim3 grid((unsigned)((a.queries + kQueries - 1) / kQueries), (unsigned)a.heads, (unsigned)a.batch);
     const int bytes = (int)sizeof(Shared<W>);
     if (cudaFuncSetAttribute(attend<W>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes) != cudaSuccess)
         return ZOO_DEVICE_ERROR;
-    attend<W><<<grid, kWarps * 32, bytes, stream>>>(a, mask);
-    return launched();
+    return launch(attend<W>, grid, kWarps * 32, bytes, stream, a, mask);
 }
 
 }  // namespace
@@ -140,11 +138,11 @@ using namespace zoo::cuda;
 
 extern "C" int zoo_cuda_attention(const zoo_attention_args* a, void* stream) {
     if (a->batch < 0 || a->heads < 0 || a->queries < 0 || a->keys < 0 || a->width < 1 || a->width > 128) return ZOO_BAD_ARGUMENT;
-    if (a->value_width != a->width || a->kv_group < 1 || a->heads % a->kv_group) return ZOO_BAD_ARGUMENT;
+    if (a->offsets || a->value_width != a->width || a->kv_group < 1 || a->heads % a->kv_group) return ZOO_BAD_ARGUMENT;
     if (a->heads > 65535 || a->batch > 65535 || a->queries / kQueries >= kGrid) return ZOO_BAD_ARGUMENT;
     if (!a->batch || !a->heads || !a->queries) return ZOO_OK;
     const zoo_mask mask = a->mask ? *a->mask : zoo_mask{};
-    if (a->width <= 32) return launch<32>(*a, mask, (cudaStream_t)stream);
-    if (a->width <= 64) return launch<64>(*a, mask, (cudaStream_t)stream);
-    return launch<128>(*a, mask, (cudaStream_t)stream);
+    if (a->width <= 32) return attend_on<32>(*a, mask, stream);
+    if (a->width <= 64) return attend_on<64>(*a, mask, stream);
+    return attend_on<128>(*a, mask, stream);
 }

@@ -15,6 +15,16 @@ __device__ inline float to_float(bf16 x) { return __bfloat162float(x); }
 __device__ inline void put(float* p, float x) { *p = x; }
 __device__ inline void put(bf16* p, float x) { *p = __float2bfloat16(x); }
 
+// A block's memory, as much of it as the launch asks for.
+__device__ inline unsigned char* shared_memory() {
+#ifdef __CUDACC__
+    extern __shared__ __align__(128) unsigned char memory[];
+    return memory;
+#else
+    return on_host::memory;  // zoo/native/tests/cuda_on_host
+#endif
+}
+
 struct Sum {
     static constexpr float start = 0;
     __device__ static float join(float a, float b) { return a + b; }
@@ -46,7 +56,13 @@ inline unsigned threads_for(int64_t n) {
 
 constexpr int64_t kGrid = 0x7fffffff;
 
-inline int launched() { return cudaGetLastError() == cudaSuccess ? ZOO_OK : ZOO_DEVICE_ERROR; }
+// Enqueues kernel(args...); `bytes` of shared memory beyond what it declares.
+template <class... A>
+int launch(void (*kernel)(A...), dim3 grid, unsigned threads, size_t bytes, void* stream, A... args) {
+    void* pointers[] = {&args...};
+    const auto error = cudaLaunchKernel(kernel, grid, dim3(threads), pointers, bytes, (cudaStream_t)stream);
+    return error == cudaSuccess ? ZOO_OK : ZOO_DEVICE_ERROR;
+}
 
 // f<T>() for the element type that `dtype` is.
 template <class F>

@@ -118,8 +118,7 @@ int zoo_cuda_norm(const zoo_norm_args* a, int32_t dtype, void* stream) {
     if (a->rows < 0 || a->cols < 0 || a->rows > kGrid) return ZOO_BAD_ARGUMENT;
     if (!a->rows || !a->cols) return ZOO_OK;
     return by_type(dtype, [&](auto element) {
-        norm_rows<decltype(element)><<<(unsigned)a->rows, threads_for(a->cols), 0, (cudaStream_t)stream>>>(*a);
-        return launched();
+        return launch(norm_rows<decltype(element)>, (unsigned)a->rows, threads_for(a->cols), 0, stream, *a);
     });
 }
 
@@ -127,8 +126,7 @@ int zoo_cuda_softmax(const zoo_softmax_args* a, int32_t dtype, void* stream) {
     if (a->rows < 0 || a->cols < 0 || a->rows > kGrid) return ZOO_BAD_ARGUMENT;
     if (!a->rows || !a->cols) return ZOO_OK;
     return by_type(dtype, [&](auto element) {
-        softmax_rows<decltype(element)><<<(unsigned)a->rows, threads_for(a->cols), 0, (cudaStream_t)stream>>>(*a);
-        return launched();
+        return launch(softmax_rows<decltype(element)>, (unsigned)a->rows, threads_for(a->cols), 0, stream, *a);
     });
 }
 
@@ -136,8 +134,7 @@ int zoo_cuda_gated(const zoo_cuda_gated_args* a, int32_t dtype, void* stream) {
     if (a->rows < 0 || a->cols < 0 || a->op < ZOO_NONE || a->op > ZOO_ERF) return ZOO_BAD_ARGUMENT;
     if (!a->rows || !a->cols) return ZOO_OK;
     return by_type(dtype, [&](auto element) {
-        gated<decltype(element)><<<blocks_for(a->rows * a->cols), 256, 0, (cudaStream_t)stream>>>(*a);
-        return launched();
+        return launch(gated<decltype(element)>, blocks_for(a->rows * a->cols), 256, 0, stream, *a);
     });
 }
 
@@ -147,8 +144,7 @@ int zoo_cuda_rotary(const zoo_cuda_rotary_args* a, int32_t dtype, void* stream) 
     const int64_t n = a->batch * a->tokens * (a->heads + 2 * a->kv_heads) * a->width;
     if (!n) return ZOO_OK;
     return by_type(dtype, [&](auto element) {
-        rotary<decltype(element)><<<blocks_for(n), 256, 0, (cudaStream_t)stream>>>(*a);
-        return launched();
+        return launch(rotary<decltype(element)>, blocks_for(n), 256, 0, stream, *a);
     });
 }
 }
