@@ -74,7 +74,7 @@ $(DEPS): constraints.txt pyproject.toml | $(PY)
 # An editable install records which packages exist, copies the registry and holds the compiled engine: one of them
 # changed, it is made anew (quick).
 PACKAGES := $(shell find zoo converters -name __init__.py 2>/dev/null)
-NATIVE := $(wildcard zoo/native/*.h zoo/native/src/*)
+NATIVE := $(wildcard zoo/native/*.h zoo/native/src/*.* zoo/native/src/*/*.*)
 $(READY): $(DEPS) CMakeLists.txt $(wildcard registry.json) $(PACKAGES) $(NATIVE)
 	$(PY) -m pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $@

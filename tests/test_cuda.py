@@ -13,14 +13,20 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
-from zoo.arrays import numpy_dtype
+from zoo.arrays import numpy_dtype, to_numpy
 from zoo.errors import MissingFramework, VerifyError, ZooError
 from zoo.native import check, cuda
+from zoo.native.adapters import adapter, loaded
 from zoo.native.check import CUDA_CASES, Case, verify_kernels
+from zoo.tolerances import KERNEL_ULPS, ROUNDING
 
 NATIVE = Path(__file__).parents[1] / "zoo" / "native"
 NVCC = shutil.which("nvcc")
@@ -260,3 +266,127 @@ def test_the_cpu_finds_a_barrier_that_is_missing(compiled: Callable[[str | Path]
             assert library.turn(x.ctypes.data_as(ctypes.c_void_p), barrier) == 0
             assert np.array_equal(x, turned) == barrier
     assert library.part(np.zeros(64, np.float32).ctypes.data_as(ctypes.c_void_p)) != 0
+
+
+@pytest.fixture(scope="module")
+def on_torch(compiled: Callable[[str | Path], Path]) -> Iterator[Any]:
+    """The adapter's operations for CUDA tensors, over CPU tensors."""
+    library = compiled(ON_HOST / "kernels.cpp")
+    ctypes.CDLL(str(library))
+    ours = adapter("torch")
+    ours.define("anyzoo_on_host")
+    assert ours.register_gpu(library, library, "anyzoo_on_host", "CPU") is None
+    with torch.inference_mode():
+        yield torch.ops.anyzoo_on_host
+
+
+def wide(*tensors: Any) -> tuple[Any, ...]:
+    return tuple(x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in tensors)
+
+
+def near(got: torch.Tensor, truth: torch.Tensor) -> None:
+    """Within a few units of the dtype's last place, at the largest number."""
+    unit = ROUNDING[str(got.dtype).removeprefix("torch.")] * truth.abs().amax()
+    assert got.shape == truth.shape
+    assert (got.double() - truth).abs().amax() <= KERNEL_ULPS * unit
+    assert truth.std() > 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_operations_of_torch(on_torch: Any, dtype: torch.dtype) -> None:
+    plain = adapter("torch").PLAIN
+    x, y, weight, bias = (torch.randn(*shape).to(dtype) for shape in ((2, 3, 40), (2, 3, 40), (40,), (40,)))
+    for rms in (False, True):
+        given = (weight, None if rms else bias)
+        out = on_torch.norm(x, *given, 1e-5, rms)
+        assert out.dtype == dtype
+        near(out, plain["norm"](*wide(x, None, *given), 1e-5, rms)[0])
+        out, total = on_torch.add_norm(x, y, *given, 1e-5, rms)
+        truth, exact_total = plain["norm"](*wide(x, y, *given), 1e-5, rms)
+        near(total, exact_total)
+        near(out, truth)
+    near(on_torch.gated(x, y, 4), plain["gated"](*wide(x, y), "silu"))
+
+
+def test_attention_of_torch(on_torch: Any) -> None:
+    q, k, v = (torch.randn(2, t, h, 48).bfloat16().transpose(1, 2) for t, h in ((70, 4), (90, 2), (90, 2)))
+    for mask in (None, torch.zeros(2, 1, 1, 90).masked_fill(torch.rand(2, 1, 1, 90) < 0.3, float("-inf"))):
+        out = on_torch.attention(q, k, v, mask, False, 0.2)
+        assert out.transpose(1, 2).is_contiguous()
+        near(out, adapter("torch").PLAIN["attention"](*wide(q, k, v, mask), False, 0.2))
+
+
+def test_what_torch_hands_over_wrongly_is_said(on_torch: Any) -> None:
+    x, q = torch.randn(4, 6), torch.randn(1, 2, 3, 8).bfloat16()
+    for call, why in (
+        (lambda: on_torch.norm(x.t(), None, None, 1e-5, False), "dense arrays of one shape and dtype"),
+        (lambda: on_torch.norm(x.double(), None, None, 1e-5, False), "float32 or bfloat16"),
+        (lambda: on_torch.norm(x, x[:, 0], None, 1e-5, False), "weight and bias have a number"),
+        (lambda: on_torch.norm(x, x[0].bfloat16(), None, 1e-5, False), "weight and bias have a number"),
+        (lambda: on_torch.add_norm(x, x[:2], None, None, 1e-5, False), "dense arrays of one shape and dtype"),
+        (lambda: on_torch.gated(x, x.bfloat16(), 4), "dense arrays of one shape"),
+        (lambda: on_torch.gated(x, x, 99), "refuses these sizes"),
+        (lambda: on_torch.attention(q.float(), q, q, None, False, 1.0), "bfloat16 of four dims"),
+        (lambda: on_torch.attention(q, q[..., :4], q, None, False, 1.0), "do not go together"),
+        (lambda: on_torch.attention(q, q, q, torch.ones(3, 3).bool(), False, 1.0), "mask on a GPU is float32"),
+        (lambda: on_torch.attention(q, q, q, torch.ones(2, 1), False, 1.0), "does not broadcast"),
+    ):
+        with pytest.raises(RuntimeError, match=why):
+            call()
+
+
+@pytest.fixture
+def on_jax(compiled: Callable[[str | Path], Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The adapter whose calls on the CPU run what they would on a GPU."""
+    ours = adapter("jax")
+    ours.register_gpu(compiled(ON_HOST / "kernels.cpp"), "anyzoo_on_host", "cpu")
+    monkeypatch.setattr(ours, "_CALLS", "anyzoo_on_host")
+    calls = (ours._norm_call, ours._attention_call, ours._gated_call)
+    for call in calls:
+        call.cache_clear()
+    yield ours
+    for call in calls:
+        call.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_calls_of_jax(on_jax: Any, dtype: str) -> None:
+    plain = adapter("torch").PLAIN
+    x, y, weight, bias = (
+        torch.randn(*shape).to(getattr(torch, dtype)) for shape in ((2, 3, 40), (2, 3, 40), (40,), (40,))
+    )
+    a, b, w, c = (jnp.asarray(to_numpy(t)) for t in (x, y, weight, bias))
+    for rms in (False, True):
+        given, beside = ((w, None), (weight, None)) if rms else ((w, c), (weight, bias))
+        normed = functools.partial(jax.jit(on_jax.norm, static_argnames=("eps", "rms")), eps=1e-5, rms=rms)
+        out, total = normed(a, b, *given)
+        truth, exact_total = plain["norm"](*wide(x, y, *beside), 1e-5, rms)
+        near(of_jax(out), truth)
+        near(of_jax(total), exact_total)
+        near(of_jax(on_jax.norm(a, None, *given, 1e-5, rms)[0]), plain["norm"](*wide(x, None, *beside), 1e-5, rms)[0])
+    near(of_jax(jax.jit(lambda a, b: on_jax.gated(a, b, "gelu"))(a, b)), plain["gated"](*wide(x, y), "gelu"))
+    batched = jax.vmap(lambda a: on_jax.gated(a, a, "silu"))(a)
+    near(of_jax(batched), plain["gated"](*wide(x, x), "silu"))
+
+
+def test_attention_of_jax(on_jax: Any) -> None:
+    q, k, v = (torch.randn(2, h, t, 48).bfloat16() for t, h in ((70, 4), (90, 2), (90, 2)))
+    seen = torch.rand(2, 1, 1, 90) < 0.7
+    for mask in (None, seen, torch.zeros(seen.shape).masked_fill(~seen, float("-inf"))):
+        arrays = [None if t is None else jnp.asarray(to_numpy(t)) for t in (q, k, v, mask)]
+        truth = adapter("torch").PLAIN["attention"](*wide(q, k, v, mask), False, 0.2)
+        near(of_jax(on_jax.attention(*arrays, False, 0.2)), truth)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="bfloat16 of four dims"):
+        on_jax.attention(*(x.astype(np.float32) for x in arrays), False, 0.2)
+
+
+def of_jax(array: Any) -> torch.Tensor:
+    if array.dtype == jnp.bfloat16:
+        return torch.from_numpy(np.array(array).view(np.uint16)).view(torch.bfloat16)
+    return torch.from_numpy(np.array(array))
+
+
+def test_a_call_of_jax_for_a_gpu_without_a_stream(on_jax: Any, compiled: Callable[[str | Path], Path]) -> None:
+    ctypes.CDLL(loaded("jax")).zoo_jax_use_gpu(str(compiled(ON_HOST / "kernels.cpp")).encode(), 0)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="XLA has no stream for it"):
+        on_jax.gated(jnp.ones((2, 3)), jnp.ones((2, 3)), "silu")

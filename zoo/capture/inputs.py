@@ -59,8 +59,12 @@ def prepared_inputs(module: torch.nn.Module, inputs: Mapping[str, torch.Tensor])
     """
     from transformers.exporters.utils import prepare_for_export
 
+    prepared = dict(inputs)
     with torch.no_grad():
-        _, prepared, _ = prepare_for_export(module, dict(inputs))
+        base = getattr(module, "base_model", module)
+        if base is not module and hasattr(base, "get_rope_index") and not hasattr(module, "get_rope_index"):
+            _, prepared, _ = prepare_for_export(base, prepared)  # a head does not say that it has positions to prepare
+        _, prepared, _ = prepare_for_export(module, prepared)
     if "input_ids" in inputs and getattr(prepared.get("position_ids"), "ndim", 2) == 1:
         del prepared["position_ids"]  # of patches: the model's own argument is about its text
     return dict(prepared)

@@ -1,9 +1,13 @@
-"""JAX: the kernels as calls of XLA's foreign function interface, with gradients (XLA's own) and rules for vmap."""
+"""JAX: the kernels as calls of XLA's foreign function interface, with gradients (XLA's own) and rules for vmap.
+
+On a GPU, where our CUDA kernels were built, they take float32 and bfloat16, attention bfloat16.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import functools
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,20 +16,41 @@ import numpy as np
 
 from zoo.backends.jax import namespace
 from zoo.native.adapters import heads_of, loaded, plain, refused, scale_of
-from zoo.native.library import ACTIVATIONS
+from zoo.native.library import ACTIVATIONS, find
 from zoo.ops import OPS
 
-__all__ = ["PLAIN", "attention", "fits", "gated", "norm", "own_attention"]
+__all__ = ["PLAIN", "attention", "fits", "gated", "norm", "own_attention", "register_gpu"]
 
 PLAIN = plain(namespace())
 
 
+_CALLS = "anyzoo"
+"""What the calls' names begin with."""
+
+
 def _register() -> None:
     library = ctypes.CDLL(loaded("jax"))
+    _add(library, "", "cpu")
+    kernels = find("cuda")
+    if kernels is not None:
+        register_gpu(kernels)
+
+
+def register_gpu(kernels: Path, calls: str = _CALLS, platform: str = "CUDA") -> None:
+    """Our CUDA kernels for the calls on a platform; one that is not a GPU is a test's, whose kernels need no stream."""
+    library = ctypes.CDLL(loaded("jax"))
+    library.zoo_jax_use_gpu.restype = ctypes.c_char_p
+    problem = library.zoo_jax_use_gpu(str(kernels).encode(), platform == "cpu")
+    if problem is not None:
+        raise refused("jax", problem.decode())
+    _add(library, "_gpu", platform, calls)
+
+
+def _add(library: ctypes.CDLL, suffix: str, platform: str, calls: str = _CALLS) -> None:
     try:
         for name in ("norm", "attention", "gated"):
-            handler = jax.ffi.pycapsule(getattr(library, f"zoo_jax_{name}"))
-            jax.ffi.register_ffi_target(f"anyzoo_{name}", handler, platform="cpu")
+            handler = jax.ffi.pycapsule(getattr(library, f"zoo_jax_{name}{suffix}"))
+            jax.ffi.register_ffi_target(f"{calls}_{name}", handler, platform=platform)
     except Exception as error:  # whatever XLA says about the version
         raise refused("jax", str(error)) from error
 
@@ -50,6 +75,8 @@ def norm(x: Any, residual: Any, weight: Any, bias: Any, eps: float, rms: bool) -
 
 def attention(q: Any, k: Any, v: Any, mask: Any, causal: bool, scale: float | None) -> Any:
     heads_of(q, k, v)
+    if q.dtype == jnp.bfloat16 and mask is not None:  # a GPU's, whose masks are added
+        mask = jnp.where(mask, 0.0, -jnp.inf).astype(np.float32) if mask.dtype == bool else mask.astype(np.float32)
     return _attention(q, k, v, mask, causal, scale_of(q, scale))
 
 
@@ -58,7 +85,7 @@ def gated(x: Any, y: Any, activation: str) -> Any:
 
 
 def _like(x: Any) -> Any:
-    return jax.ShapeDtypeStruct(x.shape, np.float32)
+    return jax.ShapeDtypeStruct(x.shape, x.dtype)
 
 
 def _batched(call: Any, rule: Any) -> Any:
@@ -74,7 +101,7 @@ def _norm_call(eps: float, rms: bool) -> Any:
         others = (residual, weight, bias)
         parts = sum(1 << i for i, part in enumerate(others) if part is not None)
         results = (_like(x), _like(x)) if residual is not None else (_like(x),)
-        out = jax.ffi.ffi_call("anyzoo_norm", results, vmap_method="sequential")(
+        out = jax.ffi.ffi_call(f"{_CALLS}_norm", results, vmap_method="sequential")(
             x, *(part for part in others if part is not None),
             parts=np.int32(parts), eps=np.float32(eps), rms=np.int32(rms),
         )  # fmt: skip
@@ -120,8 +147,8 @@ def _attention_call(causal: bool, scale: float) -> Any:
     def call(q: Any, k: Any, v: Any, mask: Any) -> Any:
         # the call takes [B, T, H, D]: models have just swapped those dims, and XLA cancels the two
         q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
-        result = jax.ShapeDtypeStruct((*q.shape[:3], v.shape[3]), np.float32)
-        out = jax.ffi.ffi_call("anyzoo_attention", result, vmap_method="sequential")(
+        result = jax.ShapeDtypeStruct((*q.shape[:3], v.shape[3]), q.dtype)
+        out = jax.ffi.ffi_call(f"{_CALLS}_attention", result, vmap_method="sequential")(
             q, k, v, *(() if mask is None else (mask,)), causal=np.int32(causal), scale=np.float32(scale)
         )
         return jnp.swapaxes(out, 1, 2)
@@ -166,7 +193,7 @@ _attention.defvjp(_attention_forward, _attention_backward)
 def _gated_call(activation: str) -> Any:
     def call(x: Any, y: Any) -> Any:
         op = np.int32(ACTIVATIONS[activation])
-        return jax.ffi.ffi_call("anyzoo_gated", _like(x), vmap_method="sequential")(x, y, op=op)
+        return jax.ffi.ffi_call(f"{_CALLS}_gated", _like(x), vmap_method="sequential")(x, y, op=op)
 
     def rule(size: int, batched: Any, x: Any, y: Any) -> Any:
         wide = [a if given else jnp.broadcast_to(a, (size, *a.shape)) for a, given in zip((x, y), batched, strict=True)]

@@ -1,4 +1,7 @@
-"""PyTorch: operations `anyzoo::*`, their CPU kernels registered by the library; here schemas, fakes and gradients."""
+"""PyTorch: operations `anyzoo::*`, their kernels registered by the library; here schemas, fakes and gradients.
+
+On a GPU, where torch has CUDA and our CUDA kernels were built, they take float32 and bfloat16, attention bfloat16.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,9 @@ import torch
 import torch.nn.functional as F
 
 from zoo.native.adapters import loaded, refused, scale_of
-from zoo.native.library import ACTIVATIONS
+from zoo.native.library import ACTIVATIONS, find
 
-__all__ = ["PLAIN", "attention", "fits", "gated", "norm", "own_attention"]
+__all__ = ["PLAIN", "attention", "define", "dense", "fits", "gated", "norm", "own_attention", "register_gpu"]
 
 _SCHEMAS = {
     "norm": "(Tensor x, Tensor? weight, Tensor? bias, float eps, bool rms) -> Tensor",
@@ -25,14 +28,29 @@ _SCHEMAS = {
 def _register() -> None:
     library = ctypes.CDLL(loaded("torch"))
     library.zoo_torch_register.restype = ctypes.c_char_p
-    for name, schema in _SCHEMAS.items():
-        for overload in ("", ".inference"):
-            torch.library.define(f"anyzoo::{name}{overload}", schema, tags=(torch.Tag.pt2_compliant_tag,))
+    define("anyzoo")
     folder = Path(torch.__file__).parent / "lib"
     path = next((p for p in (folder / "libtorch_cpu.so", folder / "libtorch_cpu.dylib") if p.is_file()), folder)
     problem = library.zoo_torch_register(str(path).encode())
+    with_cuda, kernels = folder / "libtorch_cuda.so", find("cuda")
+    if problem is None and torch.version.cuda is not None and with_cuda.is_file() and kernels is not None:
+        problem = register_gpu(with_cuda, kernels)
     if problem is not None:
         raise refused("torch", problem.decode())
+
+
+def register_gpu(libtorch: Path, kernels: Path, space: str = "anyzoo", key: str = "CUDA") -> bytes | None:
+    """Our CUDA kernels for the operations of a namespace: None, or what does not fit."""
+    library = ctypes.CDLL(loaded("torch"))
+    library.zoo_torch_register_gpu.restype = ctypes.c_char_p
+    return library.zoo_torch_register_gpu(*(str(x).encode() for x in (libtorch, kernels, space, key)))
+
+
+def define(space: str) -> None:
+    """The operations of a namespace, without kernels."""
+    for name, schema in _SCHEMAS.items():
+        for overload in ("", ".inference"):
+            torch.library.define(f"{space}::{name}{overload}", schema, tags=(torch.Tag.pt2_compliant_tag,))
 
 
 _register()
@@ -44,6 +62,7 @@ _WITHOUT = {name: op.inference for name, op in _OPS.items()}
 
 def norm(x: Any, residual: Any, weight: Any, bias: Any, eps: float, rms: bool) -> tuple[Any, Any]:
     ops = _WITH_GRADIENT if torch.is_grad_enabled() else _WITHOUT
+    x, residual = dense(x, residual)
     if residual is None:
         return ops["norm"](x, weight, bias, eps, rms), x
     return ops["add_norm"](x, residual, weight, bias, eps, rms)
@@ -51,12 +70,20 @@ def norm(x: Any, residual: Any, weight: Any, bias: Any, eps: float, rms: bool) -
 
 def attention(q: Any, k: Any, v: Any, mask: Any, causal: bool, scale: float | None) -> Any:
     ops = _WITH_GRADIENT if torch.is_grad_enabled() else _WITHOUT
+    if q.device.type != "cpu" and mask is not None and mask.dtype != torch.float32:
+        seen = mask.dtype == torch.bool
+        mask = torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, float("-inf")) if seen else mask.float()
     return ops["attention"](q, k, v, mask, causal, scale_of(q, scale))
 
 
 def gated(x: Any, y: Any, activation: str) -> Any:
     ops = _WITH_GRADIENT if torch.is_grad_enabled() else _WITHOUT
-    return ops["gated"](x, y, ACTIVATIONS[activation])
+    return ops["gated"](*dense(x, y), ACTIVATIONS[activation])
+
+
+def dense(*arrays: Any) -> tuple[Any, ...]:
+    """Arrays as the kernels take them: on a GPU without gaps."""
+    return tuple(x if x is None or x.device.type == "cpu" else x.contiguous() for x in arrays)
 
 
 def fits(*arrays: Any) -> bool:

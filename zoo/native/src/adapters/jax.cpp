@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "../../zoo_native.h"
+#include "gpu.h"
 
 namespace {
 
@@ -43,7 +44,7 @@ struct Buffer {
     int64_t rank;
     int64_t* dims;
 };
-constexpr int32_t kTruth = 1, kFloat32 = 11, kBuffer = 1;
+constexpr int32_t kTruth = 1, kFloat32 = 11, kBfloat16 = 16, kBuffer = 1;
 
 struct Arrays {
     size_t struct_size;
@@ -87,6 +88,13 @@ struct DestroyArgs {
     void* error;
 };
 
+struct StreamArgs {
+    size_t struct_size;
+    Extension* extension;
+    void* context;
+    void* stream;
+};
+
 struct ScheduleArgs {
     size_t struct_size;
     Extension* extension;
@@ -110,7 +118,9 @@ struct Api {
     void* (*create_error)(ErrorArgs*);
     void* get_message;
     void (*destroy_error)(DestroyArgs*);
-    void* others[8];
+    void* register_handler;
+    void* (*get_stream)(StreamArgs*);
+    void* others[6];
     void* (*schedule)(ScheduleArgs*);
     void* (*num_threads)(ThreadsArgs*);
 };
@@ -197,7 +207,10 @@ bool view(const Arrays& arrays, int64_t i, zoo_view* x) {
     auto* buffer = (const Buffer*)arrays.items[i];
     if (buffer->rank > ZOO_MAX_RANK) return false;
     x->data = buffer->data;
-    x->dtype = buffer->dtype == kFloat32 ? ZOO_FLOAT32 : buffer->dtype == kTruth ? ZOO_BOOL : -1;
+    x->dtype = buffer->dtype == kFloat32    ? ZOO_FLOAT32
+               : buffer->dtype == kTruth    ? ZOO_BOOL
+               : buffer->dtype == kBfloat16 ? zoo::gpu::kBfloat16
+                                            : -1;
     x->rank = (int32_t)buffer->rank;
     int64_t step = 1;
     for (int d = x->rank - 1; d >= 0; --d) {
@@ -233,7 +246,25 @@ bool attribute(const Frame* frame, const char* name, Number* value) {
 
 constexpr const char* kUnexpected = "the call's arguments are not what zoo.native.adapters.jax passes";
 
+// Each call on a CPU and, with On::gpu, on an NVIDIA GPU.
+enum class On { cpu, gpu };
+
+bool without_stream = false;  // a test, whose GPU is the CPU
+
+const char* find_stream(Frame* frame, void** stream) {
+    StreamArgs args{sizeof args, nullptr, frame->context, nullptr};
+    if (!without_stream) {
+        if (void* error = frame->api->get_stream(&args)) {
+            drop(frame, error);
+            return "the call is for a GPU, and XLA has no stream for it";
+        }
+    }
+    *stream = args.stream;
+    return nullptr;
+}
+
 // norm(x, residual if parts & 1, weight if parts & 2, bias if parts & 4; eps, rms) -> out, and the sum if there is a residual
+template <On where>
 const char* norm(Frame* frame) {
     int32_t parts = 0, rms = 0;
     float eps = 0;
@@ -247,12 +278,19 @@ const char* norm(Frame* frame) {
         given[i] = &part[i];
     }
     if (given[0] && !view(frame->results, 1, &sum)) return kUnexpected;
-    Pool pool(frame);
-    return zoo_norm_views(&x, given[0], given[1], given[2], eps, rms, (float*)const_cast<void*>(out.data),
-                          given[0] ? (float*)const_cast<void*>(sum.data) : nullptr);
+    void *to = const_cast<void*>(out.data), *total = given[0] ? const_cast<void*>(sum.data) : nullptr;
+    if constexpr (where == On::gpu) {
+        void* stream = nullptr;
+        if (const char* problem = find_stream(frame, &stream)) return problem;
+        return zoo::gpu::norm(x, given[0], given[1], given[2], eps, rms, to, total, stream);
+    } else {
+        Pool pool(frame);
+        return zoo_norm_views(&x, given[0], given[1], given[2], eps, rms, (float*)to, (float*)total);
+    }
 }
 
 // attention(q, k, v, mask if there is one; causal, scale) -> out
+template <On where>
 const char* attention(Frame* frame) {
     int32_t causal = 0;
     float scale = 0;
@@ -263,18 +301,32 @@ const char* attention(Frame* frame) {
         return kUnexpected;
     bool masked = frame->args.size > 3;
     if (masked && !view(frame->args, 3, &mask)) return kUnexpected;
-    Pool pool(frame);
-    return zoo_attention_views(&q, &k, &v, masked ? &mask : nullptr, causal, scale, &out);
+    if constexpr (where == On::gpu) {
+        void* stream = nullptr;
+        if (const char* problem = find_stream(frame, &stream)) return problem;
+        return zoo::gpu::attention(q, k, v, masked ? &mask : nullptr, causal, scale, out, stream);
+    } else {
+        Pool pool(frame);
+        return zoo_attention_views(&q, &k, &v, masked ? &mask : nullptr, causal, scale, &out);
+    }
 }
 
 // gated(x, y; op) -> out
+template <On where>
 const char* gated(Frame* frame) {
     int32_t op = 0;
     zoo_view x, y, out;
     if (!attribute(frame, "op", &op) || !view(frame->args, 0, &x) || !view(frame->args, 1, &y) || !view(frame->results, 0, &out))
         return kUnexpected;
-    Pool pool(frame);
-    return zoo_gated_views(&x, &y, op, (float*)const_cast<void*>(out.data));
+    void* to = const_cast<void*>(out.data);
+    if constexpr (where == On::gpu) {
+        void* stream = nullptr;
+        if (const char* problem = find_stream(frame, &stream)) return problem;
+        return zoo::gpu::gated(x, y, op, to, stream);
+    } else {
+        Pool pool(frame);
+        return zoo_gated_views(&x, &y, op, (float*)to);
+    }
 }
 
 void* call(Frame* frame, const char* (*kernel)(Frame*)) {
@@ -297,7 +349,16 @@ void* call(Frame* frame, const char* (*kernel)(Frame*)) {
 }  // namespace
 
 extern "C" {
-ZOO_API void* zoo_jax_norm(Frame* frame) { return call(frame, norm); }
-ZOO_API void* zoo_jax_attention(Frame* frame) { return call(frame, attention); }
-ZOO_API void* zoo_jax_gated(Frame* frame) { return call(frame, gated); }
+ZOO_API void* zoo_jax_norm(Frame* frame) { return call(frame, norm<On::cpu>); }
+ZOO_API void* zoo_jax_attention(Frame* frame) { return call(frame, attention<On::cpu>); }
+ZOO_API void* zoo_jax_gated(Frame* frame) { return call(frame, gated<On::cpu>); }
+
+// The same for arrays on NVIDIA GPUs, once our libzoo_cuda at `kernels` was found: NULL, or what is missing.
+ZOO_API const char* zoo_jax_use_gpu(const char* kernels, int32_t on_host) {
+    without_stream = on_host;
+    return zoo::gpu::find(kernels);
+}
+ZOO_API void* zoo_jax_norm_gpu(Frame* frame) { return call(frame, norm<On::gpu>); }
+ZOO_API void* zoo_jax_attention_gpu(Frame* frame) { return call(frame, attention<On::gpu>); }
+ZOO_API void* zoo_jax_gated_gpu(Frame* frame) { return call(frame, gated<On::gpu>); }
 }

@@ -1,5 +1,5 @@
-// The CUDA kernels as a library for the CPU, with what zoo/native/cuda.py asks of the driver: tests/test_cuda.py
-// compiles it and calls it in the place of both.
+// The CUDA kernels as a library for the CPU, with what zoo/native/cuda.py asks of the driver, and the torch adapter of a
+// libtorch with CUDA: tests/test_cuda.py compiles it and calls it in the place of those.
 #include <chrono>
 #include <cstdio>
 
@@ -25,6 +25,8 @@ ZOO_API int cuMemAlloc_v2(uint64_t* address, size_t bytes) {
 ZOO_API int cuMemFree_v2(uint64_t address) { return ::operator delete((void*)address, std::align_val_t(256)), 0; }
 ZOO_API int cuMemcpyHtoD_v2(uint64_t to, const void* from, size_t bytes) { return memcpy((void*)to, from, bytes), 0; }
 ZOO_API int cuMemcpyDtoH_v2(void* to, uint64_t from, size_t bytes) { return memcpy(to, (void*)from, bytes), 0; }
+
+ZOO_API int aoti_torch_get_current_cuda_stream(int32_t, void** stream) { return *stream = nullptr, 0; }
 
 using Clock = std::chrono::steady_clock;
 ZOO_API int cuEventCreate(void** event, unsigned) { return *event = new Clock::time_point, 0; }
