@@ -50,6 +50,7 @@ sanitize: ## run the kernels under address, undefined-behaviour and thread sanit
 		folder=build/sanitize-$${kinds%,*}; echo "==> $$kinds"; \
 		cmake -S . -B $$folder -DZOO_SANITIZE=$$kinds -DCMAKE_BUILD_TYPE=Release >/dev/null; \
 		cmake --build $$folder --parallel 2 >/dev/null; $$folder/kernel_test; \
+		FUZZ_RUNS=200000 $$folder/fuzz zoo/native/tests/fuzz.corpus; \
 	done
 
 wheel: $(READY) ## build the wheel into dist/

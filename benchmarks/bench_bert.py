@@ -13,9 +13,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import interleaved, one_thread, record
+from common import interleaved, on_threads, record
 
-one_thread()
+on_threads(1)
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402

@@ -17,9 +17,9 @@ import sys
 import warnings
 from pathlib import Path
 
-from common import RESULTS, one_thread, record
+from common import RESULTS, on_threads, record
 
-one_thread()
+on_threads(1)
 os.environ.setdefault("KERAS_BACKEND", "jax")
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 

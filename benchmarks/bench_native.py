@@ -1,12 +1,13 @@
-"""The native engine, torch and what is used for speed today, one thread, in one run: time per call, and ratios.
+"""The native engine, torch and what is used for speed today, in one run: time per call, and ratios.
 
-    python benchmarks/bench_native.py [--rounds 11] [--shapes 1x16 1x128 8x128] [--models bert-base minilm …]
-        [--images resnet-50 vit-base] [--no-accuracy] [--no-record]
+    python benchmarks/bench_native.py [--threads 1] [--rounds 11] [--shapes 1x16 1x128 8x128]
+        [--models bert-base minilm …] [--images resnet-50 vit-base] [--no-accuracy] [--no-record]
 
 Text models in float32, bfloat16 and int8 beside torch eager in float32 and bfloat16 (transformers' own BertModel),
-images in float32; weights are random. ONNX Runtime and OpenVINO run, too, where they are installed. Time is the
-process's own CPU time: all is on one core, and other processes on it do not count. `of peak` is the share of what
-multiply-adds alone reach in float32 (peak.c); bfloat16's is twice, int8's four times that.
+images in float32; weights are random. ONNX Runtime and OpenVINO run, too, where they are installed. With one thread
+time is the process's own CPU time: all is on one core, and other processes on it do not count. With more it is the
+clock's, so that nothing else should run. `of peak` is the share of what multiply-adds alone reach in float32 (peak.c)
+on one core; bfloat16's is twice, int8's four times that.
 
 Accuracy is MiniLM's, with its real weights on film reviews (those of examples/reviews.py): the cosine between each
 sentence's vector in float32 and in less, and whether the same sentences are nearest to it among all.
@@ -25,9 +26,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import exported, interleaved, one_thread, record
+from common import asked_threads, exported, interleaved, on_threads, record
 
-one_thread()
+THREADS = asked_threads()
+on_threads(THREADS)
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
@@ -45,6 +47,7 @@ SENTENCES, NEAREST = 640, 10
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--shapes", nargs="+", default=["1x16", "1x128", "8x128"])
     parser.add_argument("--models", nargs="*", default=["bert-base", "minilm", "all-mpnet-base-v2", "gpt2"])
@@ -52,8 +55,8 @@ def main() -> None:
     parser.add_argument("--no-accuracy", action="store_true")
     parser.add_argument("--no-record", action="store_true")
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    library.set_threads(1)
+    torch.set_num_threads(THREADS)
+    library.set_threads(THREADS)
     result = {}
     for name in options.models:
         with tempfile.TemporaryDirectory() as folder:
@@ -78,11 +81,12 @@ def main() -> None:
                 eager, {"float32": load(folder, "float32")}, rivals, feed, options.rounds
             )
             show(f"{name} 1 image", result[f"{name} 1 image"])
-    found = {"instruction set": library.get_isa(), "clock": "CPU time of the process", "models": result}
+    clock = "CPU time of the process" if THREADS == 1 else "wall"
+    found = {"instruction set": library.get_isa(), "threads": THREADS, "clock": clock, "models": result}
     if not options.no_accuracy:
         found["accuracy"] = accuracy()
     if not options.no_record:
-        print("written to", record("native", found).name)
+        print("written to", record("native" if THREADS == 1 else f"native_{THREADS}_threads", found).name)
 
 
 def compare(eager, native, rivals, feed, rounds, work=None):
@@ -107,7 +111,7 @@ def compare(eager, native, rivals, feed, rounds, work=None):
         assert np.abs(output - outputs["torch eager"]).max() < limit, f"{who} computes something else"
     best = peak()
     timed = {**functions, "peak": best} if best is not None and work is not None else functions
-    medians = interleaved(timed, rounds, clock=time.process_time)
+    medians = interleaved(timed, rounds, clock=time.process_time if THREADS == 1 else time.perf_counter)
     rows = {}
     for who in functions:
         seconds = medians[who]
@@ -156,7 +160,7 @@ def operations(config, batch: int, length: int) -> float | None:
 def peak():
     """A function of some milliseconds of multiply-adds, which returns how many operations those were; or None."""
     compiler = shutil.which("cc")
-    if compiler is None or "avx512" not in library.get_isa():
+    if compiler is None or "avx512" not in library.get_isa() or THREADS > 1:
         return None
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "peak.so"
@@ -196,7 +200,7 @@ class Rivals:
             import onnxruntime
 
             options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = options.inter_op_num_threads = 1
+            options.intra_op_num_threads, options.inter_op_num_threads = THREADS, 1
             session = onnxruntime.InferenceSession(str(path), options)
             self.functions["onnxruntime"] = lambda feed: session.run(["last_hidden_state"], feed)[0]
         if "openvino" in runtimes:
@@ -208,7 +212,7 @@ class Rivals:
 def openvino_function(path: Path, precision: str):
     import openvino
 
-    hints = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1}
+    hints = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": THREADS, "NUM_STREAMS": 1}
     compiled = openvino.Core().compile_model(str(path), "CPU", hints)
     request = compiled.create_infer_request()
     return lambda feed: request.infer(feed)[compiled.output(0)].copy()

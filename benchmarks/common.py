@@ -1,7 +1,8 @@
-"""What the benchmarks share: one pinned core, interleaved runs, medians, a record of the machine and versions."""
+"""What the benchmarks share: pinned cores, interleaved runs, medians, a record of the machine and versions."""
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import os
@@ -17,15 +18,23 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 
 
-def one_thread() -> None:
-    """Pin this process to one core and every framework to one thread; call before importing any of them."""
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+def asked_threads() -> int:
+    """What `--threads` on the command line says, or 1; to be known before frameworks are imported."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--threads", type=int, default=1)
+    return parser.parse_known_args()[0].threads
+
+
+def on_threads(count: int) -> None:
+    """Pin this process to so many cores and every framework to so many threads; call before importing any of them."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
+    eigen = "false" if count == 1 else "true"
     os.environ.update(
-        OMP_NUM_THREADS="1",
-        MKL_NUM_THREADS="1",
-        TF_NUM_INTRAOP_THREADS="1",
+        OMP_NUM_THREADS=str(count),
+        MKL_NUM_THREADS=str(count),
+        TF_NUM_INTRAOP_THREADS=str(count),
         TF_NUM_INTEROP_THREADS="1",
-        XLA_FLAGS="--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
+        XLA_FLAGS=f"--xla_cpu_multi_thread_eigen={eigen} intra_op_parallelism_threads={count}",
         TF_CPP_MIN_LOG_LEVEL="3",
     )
 

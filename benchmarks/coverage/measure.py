@@ -65,7 +65,7 @@ class _Built:
         except Exception:  # it mixes dtypes of its own
             return narrow, None
         # a mask of float32's lowest number that is scaled, say, overflows to infinity only in float64
-        same = all(np.array_equal(np.isfinite(narrow[name]), np.isfinite(found[name])) for name in narrow)
+        same = all(np.array_equal(_finite(narrow[name]), _finite(found[name])) for name in narrow)
         return narrow, found if same else None
 
 
@@ -262,8 +262,8 @@ def _distance(got: np.ndarray | None, expected: np.ndarray) -> float:
     """Largest difference, relative to the largest value; infinite where one is finite and the other is not."""
     if got is None or got.shape != expected.shape:
         return float("inf")
-    finite = np.isfinite(expected)
-    if not np.array_equal(finite, np.isfinite(got)):
+    finite = _finite(expected)
+    if not np.array_equal(finite, _finite(got)):
         return float("inf")
     values = expected[finite].astype(np.float64)
     if not values.size:
@@ -272,8 +272,13 @@ def _distance(got: np.ndarray | None, expected: np.ndarray) -> float:
     return difference / (float(np.abs(values).max()) or 1.0)
 
 
+def _finite(array: np.ndarray) -> np.ndarray:
+    """Where it is a number, and not the lowest of its dtype, which a model writes for -inf."""
+    return np.abs(array) < np.finfo(np.float32).max
+
+
 def _vacuous(array: np.ndarray) -> bool:
-    values = array[np.isfinite(array)]
+    values = array[_finite(array)]
     if values.size < 2 or array.dtype.kind in "iub":
         return values.size == 0
     return float(values.std()) <= VACUOUS * float(np.abs(values).max())

@@ -143,7 +143,7 @@ enum zoo_binary_op {
     ZOO_SUB = 2,
     ZOO_MUL = 3,
     ZOO_DIV = 4,
-    ZOO_GATED = 100 /* + a zoo_unary_op: op(a) * b */
+    ZOO_GATED = 100 /* + ZOO_RELU, _GELU, _GELU_TANH, _SILU or _SIGMOID: op(a) * b */
 };
 
 /* Element by element over arrays with any strides, 0 where they are broadcast; out is contiguous. Leading dims may be 1. */
@@ -221,7 +221,7 @@ ZOO_API const char* zoo_norm_views(const zoo_view* x, const zoo_view* residual, 
    query sees a key, or numbers that are added. `out` fills its memory, with stride 1 in the last dim. */
 ZOO_API const char* zoo_attention_views(const zoo_view* q, const zoo_view* k, const zoo_view* v, const zoo_view* mask,
                                         int32_t causal, double scale, const zoo_view* out);
-/* op(x) * y, op being one of zoo_unary_op; out is contiguous. */
+/* op(x) * y, op being one that ZOO_GATED takes; out is contiguous. */
 ZOO_API const char* zoo_gated_views(const zoo_view* x, const zoo_view* y, int32_t op, float* out);
 
 /* A recorded program: kernels with their arguments, run one after another. Stops at the first failure and puts its

@@ -64,15 +64,32 @@ bool any_negative(std::initializer_list<int64_t> sizes) {
     return false;
 }
 
+bool all_positive(std::initializer_list<int64_t> sizes) {
+    for (int64_t size : sizes)
+        if (size < 1) return false;
+    return true;
+}
+
 // Whether so many numbers, rounded up to whole tiles, have an address each.
 bool countable(std::initializer_list<int64_t> sizes) {
     int64_t count = 1024;
     for (int64_t size : sizes)
-        if (__builtin_mul_overflow(count, size + 64, &count)) return false;
+        if (__builtin_add_overflow(size, 64, &size) || __builtin_mul_overflow(count, size, &count)) return false;
     return true;
 }
 
 bool known(int32_t op) { return op >= ZOO_NONE && op <= ZOO_RELU6; }
+
+bool known_of_two(int32_t op) {
+    switch (op - ZOO_GATED) {
+        case ZOO_RELU:
+        case ZOO_GELU:
+        case ZOO_GELU_TANH:
+        case ZOO_SILU:
+        case ZOO_SIGMOID: return true;
+        default: return op >= ZOO_COPY && op <= ZOO_DIV;
+    }
+}
 
 }  // namespace
 
@@ -107,10 +124,12 @@ float* scratch(Slot slot, size_t floats) {
 
 }  // namespace zoo
 
+using zoo::all_positive;
 using zoo::any_negative;
 using zoo::countable;
 using zoo::kernels;
 using zoo::known;
+using zoo::known_of_two;
 using zoo::settled;
 
 extern "C" {
@@ -184,7 +203,7 @@ int zoo_unary(const zoo_unary_args* x) {
 int zoo_binary(const zoo_binary_args* x) {
     for (int64_t size : x->shape)
         if (size < 0) return ZOO_BAD_ARGUMENT;
-    if (x->op < ZOO_COPY || (x->op > ZOO_DIV && (x->op < ZOO_GATED || !known(x->op - ZOO_GATED)))) return ZOO_BAD_ARGUMENT;
+    if (!known_of_two(x->op)) return ZOO_BAD_ARGUMENT;
     return kernels().binary(x);
 }
 
@@ -205,6 +224,8 @@ int zoo_conv(const zoo_conv_args* x) {
     if (x->weight->groups != x->groups || x->weight->m != x->out_channels / x->groups ||
         x->weight->k != x->channels / x->groups * x->kernel[0] * x->kernel[1])
         return ZOO_BAD_ARGUMENT;
+    if (!all_positive({x->kernel[0], x->kernel[1], x->stride[0], x->stride[1], x->dilation[0], x->dilation[1]}))
+        return ZOO_BAD_ARGUMENT;
     if (x->weight->layout == ZOO_WINOGRAD)
         for (int i = 0; i < 2; ++i)
             if (x->kernel[i] != 3 || x->stride[i] != 1 || x->dilation[i] != 1) return ZOO_BAD_ARGUMENT;
@@ -214,11 +235,14 @@ int zoo_conv(const zoo_conv_args* x) {
 int zoo_depthwise(const zoo_depthwise_args* x) {
     if (any_negative({x->batch, x->channels, x->height, x->width, x->out_size[0], x->out_size[1]}) || !known(x->activation))
         return ZOO_BAD_ARGUMENT;
+    if (!all_positive({x->kernel[0], x->kernel[1], x->stride[0], x->stride[1], x->dilation[0], x->dilation[1]}))
+        return ZOO_BAD_ARGUMENT;
     return kernels().depthwise(x);
 }
 
 int zoo_pool(const zoo_pool_args* x) {
     if (any_negative({x->batch, x->channels, x->height, x->width, x->out_size[0], x->out_size[1]})) return ZOO_BAD_ARGUMENT;
+    if (!all_positive({x->kernel[0], x->kernel[1], x->stride[0], x->stride[1]})) return ZOO_BAD_ARGUMENT;
     return kernels().pool(x);
 }
 
