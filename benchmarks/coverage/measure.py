@@ -44,17 +44,27 @@ class _Built:
     """The tiny model in torch, in float32 and, where it can be had, in float64."""
 
     def __init__(self, model_type: str, task: str) -> None:
-        self.config = tiny_config(model_type)
+        self.config, self.task = tiny_config(model_type), task
         cls = model_class(self.config, task)
         torch.manual_seed(0)
         self.module = draw(cls._from_config(self.config)).eval()
         # With no padding some models' quick attention ignores a mask that their own plain attention applies.
         self.module.set_attn_implementation("eager")
         self.wide = copy.deepcopy(self.module).double()
+        self.fixed: dict[str, int] = {}
+
+    def captured(self) -> Graph:
+        """The graph; if it holds for one length alone, inputs have that from now on."""
+        graph = capture_config(self.config, self.task)
+        length = next(
+            (item.shape[1] for item in graph.inputs if item.name == "input_ids" and len(item.shape) > 1), None
+        )
+        self.fixed = {"length": length} if isinstance(length, int) else {}
+        return graph
 
     def inputs(self, **sizes: int) -> dict[str, torch.Tensor]:
         """Example inputs; another seed than capture's, so that no value of those can be part of the graph."""
-        return example_inputs(self.module, seed=1, **sizes)
+        return example_inputs(self.module, seed=1, **{**self.fixed, **sizes})
 
     def outputs(self, inputs: Mapping[str, torch.Tensor]) -> tuple[Arrays, Arrays | None]:
         """What the module makes of the inputs in float32, and in float64 or None."""
@@ -89,7 +99,7 @@ def measure(model_type: str, task: str, backends: tuple[str, ...] = BACKENDS, gr
         parameters=sum(p.numel() for p in built.module.parameters()),
     )
     try:
-        graph = capture_config(built.config, task)
+        graph = built.captured()
     except Exception as error:
         return replace(row, reason=_line(error), seconds=time.process_time() - started)
     row = replace(row, captured=True, ops=graph.op_counts())
@@ -111,7 +121,7 @@ def with_gradients(row: Row) -> Row:
     started = time.process_time()
     try:
         built = _Built(row.model_type, row.task)
-        source = _direct(built, capture_config(built.config, row.task))
+        source = _direct(built, built.captured())
         row = replace(row, cells=_with_gradients(built, source, row.cells))
     except Exception as error:
         row = without_gradients(row, _line(error))
