@@ -111,7 +111,8 @@ def compare(eager, native, rivals, feed, rounds, work=None):
         assert np.abs(output - outputs["torch eager"]).max() < limit, f"{who} computes something else"
     best = peak()
     timed = {**functions, "peak": best} if best is not None and work is not None else functions
-    medians = interleaved(timed, rounds, clock=time.process_time if THREADS == 1 else time.perf_counter)
+    clock = time.process_time if THREADS == 1 else time.perf_counter
+    medians = interleaved(timed, rounds, clock=clock, apart=THREADS > 1)
     rows = {}
     for who in functions:
         seconds = medians[who]

@@ -44,10 +44,12 @@ def interleaved(
     rounds: int,
     warm: int = 2,
     clock: Callable[[], float] = time.perf_counter,
+    apart: bool = False,
 ) -> dict[str, float]:
     """Median seconds of each function, run in turn so that a slow moment of the machine hits all of them.
 
-    `time.process_time` as the clock leaves out the time that other processes take on the same core.
+    `time.process_time` as the clock leaves out the time that other processes take on the same core. With `apart` there
+    is a moment and a call that does not count before each: the threads of the one before go on looking for work.
     """
     for function in functions.values():
         for _ in range(warm):
@@ -55,6 +57,9 @@ def interleaved(
     times: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds):
         for name, function in functions.items():
+            if apart:
+                time.sleep(0.02)
+                function()
             started = clock()
             function()
             times[name].append(clock() - started)

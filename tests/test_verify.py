@@ -19,7 +19,8 @@ from zoo.backends import BACKENDS, installed
 from zoo.errors import InputError, MissingFramework, UnknownBackend, VerifyError
 from zoo.ops import OPS
 from zoo.samples import sample_inputs
-from zoo.verify import verify
+from zoo.tolerances import gradient_tolerance
+from zoo.verify import compare_gradients, verify
 
 ROWS, WIDTH = 43, 12
 FRAMEWORKS = ["torch", "jax", "tensorflow"]
@@ -292,3 +293,22 @@ def _wrong_norm(x: Any, shape: Any, weight: Any, *rest: Any, **options: Any) -> 
     """Forgets the bias and adds eps outside the root."""
     x = x - x.mean(-1, keepdims=True)
     return x / (jnp.sqrt(jnp.square(x).mean(-1, keepdims=True)) + 0.1) * weight
+
+
+def test_gradients_against_exact_ones_have_torchs_error_as_their_yardstick() -> None:
+    exact = {"w": np.array([1.0, -2.0]), "b": np.zeros(1)}
+
+    def off(by: float) -> dict[str, np.ndarray]:
+        return {"w": np.array([1.0, -2.0 + 2 * by], np.float32), "b": np.zeros(1, np.float32)}
+
+    slopes = {"torch": off(1e-3), "jax": off(3e-3), "tensorflow": off(5e-3)}
+    rows = list(compare_gradients(slopes, "float32", exact))
+    assert [row.ok for row in rows] == [True, True, False]
+    assert {row.reference for row in rows} == {"float64"}
+    assert rows[1].tolerance == pytest.approx(4e-3, rel=1e-3)
+    ceiling = 100 * gradient_tolerance("torch", "float32")
+    (torchs,) = compare_gradients({"torch": off(2 * ceiling)}, "float32", exact)
+    assert not torchs.ok and torchs.tolerance == ceiling
+    rows = list(compare_gradients({"torch": off(1e-6), "jax": off(3e-5), "tensorflow": off(2e-4)}, "float32", exact))
+    assert [row.ok for row in rows] == [True, True, False]
+    assert [row.ok for row in compare_gradients(slopes, "float32")] == [True, False, False]

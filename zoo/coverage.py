@@ -27,7 +27,7 @@ class Cell:
         matches: all outputs are within `zoo.tolerances` of float64.
         error: of the worst output: largest difference from float64, relative to its largest value.
         allowed: what `matches` allows there.
-        gradients: so are the gradients of its parameters with respect to torch's.
+        gradients: so are those of its parameters, beside float64's, or torch's where the module has none in float64.
         gradient_error: the worst of those, relative to the parameter's largest.
         batch: right at another batch size, too, without another capture.
         length: right at another length of its text, audio or image.

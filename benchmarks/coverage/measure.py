@@ -70,8 +70,7 @@ class _Built:
         """What the module makes of the inputs in float32, and in float64 or None."""
         narrow = _outputs(self.module, inputs)
         try:
-            wide = {name: v.double() if v.is_floating_point() else v for name, v in inputs.items()}
-            found = _outputs(self.wide, wide)
+            found = _outputs(self.wide, _widened(inputs))
         except Exception:  # it mixes dtypes of its own
             return narrow, None
         # a mask of float32's lowest number that is scaled, say, overflows to infinity only in float64
@@ -201,8 +200,9 @@ def _with_gradients(built: _Built, source: Model, cells: Mapping[str, Cell]) -> 
             except Exception as error:
                 slopes[backend] = error
             gc.collect()
-    for slope in compare_gradients(slopes, "float32"):
-        if slope.backend != slope.reference or slope.reason:
+    exact = _exact_gradients(built, source, slopes["torch"], inputs, main, weights) if wide else None
+    for slope in compare_gradients(slopes, "float32", exact):
+        if slope.backend != "torch" or slope.reason:
             cell = found[slope.backend]
             found[slope.backend] = replace(
                 cell,
@@ -211,6 +211,24 @@ def _with_gradients(built: _Built, source: Model, cells: Mapping[str, Cell]) -> 
                 reason=cell.reason or (f"gradient: {slope.reason}" if slope.reason else ""),
             )
     return found
+
+
+def _exact_gradients(
+    built: _Built, source: Model, near: Any, inputs: Mapping[str, torch.Tensor], main: str, weights: np.ndarray
+) -> Arrays | None:
+    """The module's own in float64, if those that torch finds of the graph in float32 are near; else None."""
+    renamed = source.graph.meta.get("renamed", {})
+    own = dict(built.wide.named_parameters(remove_duplicate=False))
+    try:
+        names = {name: own[renamed.get(name, name)] for name in near}
+        output = dict(_leaves(built.wide, _widened(inputs)))[main]
+        loss = (output.square() * torch.from_numpy(weights)).sum()
+        slopes = torch.autograd.grad(loss, list(names.values()), allow_unused=True)
+    except Exception:  # torch's gradients of the graph failed, or what is trained has other names in the module
+        return None
+    exact = {n: np.zeros(p.shape) if s is None else s.numpy() for (n, p), s in zip(names.items(), slopes, strict=True)}
+    (torchs,) = compare_gradients({"torch": near}, "float32", exact)
+    return None if torchs.reason else exact
 
 
 def _of_outputs_alone(cell: Cell) -> Cell:
@@ -307,11 +325,19 @@ def _has_length(graph: Graph) -> bool:
     return ids is not None and len(ids.shape) > 1
 
 
+def _widened(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in inputs.items()}
+
+
+def _leaves(module: Any, inputs: Mapping[str, torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
+    found = module(**{name: tensor.clone() for name, tensor in inputs.items()})
+    leaves = named_leaves(found, "" if isinstance(found, Mapping) else "output")
+    return [(path, value) for path, value in leaves if isinstance(value, torch.Tensor)]
+
+
 def _outputs(module: Any, inputs: Mapping[str, torch.Tensor]) -> Arrays:
     with torch.no_grad():
-        found = module(**{name: tensor.clone() for name, tensor in inputs.items()})
-    leaves = named_leaves(found, "" if isinstance(found, Mapping) else "output")
-    return {path: _wide(to_numpy(value)) for path, value in leaves if isinstance(value, torch.Tensor)}
+        return {path: _wide(to_numpy(value)) for path, value in _leaves(module, inputs)}
 
 
 def _wide(array: np.ndarray) -> np.ndarray:

@@ -35,6 +35,10 @@ inline void pause() {
 #endif
 }
 
+// How often a thread looks before it sleeps, some tens of microseconds: loops follow each other more quickly than that,
+// and their last bodies end more quickly, than a thread is woken.
+constexpr int kLooks = 4000;
+
 class Pool {
   public:
     explicit Pool(int64_t helpers) {
@@ -42,54 +46,55 @@ class Pool {
     }
 
     ~Pool() {
-        {
-            std::lock_guard<std::mutex> lock(mutex_);
-            stop_ = true;
-            generation_.fetch_add(1, std::memory_order_release);
-        }
-        wake_.notify_all();
+        stop_.store(true);
+        announce();
         for (auto& worker : workers_) worker.join();
     }
 
     void run(Loop& loop) {
-        {
-            std::lock_guard<std::mutex> lock(mutex_);
-            loop_ = &loop;
-            generation_.fetch_add(1, std::memory_order_release);
-        }
-        wake_.notify_all();
+        loop_.store(&loop);
+        announce();
         loop.run();
-        std::unique_lock<std::mutex> lock(mutex_);
-        loop_ = nullptr;  // whoever wakes up now is too late
-        done_.wait(lock, [this] { return active_ == 0; });
+        loop_.store(nullptr);  // whoever comes now is too late
+        for (int look = 0; look < kLooks; ++look) {
+            if (active_.load() == 0) return;
+            pause();
+        }
+        for (int64_t left; (left = active_.load()) != 0;) active_.wait(left);
     }
 
   private:
+    // A worker that sleeps has counted itself before it looked at the generation for the last time.
+    void announce() {
+        generation_.fetch_add(1);
+        if (sleepers_.load() == 0) return;
+        { std::lock_guard<std::mutex> lock(mutex_); }  // between its look and its sleep
+        wake_.notify_all();
+    }
+
     void work() {
-        int64_t seen = 0;
-        for (;;) {
-            // loops follow each other within microseconds: looking for a while is quicker than being woken
-            for (int spin = 0; spin < 4000 && generation_.load(std::memory_order_acquire) == seen; ++spin) pause();
-            std::unique_lock<std::mutex> lock(mutex_);
-            wake_.wait(lock, [&] { return generation_.load(std::memory_order_relaxed) != seen; });
-            seen = generation_.load(std::memory_order_relaxed);
-            if (stop_) return;
-            Loop* loop = loop_;
-            if (!loop) continue;
-            ++active_;
-            lock.unlock();
-            loop->run();
-            lock.lock();
-            if (--active_ == 0) done_.notify_all();
+        for (int64_t seen = 0;;) {
+            for (int look = 0; look < kLooks && generation_.load(std::memory_order_acquire) == seen; ++look) pause();
+            if (generation_.load() == seen) {
+                std::unique_lock<std::mutex> lock(mutex_);
+                sleepers_.fetch_add(1);
+                wake_.wait(lock, [&] { return generation_.load() != seen; });
+                sleepers_.fetch_sub(1);
+            }
+            seen = generation_.load();
+            if (stop_.load()) return;
+            // counted before it looks for the loop: a loop whose end has not seen the count is not found any more
+            active_.fetch_add(1);
+            if (Loop* loop = loop_.load()) loop->run();
+            if (active_.fetch_sub(1) == 1) active_.notify_all();
         }
     }
 
     std::mutex mutex_;
-    std::condition_variable wake_, done_;
-    std::atomic<int64_t> generation_{0};
-    Loop* loop_ = nullptr;
-    int64_t active_ = 0;
-    bool stop_ = false;
+    std::condition_variable wake_;
+    std::atomic<int64_t> generation_{0}, active_{0}, sleepers_{0};
+    std::atomic<Loop*> loop_{nullptr};
+    std::atomic<bool> stop_{false};
     std::vector<std::thread> workers_;
 };
 
