@@ -35,14 +35,51 @@ inline void pause() {
 #endif
 }
 
+int64_t available() {
+#if defined(__linux__)
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
+#endif
+    unsigned n = std::thread::hardware_concurrency();
+    return n ? n : 1;
+}
+
+// Which core each thread of a pool stays on, the first being the caller's, which is free; none if there are other cores.
+// A worker that has slept is else often woken on its caller's core, and waits there for milliseconds while another is idle.
+std::vector<int> cores_of([[maybe_unused]] int64_t threads) {
+    std::vector<int> cores;
+#if defined(__linux__)
+    cpu_set_t set;
+    if (threads != available() || sched_getaffinity(0, sizeof set, &set) != 0) return cores;
+    for (int core = 0; core < CPU_SETSIZE; ++core)
+        if (CPU_ISSET(core, &set)) cores.push_back(core);
+#endif
+    return cores;
+}
+
+void stay_on([[maybe_unused]] int core) {
+#if defined(__linux__)
+    if (core < 0) return;
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    CPU_SET(core, &set);
+    pthread_setaffinity_np(pthread_self(), sizeof set, &set);
+#endif
+}
+
 // How often a thread looks before it sleeps, some tens of microseconds: loops follow each other more quickly than that,
 // and their last bodies end more quickly, than a thread is woken.
 constexpr int kLooks = 4000;
 
 class Pool {
   public:
-    explicit Pool(int64_t helpers) {
-        for (int64_t i = 0; i < helpers; ++i) workers_.emplace_back([this] { work(); });
+    explicit Pool(int64_t threads) {
+        const auto cores = cores_of(threads);
+        for (int64_t i = 1; i < threads; ++i)
+            workers_.emplace_back([this, core = cores.empty() ? -1 : cores[(size_t)i]] {
+                stay_on(core);
+                work();
+            });
     }
 
     ~Pool() {
@@ -97,15 +134,6 @@ class Pool {
     std::atomic<bool> stop_{false};
     std::vector<std::thread> workers_;
 };
-
-int64_t available() {
-#if defined(__linux__)
-    cpu_set_t set;
-    if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
-#endif
-    unsigned n = std::thread::hardware_concurrency();
-    return n ? n : 1;
-}
 
 struct State {
     std::mutex mutex;  // held while a loop runs on the pool
@@ -182,7 +210,7 @@ void parallel(int64_t count, zoo_body body, void* context) {
         state.pool = nullptr;
         state.started = 0;
         try {
-            state.pool = new Pool(want - 1);
+            state.pool = new Pool(want);
             state.started = want;
         } catch (...) {  // no more threads to be had: the loop runs on this one
             lock.unlock();
