@@ -8,6 +8,7 @@ Needs matplotlib. Each bar is a time relative to torch eager's in the same run: 
 from __future__ import annotations
 
 import json
+import textwrap
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -29,9 +30,8 @@ def main() -> None:
             places = [i + number * width for i, rows in enumerate(models.values()) if who in rows]
             ratios = [rows[who]["ratio to torch eager"] for rows in models.values() if who in rows]
             axis.bar(places, ratios, width * 0.92, color=colour, label=who)
-        axis.set_xticks(
-            [i + 1.5 * width for i in range(len(models))], [n.replace(" ", "\n", 1) for n in models], fontsize=8
-        )
+        names = ["\n".join(textwrap.wrap(name, 10)) for name in models]
+        axis.set_xticks([i + 1.5 * width for i in range(len(models))], names, fontsize=8)
         axis.set_ylabel("time, torch eager = 1")
         axis.set_title(
             f"float32, {threads} thread{'s' * (threads > 1)}, {data['environment']['cpu']}", loc="left", fontsize=10

@@ -93,11 +93,8 @@ class Pool {
         announce();
         loop.run();
         loop_.store(nullptr);  // whoever comes now is too late
-        for (int look = 0; look < kLooks; ++look) {
-            if (active_.load() == 0) return;
-            pause();
-        }
-        for (int64_t left; (left = active_.load()) != 0;) active_.wait(left);
+        // no sleep: a worker would wake this thread on its own core, which it does not leave
+        for (int look = 0; active_.load() != 0; ++look) look < kLooks ? pause() : std::this_thread::yield();
     }
 
   private:
@@ -123,7 +120,7 @@ class Pool {
             // counted before it looks for the loop: a loop whose end has not seen the count is not found any more
             active_.fetch_add(1);
             if (Loop* loop = loop_.load()) loop->run();
-            if (active_.fetch_sub(1) == 1) active_.notify_all();
+            active_.fetch_sub(1);
         }
     }
 
