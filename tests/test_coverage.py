@@ -36,14 +36,19 @@ def sweep():
     return module
 
 
-# Each for what others lack: packed images of a fixed size, routed experts whose checkpoint keeps them apart, a scan in
-# chunks, image sizes read as numbers, attention in parts as long as each image, strides that are buffers.
-HARD = ("qwen2_vl", "qwen3_moe", "mamba2", "llava_next", "hunyuan_vl_vision", "pocket_tts_audio_tokenizer")
+# Each for what others lack: packed images of a fixed size under a head, routed experts whose checkpoint has each apart,
+# a scan in chunks, image sizes read as numbers, attention in parts as long as each image, strides that are buffers.
+HARD = {
+    "qwen2_vl": "image-text-to-text",
+    **dict.fromkeys(
+        ("qwen3_moe", "mamba2", "llava_next", "hunyuan_vl_vision", "pocket_tts_audio_tokenizer"), "feature-extraction"
+    ),
+}
 
 
-@pytest.mark.parametrize("model_type", HARD)
-def test_hard_architectures_equal_transformers_in_float64(measure, model_type):
-    row = measure.measure(model_type, "feature-extraction", ("numpy", "torch", "native"), gradients=False)
+@pytest.mark.parametrize(("model_type", "task"), HARD.items())
+def test_hard_architectures_equal_transformers_in_float64(measure, model_type, task):
+    row = measure.measure(model_type, task, ("numpy", "torch", "native"), gradients=False)
     assert row.built, row.reason
     assert row.captured, row.reason
     assert row.loads, row.reason
@@ -97,6 +102,20 @@ def test_a_wrong_output_does_not_match(measure):
         assert not cell.matches
         assert reason in cell.reason
     assert "missing" in measure._compared("jax", {}, truth, {"logits": 1e-7}).reason
+
+
+def test_the_lowest_number_of_a_dtype_stands_for_no_number(measure):
+    truth = {"logits": np.array([[1.0, -2.0, np.finfo(np.float64).min]])}
+    got = {"logits": np.array([[1.0, -2.0, np.finfo(np.float32).min]])}
+    assert measure._compared("jax", got, truth, {"logits": 0.0}).matches
+    assert not measure._compared("jax", {"logits": np.array([[1.0, -2.0, 3.0]])}, truth, {"logits": 0.0}).matches
+
+
+def test_a_graph_of_one_length_is_asked_for_that_length(measure):
+    built = measure._Built("canine", "feature-extraction")
+    graph = built.captured()
+    assert built.inputs()["input_ids"].shape[1] == graph.inputs[0].shape[1]
+    assert built.inputs(length=9)["input_ids"].shape[1] == 9
 
 
 def test_a_constant_output_says_nothing_but_must_agree(measure):
