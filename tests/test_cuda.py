@@ -89,9 +89,14 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str | Path],
 
 
 @pytest.fixture(scope="module")
-def host(compiled: Callable[[str | Path], Path]) -> Callable[[], cuda.Gpu]:
+def library(compiled: Callable[[str | Path], Path]) -> Path:
+    """The kernels for the CPU."""
+    return compiled(ON_HOST / "kernels.cpp")
+
+
+@pytest.fixture(scope="module")
+def host(library: Path) -> Callable[[], cuda.Gpu]:
     """What makes a GPU of the CPU."""
-    library = compiled(ON_HOST / "kernels.cpp")
     return functools.partial(cuda.Gpu, driver=library, kernels=library)
 
 
@@ -269,9 +274,8 @@ def test_the_cpu_finds_a_barrier_that_is_missing(compiled: Callable[[str | Path]
 
 
 @pytest.fixture(scope="module")
-def on_torch(compiled: Callable[[str | Path], Path]) -> Iterator[Any]:
+def on_torch(library: Path) -> Iterator[Any]:
     """The adapter's operations for CUDA tensors, over CPU tensors."""
-    library = compiled(ON_HOST / "kernels.cpp")
     ctypes.CDLL(str(library))
     ours = adapter("torch")
     ours.define("anyzoo_on_host")
@@ -336,10 +340,10 @@ def test_what_torch_hands_over_wrongly_is_said(on_torch: Any) -> None:
 
 
 @pytest.fixture
-def on_jax(compiled: Callable[[str | Path], Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def on_jax(library: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The adapter whose calls on the CPU run what they would on a GPU."""
     ours = adapter("jax")
-    ours.register_gpu(compiled(ON_HOST / "kernels.cpp"), "anyzoo_on_host", "cpu")
+    ours.register_gpu(library, "anyzoo_on_host", "cpu")
     monkeypatch.setattr(ours, "_CALLS", "anyzoo_on_host")
     calls = (ours._norm_call, ours._attention_call, ours._gated_call)
     for call in calls:
@@ -386,7 +390,7 @@ def of_jax(array: Any) -> torch.Tensor:
     return torch.from_numpy(np.array(array))
 
 
-def test_a_call_of_jax_for_a_gpu_without_a_stream(on_jax: Any, compiled: Callable[[str | Path], Path]) -> None:
-    ctypes.CDLL(loaded("jax")).zoo_jax_use_gpu(str(compiled(ON_HOST / "kernels.cpp")).encode(), 0)
+def test_a_call_of_jax_for_a_gpu_without_a_stream(on_jax: Any, library: Path) -> None:
+    ctypes.CDLL(loaded("jax")).zoo_jax_use_gpu(str(library).encode(), 0)
     with pytest.raises(jax.errors.JaxRuntimeError, match="XLA has no stream for it"):
         on_jax.gated(jnp.ones((2, 3)), jnp.ones((2, 3)), "silu")

@@ -526,17 +526,16 @@ def compare_gradients(
     """
     first = next((name for name, found in slopes.items() if not isinstance(found, Exception)), "")
     reference = first if exact is None else "float64"
+    chosen = slopes.get(first, {}) if exact is None else exact
+    truth = {key: np.asarray(value, np.float64) for key, value in chosen.items()}
+    largest = {key: float(np.abs(value).max(initial=0.0)) for key, value in truth.items()}
+    # A gradient that is zero but for rounding (a key's bias shifts all scores alike) has no scale of its own.
+    least = 1e-3 * max(largest.values(), default=0.0)
     yardstick = None
     for name, found in slopes.items():
         if isinstance(found, Exception):
             yield GradientRow(name, reference, reason=said(found))
             continue
-        chosen = slopes[first] if exact is None else exact
-        truth = {key: np.asarray(value, np.float64) for key, value in chosen.items()}
-        largest = {key: float(np.abs(value).max(initial=0.0)) for key, value in truth.items()}
-        # A gradient that is zero but for rounding (a key's bias shifts all scores alike) has no scale of its own.
-        least = 1e-3 * max(largest.values(), default=0.0)
-        allowed = gradient_tolerance(name, dtype, yardstick)
         if not least:
             yield GradientRow(
                 name, reference, parameters=len(truth), reason="there is nothing to compare: all are zero"
@@ -554,7 +553,7 @@ def compare_gradients(
                 worst = (relative, key, at, float(expected[at]), float(got[at]))
         if exact is not None and name == YARDSTICK:
             yardstick = worst[0]
-            allowed = gradient_tolerance(name, dtype, yardstick)
+        allowed = gradient_tolerance(name, dtype, yardstick)
         wrong = "" if worst[0] <= allowed else f"relative difference {worst[0]:.2g}, at most {allowed:.2g} is right"
         yield GradientRow(name, reference, worst[1], worst[0], allowed, len(truth), worst[2], worst[3], worst[4], wrong)
 

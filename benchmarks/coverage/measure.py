@@ -32,7 +32,7 @@ BACKENDS = ("numpy", "torch", "jax", "tensorflow", "keras", "native")
 """In this order: the cheapest first, torch before TensorFlow is imported."""
 
 COMPARED = ("jax", "tensorflow")
-"""Whose gradients are compared with those that torch finds of the same graph."""
+"""Whose gradients are compared with float64's, or those that torch finds of the same graph."""
 
 _RESIZED = ("jax", "tensorflow")
 """Where a graph is also run at another batch size and another length."""
@@ -56,9 +56,7 @@ class _Built:
     def captured(self) -> Graph:
         """The graph; if it holds for one length alone, inputs have that from now on."""
         graph = capture_config(self.config, self.task)
-        length = next(
-            (item.shape[1] for item in graph.inputs if item.name == "input_ids" and len(item.shape) > 1), None
-        )
+        length = _length(graph)
         self.fixed = {"length": length} if isinstance(length, int) else {}
         return graph
 
@@ -155,7 +153,7 @@ def _direct(built: _Built, graph: Graph) -> Model:
 
 def _cells(built: _Built, source: Model, backends: tuple[str, ...]) -> dict[str, Cell]:
     cases = {"": built.inputs(), "batch": built.inputs(batch=3)}
-    if _has_length(source.graph):
+    if _length(source.graph) is not None:
         cases["length"] = built.inputs(length=9)
     prepared = {name: _fitting(source.graph, built.module, inputs) for name, inputs in cases.items()}
     truths, yardsticks = {}, {}
@@ -325,9 +323,9 @@ def _fitting(graph: Graph, module: Any, inputs: Mapping[str, torch.Tensor]) -> A
     return {name: to_numpy(tensor) for name, tensor in inputs.items() if name in names}
 
 
-def _has_length(graph: Graph) -> bool:
-    ids = next((item for item in graph.inputs if item.name == "input_ids"), None)
-    return ids is not None and len(ids.shape) > 1
+def _length(graph: Graph) -> Any:
+    """How many tokens a graph takes, a number or a symbol; None if it takes no rows of them."""
+    return next((item.shape[1] for item in graph.inputs if item.name == "input_ids" and len(item.shape) > 1), None)
 
 
 def _widened(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

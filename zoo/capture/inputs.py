@@ -59,12 +59,11 @@ def prepared_inputs(module: torch.nn.Module, inputs: Mapping[str, torch.Tensor])
     """
     from transformers.exporters.utils import prepare_for_export
 
-    prepared = dict(inputs)
+    # a head does not say that it has positions to prepare, as the model in it does
+    parts = (module, getattr(module, "base_model", module))
+    part = next((part for part in parts if hasattr(part, "get_rope_index")), module)
     with torch.no_grad():
-        base = getattr(module, "base_model", module)
-        if base is not module and hasattr(base, "get_rope_index") and not hasattr(module, "get_rope_index"):
-            _, prepared, _ = prepare_for_export(base, prepared)  # a head does not say that it has positions to prepare
-        _, prepared, _ = prepare_for_export(module, prepared)
+        _, prepared, _ = prepare_for_export(part, dict(inputs))
     if "input_ids" in inputs and getattr(prepared.get("position_ids"), "ndim", 2) == 1:
         del prepared["position_ids"]  # of patches: the model's own argument is about its text
     return dict(prepared)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from zoo.native.adapters import loaded, refused, scale_of
 from zoo.native.library import ACTIVATIONS, find
 
-__all__ = ["PLAIN", "attention", "define", "dense", "fits", "gated", "norm", "own_attention", "register_gpu"]
+__all__ = ["PLAIN", "attention", "define", "fits", "gated", "norm", "own_attention", "register_gpu"]
 
 _SCHEMAS = {
     "norm": "(Tensor x, Tensor? weight, Tensor? bias, float eps, bool rms) -> Tensor",
@@ -32,18 +32,20 @@ def _register() -> None:
     folder = Path(torch.__file__).parent / "lib"
     path = next((p for p in (folder / "libtorch_cpu.so", folder / "libtorch_cpu.dylib") if p.is_file()), folder)
     problem = library.zoo_torch_register(str(path).encode())
-    with_cuda, kernels = folder / "libtorch_cuda.so", find("cuda")
-    if problem is None and torch.version.cuda is not None and with_cuda.is_file() and kernels is not None:
-        problem = register_gpu(with_cuda, kernels)
     if problem is not None:
         raise refused("torch", problem.decode())
+    with_cuda, kernels = folder / "libtorch_cuda.so", find("cuda")
+    if torch.version.cuda is not None and with_cuda.is_file() and kernels is not None:
+        register_gpu(with_cuda, kernels)
 
 
-def register_gpu(libtorch: Path, kernels: Path, space: str = "anyzoo", key: str = "CUDA") -> bytes | None:
-    """Our CUDA kernels for the operations of a namespace: None, or what does not fit."""
+def register_gpu(libtorch: Path, kernels: Path, space: str = "anyzoo", key: str = "CUDA") -> None:
+    """Our CUDA kernels for the operations of a namespace."""
     library = ctypes.CDLL(loaded("torch"))
     library.zoo_torch_register_gpu.restype = ctypes.c_char_p
-    return library.zoo_torch_register_gpu(*(str(x).encode() for x in (libtorch, kernels, space, key)))
+    problem = library.zoo_torch_register_gpu(*(str(x).encode() for x in (libtorch, kernels, space, key)))
+    if problem is not None:
+        raise refused("torch", problem.decode())
 
 
 def define(space: str) -> None:
@@ -62,7 +64,8 @@ _WITHOUT = {name: op.inference for name, op in _OPS.items()}
 
 def norm(x: Any, residual: Any, weight: Any, bias: Any, eps: float, rms: bool) -> tuple[Any, Any]:
     ops = _WITH_GRADIENT if torch.is_grad_enabled() else _WITHOUT
-    x, residual = dense(x, residual)
+    if not x.is_cpu:
+        x, residual = _dense(x, residual)
     if residual is None:
         return ops["norm"](x, weight, bias, eps, rms), x
     return ops["add_norm"](x, residual, weight, bias, eps, rms)
@@ -70,7 +73,7 @@ def norm(x: Any, residual: Any, weight: Any, bias: Any, eps: float, rms: bool) -
 
 def attention(q: Any, k: Any, v: Any, mask: Any, causal: bool, scale: float | None) -> Any:
     ops = _WITH_GRADIENT if torch.is_grad_enabled() else _WITHOUT
-    if q.device.type != "cpu" and mask is not None and mask.dtype != torch.float32:
+    if not q.is_cpu and mask is not None and mask.dtype != torch.float32:
         seen = mask.dtype == torch.bool
         mask = torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, float("-inf")) if seen else mask.float()
     return ops["attention"](q, k, v, mask, causal, scale_of(q, scale))
@@ -78,12 +81,14 @@ def attention(q: Any, k: Any, v: Any, mask: Any, causal: bool, scale: float | No
 
 def gated(x: Any, y: Any, activation: str) -> Any:
     ops = _WITH_GRADIENT if torch.is_grad_enabled() else _WITHOUT
-    return ops["gated"](*dense(x, y), ACTIVATIONS[activation])
+    if not x.is_cpu:
+        x, y = _dense(x, y)
+    return ops["gated"](x, y, ACTIVATIONS[activation])
 
 
-def dense(*arrays: Any) -> tuple[Any, ...]:
-    """Arrays as the kernels take them: on a GPU without gaps."""
-    return tuple(x if x is None or x.device.type == "cpu" else x.contiguous() for x in arrays)
+def _dense(*arrays: Any) -> tuple[Any, ...]:
+    """As a GPU's kernels take them: without gaps."""
+    return tuple(None if x is None else x.contiguous() for x in arrays)
 
 
 def fits(*arrays: Any) -> bool:

@@ -8,6 +8,9 @@
 
 namespace zoo::gpu {
 
+// What an adapter's kernel is for.
+enum class On { cpu, gpu };
+
 enum { kBfloat16 = 2 };  // beside zoo_dtype, for views of a GPU's arrays
 
 inline decltype(&zoo_cuda_norm) norm_kernel;

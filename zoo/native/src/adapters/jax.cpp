@@ -12,6 +12,8 @@
 
 namespace {
 
+using zoo::gpu::On;
+
 struct Extension {
     size_t struct_size;
     int32_t type;
@@ -246,12 +248,11 @@ bool attribute(const Frame* frame, const char* name, Number* value) {
 
 constexpr const char* kUnexpected = "the call's arguments are not what zoo.native.adapters.jax passes";
 
-// Each call on a CPU and, with On::gpu, on an NVIDIA GPU.
-enum class On { cpu, gpu };
-
 bool without_stream = false;  // a test, whose GPU is the CPU
 
-const char* find_stream(Frame* frame, void** stream) {
+// kernel(stream) on the stream that XLA has for the call.
+template <class F>
+const char* on_stream(Frame* frame, F kernel) {
     StreamArgs args{sizeof args, nullptr, frame->context, nullptr};
     if (!without_stream) {
         if (void* error = frame->api->get_stream(&args)) {
@@ -259,8 +260,7 @@ const char* find_stream(Frame* frame, void** stream) {
             return "the call is for a GPU, and XLA has no stream for it";
         }
     }
-    *stream = args.stream;
-    return nullptr;
+    return kernel(args.stream);
 }
 
 // norm(x, residual if parts & 1, weight if parts & 2, bias if parts & 4; eps, rms) -> out, and the sum if there is a residual
@@ -280,9 +280,9 @@ const char* norm(Frame* frame) {
     if (given[0] && !view(frame->results, 1, &sum)) return kUnexpected;
     void *to = const_cast<void*>(out.data), *total = given[0] ? const_cast<void*>(sum.data) : nullptr;
     if constexpr (where == On::gpu) {
-        void* stream = nullptr;
-        if (const char* problem = find_stream(frame, &stream)) return problem;
-        return zoo::gpu::norm(x, given[0], given[1], given[2], eps, rms, to, total, stream);
+        return on_stream(frame, [&](void* stream) {
+            return zoo::gpu::norm(x, given[0], given[1], given[2], eps, rms, to, total, stream);
+        });
     } else {
         Pool pool(frame);
         return zoo_norm_views(&x, given[0], given[1], given[2], eps, rms, (float*)to, (float*)total);
@@ -302,9 +302,9 @@ const char* attention(Frame* frame) {
     bool masked = frame->args.size > 3;
     if (masked && !view(frame->args, 3, &mask)) return kUnexpected;
     if constexpr (where == On::gpu) {
-        void* stream = nullptr;
-        if (const char* problem = find_stream(frame, &stream)) return problem;
-        return zoo::gpu::attention(q, k, v, masked ? &mask : nullptr, causal, scale, out, stream);
+        return on_stream(frame, [&](void* stream) {
+            return zoo::gpu::attention(q, k, v, masked ? &mask : nullptr, causal, scale, out, stream);
+        });
     } else {
         Pool pool(frame);
         return zoo_attention_views(&q, &k, &v, masked ? &mask : nullptr, causal, scale, &out);
@@ -320,9 +320,7 @@ const char* gated(Frame* frame) {
         return kUnexpected;
     void* to = const_cast<void*>(out.data);
     if constexpr (where == On::gpu) {
-        void* stream = nullptr;
-        if (const char* problem = find_stream(frame, &stream)) return problem;
-        return zoo::gpu::gated(x, y, op, to, stream);
+        return on_stream(frame, [&](void* stream) { return zoo::gpu::gated(x, y, op, to, stream); });
     } else {
         Pool pool(frame);
         return zoo_gated_views(&x, &y, op, (float*)to);

@@ -13,6 +13,7 @@
 
 namespace {
 
+using zoo::gpu::On;
 using Tensor = struct AtenTensorOpaque*;
 using Library = struct TorchLibraryOpaque*;
 using Value = uint64_t;  // of the operation's stack: a handle, a number's bits, or a pointer to a Value that may be absent
@@ -163,9 +164,6 @@ double number(Value value) {
     memcpy(&x, &value, sizeof x);
     return x;
 }
-
-// Each operation on a CPU and, with On::gpu, on an NVIDIA GPU.
-enum class On { cpu, gpu };
 
 // norm(Tensor x, Tensor? weight, Tensor? bias, float eps, bool rms) -> Tensor
 template <On where>
