@@ -99,7 +99,10 @@ def test_linear(threads: int, m: int, k: int, n: int) -> None:
     truth = x.astype(np.float64) @ weight.T.astype(np.float64)
     close(kernels.linear(x, packed), truth)
     close(kernels.linear(x, packed, bias), truth + bias)
-    close(kernels.linear(x, packed, bias, "gelu", residual), EXACT["gelu"](truth + bias) + residual)
+    whole = kernels.linear(x, packed, bias, "gelu", residual)
+    close(whole, EXACT["gelu"](truth + bias) + residual)
+    for as_it_lies in (weight, np.asfortranarray(weight)):
+        assert np.array_equal(kernels.linear(x, as_it_lies, bias, "gelu", residual), whole)
 
 
 @pytest.mark.parametrize("activation", sorted(library.ACTIVATIONS))
@@ -592,6 +595,7 @@ def test_arrays_that_lie_anywhere(moved: Callable[[np.ndarray], np.ndarray]) -> 
     one, none = (1, 1), ((0, 0), (0, 0))
     for function, given in (
         (lambda x, w, b: kernels.linear(x, kernels.pack_weight(w), b, "gelu", x), (x, w, bias)),
+        (lambda x, w, b: kernels.linear(x, w, b, "gelu", x), (x, w, bias)),
         (kernels.matmul, (x, w)),
         (lambda x, w, b: kernels.norm(x, 40, b, b, 1e-5, False, x)[0], (x, w, bias)),
         (kernels.softmax, (x,)),

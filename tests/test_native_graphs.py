@@ -32,13 +32,15 @@ def test_a_recorded_run_is_right_for_other_values(captured: Callable[..., Any], 
     for name in second:  # another row is padded
         if name.endswith("attention_mask"):
             second[name] = second[name][::-1].copy()
+    alone = run(params, first)  # weights as they lie; from here on they are packed
     recorded = run(params, first)
     replayed = run(params, second)
     fresh = native.compile_graph(graph)(params, second)
     again = run(params, first)
     for name in fresh:
         assert np.array_equal(replayed[name], fresh[name], equal_nan=True), name
-        assert np.array_equal(again[name], recorded[name], equal_nan=True), name
+        assert np.array_equal(recorded[name], alone[name], equal_nan=True), name
+        assert np.array_equal(again[name], alone[name], equal_nan=True), name
 
 
 FIRES = {
@@ -116,6 +118,8 @@ def test_a_residual_block_is_four_nodes_that_hand_on_the_order_of_memory(monkeyp
     copy = kernels.copy
     monkeypatch.setattr(kernels, "copy", lambda x: copied.append(x.shape) or copy(x))
     run = native.compile_graph(graph)
+    run(params, {"image": np.ones((1, 3, 20, 20), np.float32)})  # the first call is not recorded
+    copied.clear()
     for shape in ((2, 3, 40, 36), (1, 3, 23, 57)):
         image = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
         expected = numpy.compile_graph(graph)(params, {"image": image})["y"]
@@ -180,6 +184,26 @@ def test_linear_layers_in_less_than_float32(
         assert first[name].dtype == exact.dtype and np.array_equal(first[name], second[name], equal_nan=True)
         off = np.abs(first[name] - exact).max() / np.abs(exact).max()
         assert off <= PRODUCTS[precision] and (off > 0 or not asked)
+
+
+@pytest.mark.xdist_group("bert")
+def test_the_first_call_packs_no_weights(captured: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, params = captured("bert")
+    inputs = prepare_inputs(graph.inputs, graph.symbols, tiny.inputs("bert", 3, 9))
+    packed = []
+    pack = kernels.pack_weight
+    monkeypatch.setattr(kernels, "pack_weight", lambda weight, kind: packed.append(weight.shape) or pack(weight, kind))
+    layers = passes.fused(graph).op_counts()["native::linear"]
+    for run in (native.compile_graph(graph), native.compile_graph(graph).packed):
+        counts = []
+        for _ in range(3):
+            run(params, inputs)
+            counts.append(len(packed))
+        assert counts == [0, layers, layers]
+        packed.clear()
+    monkeypatch.setattr(native, "AT_ONCE", 0)  # all are too large for it
+    native.compile_graph(graph)(params, inputs)
+    assert len(packed) == layers
 
 
 def test_queries_keys_and_values_are_one_product(captured: Callable[..., Any]) -> None:
@@ -277,8 +301,9 @@ def test_weights_that_contradict_the_graph_are_an_error(captured: Callable[..., 
     feed = prepare_inputs(graph.inputs, graph.symbols, tiny.inputs("bert", 2, 7))
     for wrong in (params[name][:-1], np.concatenate([params[name]] * 2, axis=-1), params[name].astype(np.float64)):
         for run in (native.compile_graph(graph), native.compile_graph(graph).packed):
-            with pytest.raises((ZooError, ValueError)):
-                run(params | {name: wrong}, feed)
+            for _ in range(2):  # as they lie, and packed
+                with pytest.raises((ZooError, ValueError)):
+                    run(params | {name: wrong}, feed)
 
 
 @pytest.mark.xdist_group("bert")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,7 +22,8 @@ from zoo.native.kernels import supported
 from zoo.native.library import library
 from zoo.native.packing import PACKED, NotPacked, mask_inputs, packed
 from zoo.native.passes import fused
-from zoo.native.program import Program
+from zoo.native.program import Program, same
+from zoo.native.tape import taped
 
 __all__ = ["NativeNamespace", "compile_graph", "key_from", "module_of", "namespace", "params_from"]
 
@@ -99,13 +99,19 @@ def module_of(model: Any) -> Any:
     return model.apply
 
 
+AT_ONCE = 16 << 20
+"""Bytes of the largest weight that the first call takes as it lies: a copy of it is kept by each thread that did."""
+
+
 class Weights:
     """Parameters in the kernels' layout: packed when first used, and kept while they are the same arrays."""
 
     def __init__(self, precision: str) -> None:
+        self.precision = precision
         self.pack = [functools.partial(_pack_all, precision, turned) for turned in (False, True)]
         self.params: list[Any] = []
         self.known: dict[tuple[int, ...], tuple[tuple[Any, ...], Any]] = {}
+        self.met: set[int] = set()
         self.direct: dict[str, Callable[..., Any]] = {"native::linear": self.linear, "native::conv": self.conv}
         if precision != "float32":  # scores are too sensitive for int8
             attention = functools.partial(_attention, precision="bfloat16")
@@ -114,8 +120,15 @@ class Weights:
 
     def keep(self, params: list[Any]) -> None:
         """Forget what was packed if these are not the parameters of the call before."""
-        if len(params) != len(self.params) or not all(map(operator.is_, params, self.params)):
-            self.params, self.known = params, {}
+        if not same(params, self.params):
+            self.params, self.known, self.met = params, {}, set()
+
+    def at_once(self, weights: Sequence[np.ndarray]) -> bool:
+        """Whether to multiply by weights as they lie, the first time: it takes less than to pack them."""
+        if self.precision != "float32" or taped() or id(weights[0]) in self.met:
+            return False
+        self.met.add(id(weights[0]))
+        return all(weight.nbytes <= AT_ONCE for weight in weights)
 
     def made(self, function: Callable[..., Any], *arrays: Any) -> Any:
         """function(*arrays), computed once."""
@@ -126,6 +139,12 @@ class Weights:
         return found[1]
 
     def linear(self, x: Any, weights: Any, biases: Any, turned: bool, activation: str, residual: Any) -> Any:
+        if self.at_once(weights):
+            found = tuple(
+                kernels.linear(x, weight.T if turned else weight, bias, activation, residual)
+                for weight, bias in zip(weights, biases or [None] * len(weights), strict=True)
+            )
+            return found if len(found) > 1 else found[0]
         packed = self.made(self.pack[turned], *weights)
         bias = self.made(_join, *biases) if biases else None
         result = kernels.linear(x, packed, bias, activation, residual)
@@ -273,8 +292,9 @@ def _linear(x: Any, weight: Any, bias: Any = None) -> Any:
     """A weight that is no parameter but computed."""
     if not supported(x, weight, bias) or weight.ndim != 2 or not 2 <= x.ndim <= 5:
         return NotImplemented
-    result = kernels.matmul(x, weight.T)
-    return result if bias is None else kernels.binary(result, bias, "add")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        return NotImplemented
+    return kernels.linear(x, weight, bias)
 
 
 def _matmul(x: Any, y: Any) -> Any:

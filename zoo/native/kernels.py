@@ -107,12 +107,12 @@ def lay_depthwise(weight: np.ndarray) -> np.ndarray:
 
 def linear(
     x: np.ndarray,
-    weight: Packed,
+    weight: Packed | np.ndarray,
     bias: np.ndarray | None = None,
     activation: str = "none",
     residual: np.ndarray | None = None,
 ) -> np.ndarray:
-    """activation(x weight.T + bias) + residual; x [..., in], residual [..., out]."""
+    """activation(x weight.T + bias) + residual; x [..., in], weight [out, in], residual [..., out]."""
     n, k = weight.shape
     if x.shape[-1] != k:
         raise ValueError(f"a linear layer of {k} inputs is given {x.shape[-1]}")
@@ -123,13 +123,20 @@ def linear(
         residual, ldr = _rows(np.broadcast_to(residual, out.shape))
     if bias is not None:
         bias = _sized(bias, n, "bias")
-    call(
-        lib.Linear(
-            x.ctypes.data, math.prod(x.shape[:-1]), k, lda, weight.handle, _address(bias), _address(residual), ldr,
-            out.ctypes.data, n, lib.ACTIVATIONS[activation],
-        ),
-        x, weight, bias, residual, out,
-    )  # fmt: skip
+    m, added = math.prod(x.shape[:-1]), (_address(bias), _address(residual), ldr)
+    args: ctypes.Structure
+    if isinstance(weight, Packed):
+        args = lib.Linear(
+            x.ctypes.data, m, k, lda, weight.handle, *added, out.ctypes.data, n, lib.ACTIVATIONS[activation]
+        )  # fmt: skip
+    else:
+        weight = _sound(weight)
+        row, col = _strides(weight)
+        args = lib.Matmul(
+            x.ctypes.data, weight.ctypes.data, out.ctypes.data, (1, 1, 1), (0, 0, 0), (0, 0, 0), m, n, k, lda, 1,
+            col, row, *added, lib.ACTIVATIONS[activation],
+        )  # fmt: skip
+    call(args, x, weight, bias, residual, out)
     return out
 
 

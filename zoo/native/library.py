@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 SUFFIXES = (".so", ".dylib")
-ABI = 4
+ABI = 5
 
 _ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid", "exp", "erf", "relu6")
 ACTIVATIONS = {name: number for number, name in enumerate(_ACTIVATIONS)}
@@ -165,7 +165,8 @@ class Matmul(Structure):
     _fields_ = [
         ("a", c_void_p), ("b", c_void_p), ("c", c_void_p), ("batch", c_int64 * 3), ("a_batch", c_int64 * 3),
         ("b_batch", c_int64 * 3), ("m", c_int64), ("n", c_int64), ("k", c_int64), ("a_row", c_int64),
-        ("a_col", c_int64), ("b_row", c_int64), ("b_col", c_int64),
+        ("a_col", c_int64), ("b_row", c_int64), ("b_col", c_int64), ("bias", c_void_p), ("residual", c_void_p),
+        ("ldr", c_int64), ("activation", c_int32),
     ]  # fmt: skip
 
 

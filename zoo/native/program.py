@@ -1,4 +1,7 @@
-"""Running a graph on the kernels: in Python the first time for inputs of some shapes, from a tape after that."""
+"""Running a graph on the kernels: in Python the first time for inputs of some shapes, from a tape after that.
+
+The first call of all is not recorded: it may be the only one, and weights need not be packed for it.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from zoo.native.kernels import copy
 from zoo.native.tape import Scratch, Tape, owner, recording, unowned
 from zoo.ops import OPS
 
-__all__ = ["Program"]
+__all__ = ["Program", "same"]
 
 KEPT = 12
 """Tapes that are kept, the least recently used goes first."""
@@ -65,6 +68,8 @@ class Program:
 
     def __call__(self, params: Mapping[str, Any], inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         key = tuple((name, array.shape, array.dtype) for name, array in inputs.items())
+        if self._first(list(params.values())):
+            return self._owned(params, inputs, Scratch())
         tape = self._borrow(key, list(params.values()))
         if tape is None:
             tape = Tape() if self.replayable else None
@@ -87,25 +92,36 @@ class Program:
             scratch = self.idle.pop()
         except IndexError:
             scratch = Scratch()
-        found = self._record(params, inputs, None, scratch)
-        outputs = {name: array if owner(array) is None else array.copy() for name, array in found.items()}
-        del found
+        outputs = self._owned(params, inputs, scratch)
         if scratch.memory.bytes <= KEPT_BYTES:
             self.idle.append(scratch)
         return outputs
 
-    def _borrow(self, key: Any, params: list[Any]) -> Tape | None:
-        """A tape that no other thread uses."""
+    def _owned(
+        self, params: Mapping[str, Any], inputs: Mapping[str, np.ndarray], scratch: Scratch
+    ) -> dict[str, np.ndarray]:
+        """Outputs of a run in memory that others get afterwards; they are not in it themselves."""
+        found = self._record(params, inputs, None, scratch)
+        return {name: array if owner(array) is None else array.copy() for name, array in found.items()}
+
+    def _first(self, params: list[Any]) -> bool:
+        """Whether no call had these parameters before."""
         with self.lock:
-            if len(params) != len(self.params) or not all(map(operator.is_, params, self.params)):
-                self.tapes.clear()  # they hold the old parameters' addresses
-                self.params = params
-            idle = self.tapes.get(key)
+            if same(params, self.params):
+                return False
+            self.tapes.clear()  # they hold the old parameters' addresses
+            self.params = params
+            return True
+
+    def _borrow(self, key: Any, params: list[Any]) -> Tape | None:
+        """A tape that no other thread uses, for these parameters."""
+        with self.lock:
+            idle = self.tapes.get(key) if same(params, self.params) else None
             return idle.pop() if idle else None
 
     def _give_back(self, key: Any, tape: Tape, params: list[Any]) -> None:
         with self.lock:
-            if not all(map(operator.is_, params, self.params)):
+            if not same(params, self.params):
                 return
             self.tapes.setdefault(key, []).append(tape)
             self.tapes.move_to_end(key)
@@ -172,6 +188,11 @@ class Program:
                 outputs = {name: x if x.flags.c_contiguous else copy(x) for name, x in outputs.items()}
             tape.finish(outputs)
         return outputs
+
+
+def same(params: list[Any], others: list[Any]) -> bool:
+    """Whether two lists hold the same arrays."""
+    return len(params) == len(others) and all(map(operator.is_, params, others))
 
 
 def _again(tape: Tape, function: Any, args: Any, kwargs: Any, result: Any) -> Any:

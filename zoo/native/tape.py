@@ -17,7 +17,7 @@ import numpy as np
 
 from zoo.native import library as lib
 
-__all__ = ["Scratch", "Tape", "call", "empty", "owner", "recording", "step", "unowned"]
+__all__ = ["Scratch", "Tape", "call", "empty", "owner", "recording", "step", "taped", "unowned"]
 
 _LOCAL = threading.local()
 
@@ -34,6 +34,12 @@ def empty(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
     """Memory for a result: the tape's, if one runs."""
     tape = _LOCAL.__dict__.get("tape")
     return np.empty(shape, dtype) if tape is None else tape.memory.empty(shape, np.dtype(dtype))
+
+
+def taped() -> bool:
+    """Whether what this thread does is kept for other calls."""
+    tape = _LOCAL.__dict__.get("tape")
+    return tape is not None and not isinstance(tape, Scratch)
 
 
 def step(function: Callable[..., Any], *arrays: Any) -> None:

@@ -17,7 +17,7 @@
 extern "C" {
 #endif
 
-#define ZOO_ABI 4
+#define ZOO_ABI 5
 
 enum zoo_status { ZOO_OK = 0, ZOO_BAD_ARGUMENT = 1, ZOO_OUT_OF_MEMORY = 2, ZOO_OUT_OF_RANGE = 3, ZOO_DEVICE_ERROR = 4 };
 
@@ -67,7 +67,8 @@ typedef struct {
 } zoo_linear_args;
 ZOO_API int zoo_linear(const zoo_linear_args* args);
 
-/* c[i][m, n] = a[i][m, k] b[i][k, n] for every i of a batch of up to three dims; c is contiguous. */
+/* c[i][m, n] = activation(a[i][m, k] b[i][k, n] + bias[n]) + residual[i][m, n] for every i of a batch of up to three dims;
+   c is contiguous, so is residual but for the distance of its rows; bias and residual may be NULL. */
 typedef struct {
     const float* a;
     const float* b;
@@ -75,6 +76,10 @@ typedef struct {
     int64_t batch[3], a_batch[3], b_batch[3];
     int64_t m, n, k;
     int64_t a_row, a_col, b_row, b_col;
+    const float* bias;
+    const float* residual;
+    int64_t ldr;
+    int32_t activation;
 } zoo_matmul_args;
 ZOO_API int zoo_matmul(const zoo_matmul_args* args);
 

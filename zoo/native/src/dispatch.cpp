@@ -169,7 +169,7 @@ int zoo_linear(const zoo_linear_args* x) {
 }
 
 int zoo_matmul(const zoo_matmul_args* x) {
-    if (any_negative({x->m, x->n, x->k, x->batch[0], x->batch[1], x->batch[2]})) return ZOO_BAD_ARGUMENT;
+    if (any_negative({x->m, x->n, x->k, x->batch[0], x->batch[1], x->batch[2]}) || !known(x->activation)) return ZOO_BAD_ARGUMENT;
     return kernels().matmul(x);
 }
 

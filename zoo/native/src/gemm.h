@@ -171,8 +171,9 @@ static void transpose(const float* in, int64_t stride, int64_t step, int64_t row
 #if defined(__AVX512F__)
     if (step == 1) {
         // 16 rows at a time as four transposes of 4 x 4 in each 128-bit lane, then of the lanes
-        for (; c + 16 <= cols; c += 16) {
-            for (int64_t r = 0; r < rows; r += 16) {
+        const int64_t whole = cols / 16 * 16;
+        for (int64_t r = 0; r < rows; r += 16) {
+            for (c = 0; c < whole; c += 16) {
                 __m512 v[16], t[16];
                 int64_t here = least(16, rows - r);
                 for (int i = 0; i < here; ++i) __builtin_prefetch(in + (r + i) * stride + c + 128);
@@ -232,10 +233,27 @@ static void pack_panel(const float* b, int64_t stride_k, int64_t stride_n, int64
 
 constexpr int64_t kLines = NR < 16 ? 1 : NR / 16;  // of a panel, to a step of k
 
+struct Packing {
+    const float* from;
+    int64_t k, n, stride_k, stride_n;
+    float* to;
+};
+
+static void pack_one_panel(const Packing& p, int64_t panel, float* to) {
+    int64_t col = panel * NR;
+    pack_panel(p.from + col * p.stride_n, p.stride_k, p.stride_n, least(NR, p.n - col), p.k, to);
+}
+
+static void pack_in_place(void* context, int64_t panel) {
+    const Packing& p = *(const Packing*)context;
+    pack_one_panel(p, panel, p.to + panel * NR * p.k);
+}
+
 struct Product {
     const float* a;  // [m][k] with strides
     int64_t lda, step, m, n, k;
-    const float* b;  // panels
+    const float* b;           // panels, or NULL
+    const Packing* unpacked;  // what they are made of then
     float* packed;
     int64_t mr, row0, rows;  // the rows packed now
     int64_t tiles, groups;   // tiles of those, and into how many tasks a panel's are split
@@ -243,6 +261,7 @@ struct Product {
     int64_t numbers;  // of a row, where a word holds several
     float* row_scale;
     int32_t* row_zero;
+    bool failed;
 };
 
 template <class P>
@@ -259,9 +278,18 @@ static void pack_rows(void* context, int64_t t) {
 
 template <class K>
 static void panel_by_tiles(void* context, int64_t task) {
-    const Product& g = *(const Product*)context;
+    Product& g = *(Product*)context;
     int64_t panel = task / g.groups, group = task % g.groups, col0 = panel * NR;
-    const float* b = g.b + panel * NR * g.k;
+    const float* b = g.b ? g.b + panel * NR * g.k : nullptr;
+    if (!b) {
+        float* own = scratch(kPackedRight, (size_t)(NR * g.k + 1));
+        if (!own) {
+            __atomic_store_n(&g.failed, true, __ATOMIC_RELAXED);
+            return;
+        }
+        pack_one_panel(*g.unpacked, panel, own);
+        b = own;
+    }
     alignas(64) float buffer[MR * NR];
     for (int64_t t = g.tiles * group / g.groups; t < g.tiles * (group + 1) / g.groups; ++t) {
         int64_t r = t * g.mr, rows = least(g.mr, g.rows - r);
@@ -273,7 +301,7 @@ static void panel_by_tiles(void* context, int64_t task) {
     }
 }
 
-// The whole of a product with a packed right-hand side, on all threads.
+// The whole of a product on all threads.
 template <class K = Float>
 static int multiply(Product& g) {
     g.mr = tile_rows(g.m);
@@ -285,14 +313,23 @@ static int multiply(Product& g) {
     g.packed = scratch(kPackedLeft, (size_t)(at_once * g.k + 1));
     if (!g.packed) return ZOO_OUT_OF_MEMORY;
     int64_t panels = ceil_div(g.n, NR), workers = threads();
+    const bool many = workers == 1 || panels >= 4 * workers;
+    // a panel that only one task reads is packed by that, and read from its core's own cache
+    if (!g.b && (blocks > 1 || !(many || g.m <= g.mr))) {
+        Packing whole = *g.unpacked;
+        whole.to = scratch(kPackedRight, (size_t)(panels * NR * g.k + 1));
+        if (!whole.to) return ZOO_OUT_OF_MEMORY;
+        parallel(panels, pack_in_place, &whole);
+        g.b = whole.to;
+    }
     for (g.row0 = 0; g.row0 < g.m; g.row0 += at_once) {
         g.rows = least(at_once, g.m - g.row0);
         g.tiles = ceil_div(g.rows, g.mr);
-        g.groups = workers == 1 || panels >= 4 * workers ? 1 : least(g.tiles, ceil_div(4 * workers, panels));
+        g.groups = many ? 1 : least(g.tiles, ceil_div(4 * workers, panels));
         parallel(g.tiles, pack_rows<K>, &g);
         parallel(panels * g.groups, panel_by_tiles<K>, &g);
     }
-    return ZOO_OK;
+    return g.failed ? ZOO_OUT_OF_MEMORY : ZOO_OK;
 }
 
 static int linear(const zoo_linear_args* x) {
@@ -306,23 +343,11 @@ static int linear(const zoo_linear_args* x) {
 typedef int (*Linear)(const zoo_linear_args*);
 static zoo_packed* new_packed(int64_t groups, int64_t m, int64_t n, int64_t k, int64_t floats, Linear linear, int32_t layout = 0);
 
-struct Packing {
-    const float* from;
-    int64_t k, n, stride_k, stride_n;
-    float* to;
-};
-
-static void pack_one_panel(void* context, int64_t panel) {
-    const Packing& p = *(const Packing*)context;
-    int64_t col = panel * NR;
-    pack_panel(p.from + col * p.stride_n, p.stride_k, p.stride_n, least(NR, p.n - col), p.k, p.to + col * p.k);
-}
-
 static zoo_packed* pack_right(const float* b, int64_t k, int64_t n, int64_t stride_k, int64_t stride_n) {
     zoo_packed* packed = new_packed(1, 0, n, k, ceil_div(n, NR) * NR * k, linear);
     if (!packed) return nullptr;
     Packing job{b, k, n, stride_k, stride_n, packed->data};
-    parallel(ceil_div(n, NR), pack_one_panel, &job);
+    parallel(ceil_div(n, NR), pack_in_place, &job);
     return packed;
 }
 
@@ -338,17 +363,11 @@ static void matmul_one(void* context, int64_t i) {
     int64_t i2 = i % x.batch[2], i1 = i / x.batch[2] % x.batch[1], i0 = i / (x.batch[2] * x.batch[1]);
     const float* a = x.a + i0 * x.a_batch[0] + i1 * x.a_batch[1] + i2 * x.a_batch[2];
     const float* b = x.b + i0 * x.b_batch[0] + i1 * x.b_batch[1] + i2 * x.b_batch[2];
-    int64_t panels = ceil_div(x.n, NR);
-    float* packed = scratch(kPackedRight, (size_t)(panels * NR * x.k + 1));
-    if (!packed) {
-        __atomic_store_n(&job.failed, true, __ATOMIC_RELAXED);
-        return;
-    }
-    Packing packing{b, x.k, x.n, x.b_row, x.b_col, packed};
-    parallel(panels, pack_one_panel, &packing);
+    Packing unpacked{b, x.k, x.n, x.b_row, x.b_col, nullptr};
     Product g{};
-    g.a = a, g.lda = x.a_row, g.step = x.a_col, g.m = x.m, g.n = x.n, g.k = x.k, g.b = packed;
-    g.finish = {.c = x.c + i * x.m * x.n, .ldc = x.n};
+    g.a = a, g.lda = x.a_row, g.step = x.a_col, g.m = x.m, g.n = x.n, g.k = x.k, g.unpacked = &unpacked;
+    const float* residual = x.residual ? x.residual + i * x.m * x.ldr : nullptr;
+    g.finish = {.column_bias = x.bias, .residual = residual, .ldr = x.ldr, .c = x.c + i * x.m * x.n, .ldc = x.n, .activation = x.activation};
     if (multiply(g) != ZOO_OK) __atomic_store_n(&job.failed, true, __ATOMIC_RELAXED);
 }
 

@@ -165,6 +165,11 @@ void matmul(Bytes& in) {
         step_a *= batch[i], step_b *= batch[i];
     }
     args.a = a.of(in, mk), args.b = b.of(in, shared ? k * n : kn), args.c = c.unwritten(mn);
+    Array bias, residual;
+    args.activation = in.choice(11), args.ldr = more(n, in.choice(2));
+    if (in.one_in(2)) args.bias = bias.of(in, n);
+    if (int64_t rows = all * m, most; in.one_in(2) && product({rows, args.ldr}, &most)) args.residual = residual.of(in, rows_of(rows, n, args.ldr));
+    if (args.activation > ZOO_RELU6) return refused("matmul", zoo_matmul(&args));
     if (zoo_matmul(&args) != ZOO_OK) wrong("matmul refused");
     c.check("matmul");
 }
