@@ -8,6 +8,7 @@
 namespace zoo::ZOO_ISA {
 
 constexpr int64_t kKeyBlock = 128;
+constexpr int64_t kScoreRun = 32;  // words of a score summed in one run: its error is a relative one of what comes after
 #define ZOO_MINUS_INF (-__builtin_inff())
 
 struct Attention : zoo_attention_args {
@@ -61,7 +62,9 @@ static void attend_panel(const Attention& x, const float* packed_k, const float*
     for (int64_t s0 = 0; s0 < keys; s0 += block) {
         int64_t here = least(block, keys - s0);
         for (int64_t s = s0; s < s0 + here; s += mk) {
-            product<K>(packed_k + s * DW, panel, least(mk, x.keys - s), DW, scores + (s - s0) * NR, true);
+            const int64_t rows = least(mk, x.keys - s);
+            for (int64_t d = 0; d < DW; d += kScoreRun)
+                product<K>(packed_k + s * DW + d * rows, panel + d * NR, rows, least(kScoreRun, DW - d), scores + (s - s0) * NR, d == 0);
         }
         V seen[NV];
         for (int j = 0; j < NV; ++j) seen[j] = top[j];
