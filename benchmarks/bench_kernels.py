@@ -48,6 +48,11 @@ def main() -> None:
                 sizes = "x".join(map(str, row["sizes"]))
                 times = f"{row['microseconds']:9.1f} µs {row['own_microseconds']:9.1f}"
                 print(f"{backend:10} {threads} {row['kernel']:18} {sizes:20} {times} {row['ratio']:6.2f}x", flush=True)
+    wrong = [
+        f"{row['kernel']} {row['sizes']} on {who}" for who, r in result.items() for row in r["rows"] if not row["ok"]
+    ]
+    if wrong:
+        sys.exit(f"not right, so not written: {', '.join(wrong)}")
     if options.no_table:
         return
     print("written to", record("kernels", result).name)

@@ -505,6 +505,13 @@ def test_load_fast(tmp_path: Path, captured: Callable[..., Any]) -> None:
     zoo.load(tmp_path / "again", backend="numpy")
 
 
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_every_kernel_is_right_at_every_shape(framework: str) -> None:
+    report = verify_kernels([framework], rounds=0)
+    assert len(report.rows) == len(CASES)
+    report.raise_for_failure()
+
+
 def test_verify_kernels_finds_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     cases = [Case("add_layer_norm", (4, 32)), Case("attention masked", (2, 4, 2, 6, 9, 8)), Case("gated silu", (3, 50))]
     report = verify_kernels(FRAMEWORKS, cases, rounds=1)
