@@ -58,7 +58,7 @@ static void norm_row(const void* args, int64_t r) {
     const zoo_norm_args& a = *(const zoo_norm_args*)args;
     const int64_t n = a.cols;
     const bool rms = a.rms;
-    const float* x = a.x + r * a.stride_x;
+    const float *x = a.x + r * a.stride_x, *weight = a.weight, *bias = a.bias;
     float* out = a.out + r * n;
     V sums[4] = {};
     if (a.residual) {
@@ -91,8 +91,8 @@ static void norm_row(const void* args, int64_t r) {
         each(n, [&](int64_t i, int64_t here, int) {
             V v = read(x + i, here);
             V y = (v - mean) * scale;
-            if constexpr (has_weight) y *= read(a.weight + i, here);
-            if constexpr (has_bias) y += read(a.bias + i, here);
+            if constexpr (has_weight) y *= read(weight + i, here);
+            if constexpr (has_bias) y += read(bias + i, here);
             write(out + i, y, here);
         });
     };

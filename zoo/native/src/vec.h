@@ -82,15 +82,28 @@ ZOO_INLINE V sqrt(V a) {
 #endif
 }
 
+// The halves of a vector joined, and so on until one number is left. Compilers go through memory for it.
+typedef float V4 __attribute__((vector_size(16)));
+typedef float V8 __attribute__((vector_size(32)));
+template <class F>
+ZOO_INLINE float folded(V v, F join) {
+#if ZOO_W == 16
+    V8 eight = join((V8)_mm512_castps512_ps256((__m512)v), (V8)_mm256_castpd_ps(_mm512_extractf64x4_pd((__m512d)v, 1)));
+#elif ZOO_W == 8
+    V8 eight = v;
+#endif
+#if ZOO_W >= 8
+    V4 four = join((V4)_mm256_castps256_ps128((__m256)eight), (V4)_mm256_extractf128_ps((__m256)eight, 1));
+#else
+    V4 four = v;
+#endif
+    return join(join(four[0], four[2]), join(four[1], four[3]));
+}
 ZOO_INLINE float sum(V v) {
-    for (int half = W / 2; half; half /= 2)
-        for (int i = 0; i < half; ++i) v[i] += v[i + half];
-    return v[0];
+    return folded(v, [](auto a, auto b) { return a + b; });
 }
 ZOO_INLINE float maximum(V v) {
-    float m = v[0];
-    for (int i = 1; i < W; ++i) m = m > v[i] || m != m ? m : v[i];
-    return m;
+    return folded(v, [](auto a, auto b) { return (a > b) | (a != a) ? a : b; });
 }
 
 ZOO_INLINE V exp2i(I n) { return (V)((n + 127) << 23); }
