@@ -50,9 +50,9 @@ struct Float {
     static constexpr bool kQuantised = false, kRough = false;  // rough: what comes after need not be better than the product
     ZOO_INLINE V left(const float* a) { return splat(*a); }
     ZOO_INLINE V madd(V sums, V left, V right) { return sums + left * right; }
-    // What the sums of a row mean.
-    struct Row {
-        Row(const Finish&, int64_t) {}
+    // What the sums of a column mean.
+    struct Column {
+        Column(const Finish&, int64_t) {}
         V value(const float* sums, const Finish&, int64_t) const { return load(sums); }
     };
     template <class P>
@@ -132,29 +132,27 @@ ZOO_INLINE void fetch_ahead(int64_t rows, int64_t row0, int64_t col0, const Fini
 // ACTIVATION known when compiled, or -1: the one of f.
 template <class K, int ACTIVATION>
 static void finish_as(const float* buffer, int64_t rows, int64_t cols, int64_t row0, int64_t col0, const Finish& f) {
-    for (int64_t i = 0; i < rows; ++i, buffer += NR) {
-        float* c = f.c + (row0 + i) * f.ldc + col0;
-        const float* residual = f.residual ? f.residual + (row0 + i) * f.ldr + col0 : nullptr;
-        const float* bias = f.column_bias ? f.column_bias + col0 : nullptr;
-        const V row = splat(f.row_bias ? f.row_bias[row0 + i] : 0.0f);
-        const typename K::Row whole(f, row0 + i);
-        auto one = [&](int64_t j, auto read, auto write) {
-            V x = whole.value(buffer + j, f, col0 + j) + row;
-            if (bias) x += read(bias + j);
-            V r = residual ? read(residual + j) : V{};
+    auto columns = [&](int64_t j, auto read, auto write) {
+        const typename K::Column column(f, col0 + j);
+        const V bias = f.column_bias ? read(f.column_bias + col0 + j) : V{};
+        for (int64_t i = 0; i < rows; ++i) {
+            const int64_t row = row0 + i;
+            V x = column.value(buffer + i * NR + j, f, row) + bias;
+            if (f.row_bias) x += splat(f.row_bias[row]);
+            V r = f.residual ? read(f.residual + row * f.ldr + col0 + j) : V{};
             if (f.residual_first) x += r;
             if constexpr (K::kRough && ACTIVATION == ZOO_GELU)
                 x = gelu_rough(x);
             else
                 x = activate(x, ACTIVATION < 0 ? f.activation : ACTIVATION);
-            if (residual && !f.residual_first) x += r;
-            write(c + j, x);
-        };
-        int64_t j = 0;
-        for (; j + W <= cols; j += W) one(j, [](const float* p) { return load(p); }, [](float* p, V x) { store(p, x); });
-        const int64_t n = cols - j;
-        if (n > 0) one(j, [n](const float* p) { return load_some(p, n); }, [n](float* p, V x) { store_some(p, x, n); });
-    }
+            if (f.residual && !f.residual_first) x += r;
+            write(f.c + row * f.ldc + col0 + j, x);
+        }
+    };
+    int64_t j = 0;
+    for (; j + W <= cols; j += W) columns(j, [](const float* p) { return load(p); }, [](float* p, V x) { store(p, x); });
+    const int64_t n = cols - j;
+    if (n > 0) columns(j, [n](const float* p) { return load_some(p, n); }, [n](float* p, V x) { store_some(p, x, n); });
 }
 
 // From the buffer [mr][NR] to c[row0.., col0..], cut to rows x cols.

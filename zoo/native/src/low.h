@@ -64,7 +64,7 @@ struct Bfloat16 {
     static constexpr bool kQuantised = false, kRough = true;
     typedef V Sums;
     typedef V Left;
-    typedef Float::Row Row;
+    typedef Float::Column Column;
 #if defined(__AVX512BF16__)
     static constexpr int64_t kPerWord = 2;
     ZOO_INLINE V left(const float* a) { return (V)_mm512_set1_ps(*a); }
@@ -112,15 +112,14 @@ struct Int8 {
     }
     ZOO_INLINE I madd(I sums, __m512i left, V right) { return (I)_mm512_dpbusd_epi32((__m512i)sums, left, (__m512i)right); }
     // What the row's zero has added is taken off: zero times the column's sum.
-    struct Row {
-        float scale;
-        int32_t zero;
-        Row(const Finish& f, int64_t row) : scale(f.row_scale[row]), zero(f.row_zero[row]) {}
-        V value(const float* buffer, const Finish& f, int64_t col) const {
-            I sums, column;
+    struct Column {
+        V scale;
+        I sum;
+        Column(const Finish& f, int64_t col) : scale(load(f.column_scale + col)) { memcpy(&sum, f.column_sum + col, sizeof sum); }
+        V value(const float* buffer, const Finish& f, int64_t row) const {
+            I sums;
             memcpy(&sums, buffer, sizeof sums);
-            memcpy(&column, f.column_sum + col, sizeof column);
-            return __builtin_convertvector(sums - column * zero, V) * (load(f.column_scale + col) * scale);
+            return __builtin_convertvector(sums - sum * f.row_zero[row], V) * (scale * f.row_scale[row]);
         }
     };
     ZOO_INLINE __m512i rounded(const float* x, int64_t n, const Quantised& q) {
@@ -150,12 +149,10 @@ struct Int8 {
     typedef V Left;
     ZOO_INLINE V left(const float* a) { return Float::left(a); }
     ZOO_INLINE V madd(V sums, V left, V right) { return Float::madd(sums, left, right); }
-    struct Row {
-        float scale;
-        Row(const Finish& f, int64_t row) : scale(f.row_scale[row]) {}
-        V value(const float* sums, const Finish& f, int64_t col) const {
-            return load(sums) * (load(f.column_scale + col) * scale);
-        }
+    struct Column {
+        V scale;
+        Column(const Finish& f, int64_t col) : scale(load(f.column_scale + col)) {}
+        V value(const float* sums, const Finish& f, int64_t row) const { return load(sums) * (scale * f.row_scale[row]); }
     };
     ZOO_INLINE V words_of_left(const float* x, int64_t n, const Quantised& q) {
         V v = n >= W ? load(x) : load_some(x, n > 0 ? n : 0);

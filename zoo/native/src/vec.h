@@ -134,6 +134,29 @@ ZOO_INLINE V exp(V x) {
 #endif
 }
 
+// 2^y for y that are 0 or less, but for rounding, or NaN: (2^r - 1) / r as a polynomial on [0, 1], fitted to the relative
+// error; 1 at 0. Relative error below 6.5e-8 where the result is no subnormal.
+ZOO_INLINE V exp2_below(V y) {
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+    V r = (V)_mm512_reduce_ps((__m512)y, 1);  // y - floor(y)
+#else
+    y = max(splat(-150.0f), y);
+    V n = (y - 0.5f + 12582912.0f) - 12582912.0f, r = y - n;
+#endif
+    V p = r * 2.16129151e-4f + 1.24678464e-3f;
+    p = p * r + 9.67545157e-3f;
+    p = p * r + 5.54852806e-2f;
+    p = p * r + 2.40229306e-1f;
+    p = p * r + 6.93147044e-1f;
+    p = p * r + 1.0f;
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+    return (V)_mm512_scalef_ps((__m512)p, (__m512)y);
+#else
+    I whole = __builtin_convertvector(n, I), half = whole >> 1;
+    return p * exp2i(half) * exp2i(whole - half);
+#endif
+}
+
 ZOO_INLINE V absolute(V x) { return (V)((I)x & 0x7fffffff); }
 ZOO_INLINE V with_sign_of(V x, V sign) { return (V)((I)x | ((I)sign & (int32_t)0x80000000)); }
 
@@ -179,7 +202,7 @@ ZOO_INLINE V gelu(V x) {
     return (x < 0.0f ? splat(0.0f) : x) - (t < 4.0f ? tail : splat(0.0f));
 }
 
-// The same where less will do: exp with a relative error of 1e-5, gelu with an absolute one of 2e-6.
+// The same where less will do: powers of 2 with a relative error of 1e-5, gelu with an absolute one of 2e-6.
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
 // 2^y times `factor`, the polynomial being 2^(y - floor(y)) over factor.
 ZOO_INLINE V exp2_rough(V y, float factor) {
@@ -190,7 +213,7 @@ ZOO_INLINE V exp2_rough(V y, float factor) {
     p = p * r + 1.00000259f * factor;
     return (V)_mm512_scalef_ps((__m512)p, (__m512)y);
 }
-ZOO_INLINE V exp_rough(V x) { return exp2_rough(min(splat(89.0f), max(splat(-104.0f), x)) * 1.44269504f, 1.0f); }
+ZOO_INLINE V exp2_below_rough(V y) { return exp2_rough(y, 1.0f); }
 // max(x, 0) - |x| Phi(-|x|), with the binary logarithm of erfc as a polynomial on [0, 4].
 ZOO_INLINE V gelu_rough(V x) {
     V t = min(splat(4.0f), absolute(x) * 0.70710678f);
@@ -201,7 +224,7 @@ ZOO_INLINE V gelu_rough(V x) {
     return (x < 0.0f ? splat(0.0f) : x) - t * exp2_rough(p * t, 0.70710678f);
 }
 #else
-ZOO_INLINE V exp_rough(V x) { return exp(x); }
+ZOO_INLINE V exp2_below_rough(V y) { return exp2_below(y); }
 ZOO_INLINE V gelu_rough(V x) { return gelu(x); }
 #endif
 
