@@ -275,6 +275,27 @@ def test_attention(
         assert np.abs(got - truth).max() <= TOLERANCES["native", "bfloat16"] * np.abs(truth).max()
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("queries", [1, 40])
+def test_attention_at_the_ends_of_float32(queries: int, precision: str) -> None:
+    """Scores that leave one key alone, none at all, and masks of the lowest number: all keys of a row weigh the same."""
+    q, k, v = numbers(1, 2, queries, 16), numbers(1, 2, 300, 16, seed=1), numbers(1, 2, 300, 8, seed=2)
+    limit = 1e-5 if precision == "float32" else TOLERANCES["native", "bfloat16"]
+    lowest = np.full((1, 1, queries, 300), np.finfo(np.float32).min, np.float32)
+    lowest[:, :, :, :3] = np.where(np.arange(queries)[:, None] % 2, 0, lowest[:, :, :, :3])
+    for factor, scale, mask in ((1e10, 0.25, None), (1, 0.0, None), (1, -0.5, None), (1, 0.25, lowest)):
+        wide = reference_attention(factor * q, factor * k, v, None, False, scale)
+        if mask is not None:
+            wide = np.where(
+                np.arange(queries)[:, None] % 2,
+                reference_attention(q, k[:, :, :3], v[:, :, :3], None, False, scale),
+                v.astype(np.float64).mean(2, keepdims=True),
+            )
+        prepared = None if mask is None else kernels.PreparedMask(mask)
+        got = kernels.attention(np.float32(factor) * q, np.float32(factor) * k, v, prepared, False, scale, precision)
+        assert np.abs(got - wide).max() <= limit * np.abs(wide).max()
+
+
 def test_a_mask_that_masks_nothing_costs_nothing() -> None:
     assert kernels.PreparedMask(np.ones((2, 1, 5, 7), bool)).array is None
     causal = kernels.PreparedMask(np.broadcast_to(np.tri(5, dtype=bool), (2, 1, 5, 5)))

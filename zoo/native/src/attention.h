@@ -57,10 +57,9 @@ static void attend_panel(const Attention& x, const float* packed_k, const float*
     if (x.causal) keys = least(keys, t0 + queries);
     V top[NV], sums[NV];
     for (int j = 0; j < NV; ++j) top[j] = splat(ZOO_MINUS_INF), sums[j] = V{};
-    // scores count in powers of 2; they are kept as the products give them where nothing is added
-    constexpr float kLog2e = 1.44269504f;
-    const bool plain = !mask && !x.causal;
-    const V factor = splat(x.scale * kLog2e), left = plain ? factor : splat(1.0f);
+    // where nothing is added, scores stay as the products give them; a difference of two is so many powers of 2
+    const bool plain = !mask && !x.causal && x.scale > 0;
+    const V factor = splat(x.scale), unit = splat(plain ? x.scale * 1.44269504f : 1.44269504f);
     const int64_t DW = words_of<K>(D), SW = words_of<K>(x.keys), block = key_block<K>(mk);
     for (int64_t s0 = 0; s0 < keys; s0 += block) {
         int64_t here = least(block, keys - s0);
@@ -76,8 +75,9 @@ static void attend_panel(const Attention& x, const float* packed_k, const float*
             V added[NV];
             if (mask) mask_row(mask + t0 * x.mask_stride[2] + (s0 + s) * x.mask_stride[3], x.mask_stride[2], queries, added);
             for (int j = 0; j < NV; ++j) {
-                V score = load(row + j * W) * factor;
-                if (mask) score += added[j] * kLog2e;
+                V score = load(row + j * W);
+                if (!plain) score *= factor;
+                if (mask) score += added[j];
                 if (x.causal && s0 + s > t0 + j * W) {
                     for (int i = 0; i < W; ++i)
                         if (s0 + s > t0 + j * W + i) score[i] = ZOO_MINUS_INF;
@@ -89,7 +89,7 @@ static void attend_panel(const Attention& x, const float* packed_k, const float*
         V less[NV];
         for (int j = 0; j < NV; ++j) {
             less[j] = seen[j] == ZOO_MINUS_INF ? V{} : seen[j];  // no key so far: 2^(-inf - 0) is 0, not NaN
-            V shrink = exp2_below(top[j] - less[j]);
+            V shrink = exp2_below((top[j] - less[j]) * unit);
             top[j] = seen[j];
             sums[j] *= shrink;
             if (s0)
@@ -101,12 +101,12 @@ static void attend_panel(const Attention& x, const float* packed_k, const float*
             for (int j = 0; j < NV; ++j) {
                 const float* at = scores + s * NR + j * W;
                 if constexpr (K::kPerWord == 1) {
-                    V p = exp2_below(load(at) * left - less[j]);
+                    V p = exp2_below((load(at) - less[j]) * unit);
                     store(scores + s * NR + j * W, p);
                     own[j] += p;
                 } else {
-                    V p = exp2_below_rough(load(at) * left - less[j]);
-                    V next = s + 1 < here ? exp2_below_rough(load(at + NR) * left - less[j]) : V{};
+                    V p = exp2_below_rough((load(at) - less[j]) * unit);
+                    V next = s + 1 < here ? exp2_below_rough((load(at + NR) - less[j]) * unit) : V{};
                     store(scores + s / 2 * NR + j * W, K::pairs(p, next));
                     own[j] += p + next;
                 }

@@ -134,7 +134,7 @@ ZOO_INLINE V exp(V x) {
 #endif
 }
 
-// 2^y for y that are 0 or less, but for rounding, or NaN: (2^r - 1) / r as a polynomial on [0, 1], fitted to the relative
+// 2^y for y that are 0 or less, or NaN: (2^r - 1) / r as a polynomial on [0, 1], fitted to the relative
 // error; 1 at 0. Relative error below 6.5e-8 where the result is no subnormal.
 ZOO_INLINE V exp2_below(V y) {
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
