@@ -278,7 +278,7 @@ def test_attention(
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("queries", [1, 40])
 def test_attention_at_the_ends_of_float32(queries: int, precision: str) -> None:
-    """Scores that leave one key alone, scales of 0 and below, masks of the lowest number: all of a row weigh the same."""
+    """Scores that leave one key alone, scales of 0 and below, masks of the lowest number, where all weigh the same."""
     q, k, v = numbers(1, 2, queries, 16), numbers(1, 2, 300, 16, seed=1), numbers(1, 2, 300, 8, seed=2)
     limit = 1e-5 if precision == "float32" else TOLERANCES["native", "bfloat16"]
     lowest = np.full((1, 1, queries, 300), np.finfo(np.float32).min, np.float32)
