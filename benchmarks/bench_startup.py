@@ -4,11 +4,10 @@
 
 `import zoo` and `zoo list`; the first embedding of a sentence by MiniLM on the native engine, by ONNX Runtime with
 `tokenizers` (where both can be had) and by transformers; `import zoo` and bert-base loaded on the native engine, and
-called once with 16 tokens.
-Files are in the system's cache, and Anyzoo is where an installation puts it, with compiled Python files: an editable
-one looks for each module in a table first. Two clocks: from the
-start of the process until it says that it is ready, and the processor time that it took by then, which other processes
-of the machine cannot stretch by having it wait.
+called once with 16 tokens. Files are in the system's cache, and Anyzoo is where an installation puts it, with compiled
+Python files: an editable one looks for each module in a table first. Two clocks: from the start of the process until it
+says that it is ready, and the processor time that it took by then, which other processes of the machine cannot stretch
+by having it wait.
 """
 
 from __future__ import annotations
@@ -119,19 +118,15 @@ def until_ready(python: Path, arguments: list[str]) -> tuple[float, float]:
 
 def installed(folder: Path) -> Path:
     """The interpreter of an environment with Anyzoo as a wheel installs it, beside the packages of this one."""
-    packages = Path(sysconfig.get_path("platlib"))
-    venv.create(folder / "environment", with_pip=False)
-    places = {"base": str(folder / "environment"), "platbase": str(folder / "environment")}
-    site = Path(sysconfig.get_path("platlib", vars=places))
+    place, root, packages = folder / "environment", Path(__file__).parents[1], Path(sysconfig.get_path("platlib"))
+    venv.create(place, with_pip=False)
+    site = Path(sysconfig.get_path("platlib", vars={"base": str(place), "platbase": str(place)}))
     for package in ("zoo", "converters"):
-        shutil.copytree(
-            Path(__file__).parents[1] / package,
-            site / package,
-            ignore=shutil.ignore_patterns("__pycache__", "src", "tests"),
-        )
+        ignored = shutil.ignore_patterns("__pycache__", "src", "tests")
+        shutil.copytree(root / package, site / package, ignore=ignored)
     shutil.copytree(packages / "zoo", site / "zoo", dirs_exist_ok=True)  # what was built, and the registry
     (site / "others.pth").write_text(f"{packages}\n")  # a folder named so adds no .pth files of its own
-    return folder / "environment" / "bin" / "python"
+    return place / "bin" / "python"
 
 
 def bert_base(folder: Path) -> Path:

@@ -68,9 +68,10 @@ class Program:
 
     def __call__(self, params: Mapping[str, Any], inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         key = tuple((name, array.shape, array.dtype) for name, array in inputs.items())
-        if self._first(list(params.values())):
+        given = list(params.values())
+        first, tape = self._borrow(key, given)
+        if first:
             return self._owned(params, inputs, Scratch())
-        tape = self._borrow(key, list(params.values()))
         if tape is None:
             tape = Tape() if self.replayable else None
             outputs = self._record(params, inputs, tape)
@@ -83,7 +84,7 @@ class Program:
             except _AnotherShape:  # a shape depends on values: nothing can be recorded
                 self.replayable = False
                 return self._record(params, inputs, None)
-        self._give_back(key, tape, list(params.values()))
+        self._give_back(key, tape, given)
         return outputs
 
     def once(self, params: Mapping[str, Any], inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -104,20 +105,15 @@ class Program:
         found = self._record(params, inputs, None, scratch)
         return {name: array if owner(array) is None else array.copy() for name, array in found.items()}
 
-    def _first(self, params: list[Any]) -> bool:
-        """Whether no call had these parameters before."""
+    def _borrow(self, key: Any, params: list[Any]) -> tuple[bool, Tape | None]:
+        """Whether the call before had other parameters, or there was none; and a tape that no other thread uses."""
         with self.lock:
-            if same(params, self.params):
-                return False
-            self.tapes.clear()  # they hold the old parameters' addresses
-            self.params = params
-            return True
-
-    def _borrow(self, key: Any, params: list[Any]) -> Tape | None:
-        """A tape that no other thread uses, for these parameters."""
-        with self.lock:
-            idle = self.tapes.get(key) if same(params, self.params) else None
-            return idle.pop() if idle else None
+            if not same(params, self.params):
+                self.tapes.clear()  # they hold the old parameters' addresses
+                self.params = params
+                return True, None
+            idle = self.tapes.get(key)
+            return False, idle.pop() if idle else None
 
     def _give_back(self, key: Any, tape: Tape, params: list[Any]) -> None:
         with self.lock:

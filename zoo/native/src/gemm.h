@@ -313,7 +313,7 @@ static int multiply(Product& g) {
     int64_t panels = ceil_div(g.n, NR), workers = threads();
     const bool many = workers == 1 || panels >= 4 * workers;
     // a panel that only one task reads is packed by that, and read from its core's own cache
-    if (!g.b && (blocks > 1 || !(many || g.m <= g.mr))) {
+    if (!g.b && (blocks > 1 || (!many && g.m > g.mr))) {
         Packing whole = *g.unpacked;
         whole.to = scratch(kPackedRight, (size_t)(panels * NR * g.k + 1));
         if (!whole.to) return ZOO_OUT_OF_MEMORY;

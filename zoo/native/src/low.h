@@ -8,9 +8,6 @@ namespace zoo::ZOO_ISA {
 
 constexpr int64_t kWords = 64;  // words of a row that are converted before they are transposed into a tile
 
-// The whole number nearest to each, which must be below 2^22.
-ZOO_INLINE V nearest(V x) { return (x + 12582912.0f) - 12582912.0f; }
-
 // How the numbers of a row become small whole ones: number = scale * (quantised - zero).
 struct Quantised {
     float scale, inverse, zero;

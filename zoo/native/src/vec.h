@@ -106,7 +106,18 @@ ZOO_INLINE float maximum(V v) {
     return folded(v, [](auto a, auto b) { return (a > b) | (a != a) ? a : b; });
 }
 
-ZOO_INLINE V exp2i(I n) { return (V)((n + 127) << 23); }
+// The whole number nearest to each, which must be below 2^22.
+ZOO_INLINE V nearest(V x) { return (x + 12582912.0f) - 12582912.0f; }
+
+// x 2^n for whole n. Two factors, so that results may be subnormal.
+ZOO_INLINE V scaled(V x, V n) {
+#if defined(__AVX512F__)
+    return (V)_mm512_scalef_ps((__m512)x, (__m512)n);  // of n that are not whole the floor counts
+#else
+    I whole = __builtin_convertvector(n, I), half = whole >> 1;
+    return x * (V)((half + 127) << 23) * (V)((whole - half + 127) << 23);
+#endif
+}
 
 // exp(x) / 2^n for n the whole number nearest to x / ln 2. r is x less n ln 2 (in two parts, so that it is exact); the
 // polynomial is (exp(r) - 1 - r) / r², fitted at Chebyshev's points. Relative error below 1.2e-7.
@@ -121,27 +132,20 @@ ZOO_INLINE V exp_near(V x, V n) {
     return p * (r * r) + r + 1.0f;
 }
 
-// Two factors, so that results may be subnormal.
 ZOO_INLINE V exp(V x) {
     x = min(splat(89.0f), max(splat(-104.0f), x));
-    V n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;
-#if defined(__AVX512F__)
-    return (V)_mm512_scalef_ps((__m512)exp_near(x, n), (__m512)n);
-#else
-    I whole = __builtin_convertvector(n, I);
-    I half = whole >> 1;
-    return exp_near(x, n) * exp2i(half) * exp2i(whole - half);
-#endif
+    V n = nearest(x * 1.44269504f);
+    return scaled(exp_near(x, n), n);
 }
 
 // 2^y for y that are 0 or less, or NaN: (2^r - 1) / r as a polynomial on [0, 1], fitted to the relative
 // error; 1 at 0. Relative error below 6.5e-8 where the result is no subnormal.
 ZOO_INLINE V exp2_below(V y) {
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
-    V r = (V)_mm512_reduce_ps((__m512)y, 1);  // y - floor(y)
+    V n = y, r = (V)_mm512_reduce_ps((__m512)y, 1);  // y - floor(y)
 #else
     y = max(splat(-150.0f), y);
-    V n = (y - 0.5f + 12582912.0f) - 12582912.0f, r = y - n;
+    V n = nearest(y - 0.5f), r = y - n;
 #endif
     V p = r * 2.16129151e-4f + 1.24678464e-3f;
     p = p * r + 9.67545157e-3f;
@@ -149,12 +153,7 @@ ZOO_INLINE V exp2_below(V y) {
     p = p * r + 2.40229306e-1f;
     p = p * r + 6.93147044e-1f;
     p = p * r + 1.0f;
-#if defined(__AVX512F__) && defined(__AVX512DQ__)
-    return (V)_mm512_scalef_ps((__m512)p, (__m512)y);
-#else
-    I whole = __builtin_convertvector(n, I), half = whole >> 1;
-    return p * exp2i(half) * exp2i(whole - half);
-#endif
+    return scaled(p, n);
 }
 
 ZOO_INLINE V absolute(V x) { return (V)((I)x & 0x7fffffff); }
@@ -197,7 +196,7 @@ ZOO_INLINE V gelu(V x) {
     p = p * t - 6.36608939e-1f;
     p = p * t - 1.12837996f;
     V y = p * t;
-    V n = (y * 1.44269504f + 12582912.0f) - 12582912.0f;
+    V n = nearest(y * 1.44269504f);
     V tail = absolute(x) * exp_near(y, n) * (V)((__builtin_convertvector(n, I) + 126) << 23);
     return (x < 0.0f ? splat(0.0f) : x) - (t < 4.0f ? tail : splat(0.0f));
 }
@@ -211,7 +210,7 @@ ZOO_INLINE V exp2_rough(V y, float factor) {
     p = p * r + 2.41442630e-1f * factor;
     p = p * r + 6.93003887e-1f * factor;
     p = p * r + 1.00000259f * factor;
-    return (V)_mm512_scalef_ps((__m512)p, (__m512)y);
+    return scaled(p, y);
 }
 ZOO_INLINE V exp2_below_rough(V y) { return exp2_rough(y, 1.0f); }
 // max(x, 0) - |x| Phi(-|x|), with the binary logarithm of erfc as a polynomial on [0, 4].
