@@ -368,7 +368,9 @@ def convert_model(
     ] = None,
     shard_size: Annotated[str | None, typer.Option(metavar="SIZE", help="Largest file, such as 5GB or 200MB.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print which tensor becomes which.")] = False,
-    verify: Annotated[bool, typer.Option("--verify", help="Read both ends and compare tensors and outputs.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Open what was written by itself and compare tensors, files and outputs.")
+    ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="A tensor that holds NaN is an error.")] = False,
     as_json: _Json = False,
 ) -> None:
@@ -391,6 +393,8 @@ def convert_model(
         names = [name for name, reason in done.dropped.items() if reason == why]
         shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         print(f"left out, since {why}: {shown}")
+    for line in done.notes:
+        console(stderr=True).print(f"[yellow]note:[/] {_plain(line)}", soft_wrap=True)
     for name in done.nans:
         console(stderr=True).print(f"[yellow]warning:[/] {_plain(name)} holds NaN")
     what = f"{len(done.names)} tensors, {done.nbytes / 1e6:.1f} MB, {done.dialect} to {done.target}"
