@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +15,15 @@ import msgpack
 import numpy as np
 import pytest
 import tiny
+import tokenizers
 import torch
 import transformers
 from tolerances import TOLERANCES
 
 import zoo
+from converters import open_checkpoint
+from converters.checkpoint import MemoryCheckpoint
+from converters.targets import TARGETS
 from zoo.errors import ConfigError, VerifyError, ZooError
 
 
@@ -204,3 +212,116 @@ def test_a_class_that_never_ties_gets_the_output_layer_besides(llama: Path, tmp_
     assert np.array_equal(written["lm_head/kernel"], arrays["model.embed_tokens.weight"].T)
     zoo.convert(tmp_path / "out", tmp_path / "back")
     assert checkpoints.tensors(tmp_path / "back").keys() == arrays.keys()
+
+
+# --- what verification notices ---
+
+FORMS = {
+    "safetensors": "llama",
+    "torch": "llama",
+    "npz": "llama",
+    "tf-h5": "bert-mlm",
+    "flax": "bert-mlm",
+    "keras": "bert-mlm",
+    "keras-model": "bert-mlm",
+    "keras-hub": "gpt2",
+    "gguf": "llama",
+    "tf-checkpoint": "bert-mlm",
+    "timm": "vit",
+    "big-vision": "vit",
+    **({"orbax": "bert-mlm"} if importlib.util.find_spec("tensorstore") else {}),
+}
+_FIELDS = {"llama": "rms_norm_eps", "bert-mlm": "layer_norm_eps", "gpt2": "layer_norm_epsilon", "vit": "layer_norm_eps"}
+
+
+def tokenizer(folder: Path) -> None:
+    """A word-level tokenizer beside a checkpoint, made by the tokenizers library."""
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0, "a": 1, "b": 2}, "[UNK]"))
+    made.save(str(folder / "tokenizer.json"))
+
+
+def rewritten(form: str, folder: Path, change: Callable[[dict[str, np.ndarray]], Any]) -> None:
+    """The weights of a converted folder written anew, with other arrays or names."""
+    target = TARGETS[form]
+    with open_checkpoint(folder) as opened:
+        arrays = {name: np.array(array) for name, array in opened.items()}
+        metadata = dict(opened.metadata)
+    change(arrays)
+    path = folder / target.file
+    for old in [path] if path.exists() else folder.glob(f"{target.file}*"):
+        shutil.rmtree(old) if old.is_dir() else old.unlink()
+    keep = metadata if form in ("gguf", "keras-model", "tf-h5") else dict(target.metadata)
+    importlib.import_module(f"converters.{target.format}").write(path, MemoryCheckpoint(arrays), keep)
+
+
+def corruptions(form: str, kind: str, folder: Path) -> dict[str, Callable[[], Any]]:
+    """What may go wrong between writing and handing over, by name."""
+
+    def weight(arrays: dict[str, np.ndarray]) -> None:
+        name = max((n for n in arrays if arrays[n].dtype == np.float32), key=lambda n: (arrays[n].ndim == 2, n))
+        arrays[name].reshape(-1).view(np.uint32)[-1] ^= 1
+
+    def renamed(arrays: dict[str, np.ndarray]) -> None:
+        name = sorted(arrays)[-1]
+        arrays[name[:-1] + "_"] = arrays.pop(name)
+
+    def exchanged(arrays: dict[str, np.ndarray]) -> None:
+        names = sorted(arrays)
+        one, other = next(
+            (a, b)
+            for a in names
+            for b in names
+            if a < b and arrays[a].shape == arrays[b].shape and not np.array_equal(arrays[a], arrays[b])
+        )
+        arrays[one], arrays[other] = arrays[other], arrays[one]
+
+    def field() -> None:
+        checkpoints.edit_config(folder, **{_FIELDS[kind]: 0.25})
+
+    def nested() -> None:
+        path = folder / "config.json"
+        written = json.loads(path.read_text())
+        written["config"]["num_heads"] *= 2
+        path.write_text(json.dumps(written))
+
+    found: dict[str, Callable[[], Any]] = {
+        "a weight": lambda: rewritten(form, folder, weight),
+        "a name": lambda: rewritten(form, folder, renamed),
+        "two names": lambda: rewritten(form, folder, exchanged),
+        "a field": nested if form == "keras-hub" else field,
+        "a tokenizer": lambda: (folder / "tokenizer.json").write_text("{}"),
+        "no tokenizer": lambda: (folder / "tokenizer.json").unlink(),
+        "no config": lambda: (folder / "config.json").unlink(),
+    }
+    if kind in ("llama", "bert-mlm"):
+        tied = kind == "bert-mlm"
+        found["a tie"] = lambda: checkpoints.edit_config(folder, tie_word_embeddings=not tied)
+    return found
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_verification_notices_what_was_changed_since(form: str, tmp_path: Path) -> None:
+    """Every change is noticed, and none where there is none."""
+    kind = FORMS[form]
+    source = checkpoints.save(tmp_path / "in", kind)
+    tokenizer(source)
+    zoo.convert(source, tmp_path / "out", form)
+    assert "and the outputs" in zoo.verify_conversion(source, tmp_path / "out")
+    again = shutil.copytree(tmp_path / "out", tmp_path / "again")
+    rewritten(form, again, lambda arrays: None)
+    assert "and the outputs" in zoo.verify_conversion(source, again)  # to write anew is no change
+    unnoticed = []
+    for name in corruptions(form, kind, tmp_path):
+        folder = shutil.copytree(tmp_path / "out", tmp_path / name)
+        corruptions(form, kind, folder)[name]()
+        try:
+            zoo.verify_conversion(source, folder)
+            unnoticed.append(name)
+        except ZooError:
+            pass
+    assert unnoticed == []
+
+
+def test_verification_needs_a_conversion(llama: Path) -> None:
+    with pytest.raises(ConfigError, match=r"conversion\.json"):
+        zoo.verify_conversion(llama, llama)
