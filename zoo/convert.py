@@ -19,6 +19,7 @@ from converters.atomic import replacing
 from converters.checkpoint import BLOCK, Checkpoint, TensorInfo, little_endian
 from converters.dialects import canonical, derived_tokenizer, dialect_of, dropped
 from converters.gguf_quants import q8_0_error
+from converters.gguf_vocabulary import FILES as TOKENIZER_FILES
 from converters.targets import Target, find_target
 from converters.view import Cast, Made, Recipe, Subset, View
 from zoo.errors import CaptureError, ConfigError, SourceError, VerifyError, WeightsError, ZooError
@@ -45,6 +46,7 @@ class Conversion:
         nans: names of tensors that hold NaN.
         nbytes: size of the tensors written.
         verified: what was compared; outputs only of models that can be captured.
+        notes: what readers of the form will do otherwise than those of the source.
     """
 
     folder: Path | None
@@ -56,6 +58,7 @@ class Conversion:
     nans: list[str] = field(default_factory=list)
     nbytes: int = 0
     verified: str = ""
+    notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain data."""
@@ -151,6 +154,8 @@ def convert(
                 if name not in written.aliases
             ),
         )
+        texts = _tokenizer_texts(place if place.is_dir() else place.parent, raw)
+        result.notes += target.notes(config, texts, written)
         if dry_run:
             return result
         _need_room(
@@ -160,7 +165,7 @@ def convert(
             fresh.mkdir()
             _companions(place if place.is_dir() else place.parent, fresh, target.config(config), raw)
             watched = _Watched(written, progress, strict)
-            _write(fresh, target, watched, config, served, shard_size, quantised)
+            _write(fresh, target, watched, config, served, texts, shard_size, quantised)
             result.nans = watched.nans
             (fresh / RECORD).write_text(json.dumps(_record(result, dtype), indent=2) + "\n", "utf-8")
             if verify:
@@ -298,15 +303,14 @@ def _write(
     checkpoint: Checkpoint,
     config: Mapping[str, Any],
     graph: Graph,
+    texts: Mapping[str, str],
     limit: int | None,
     quantised: Collection[str],
 ) -> None:
     """The weights, in one file or in shards of at most `limit` bytes with their index."""
     infos = checkpoint.infos
     if limit is None or not target.sharded or sum(info.nbytes for info in infos.values()) <= limit:
-        tokenizer = folder / "tokenizer.json"
-        text = tokenizer.read_text("utf-8") if tokenizer.is_file() else None
-        target.write(folder / target.file, checkpoint, config, graph, text, quantised)
+        target.write(folder / target.file, checkpoint, config, graph, texts, quantised)
         return
     checkpoint, in_index = target.in_shards(checkpoint)
     groups: list[list[str]] = [[]]
@@ -339,6 +343,20 @@ def _companions(source: Path, folder: Path, config: Mapping[str, Any], raw: Chec
     if not (folder / "tokenizer.json").is_file() and (tokenizer := derived_tokenizer(raw)) is not None:
         (folder / "tokenizer.json").write_text(tokenizer, "utf-8")
     (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _tokenizer_texts(source: Path, raw: Checkpoint) -> dict[str, str]:
+    """The tokenizer's files by name, tokenizer.json as the tokenizers library spells it today; made where it lacks."""
+    from zoo.tasks.text import tokenizer_in
+
+    texts = {
+        name: (source / name).read_text("utf-8")
+        for name in TOKENIZER_FILES
+        if name != "tokenizer.json" and (source / name).is_file()
+    }
+    found = tokenizer_in(source)
+    text = derived_tokenizer(raw) if found is None else found.to_str()
+    return texts if text is None else {**texts, "tokenizer.json": text}
 
 
 def _record(result: Conversion, dtype: str | None) -> dict[str, Any]:
