@@ -65,10 +65,32 @@ class Target:
         derive = getattr(self.dialect_module(), "foreign_config", None)
         return config if derive is None else derive(config)
 
+    @property
+    def with_tokenizer(self) -> bool:
+        """Whether its file holds the tokenizer, too."""
+        return hasattr(self.dialect_module(), "notes")
+
     def notes(self, config: Mapping[str, Any], texts: Mapping[str, str], checkpoint: Checkpoint) -> list[str]:
         """What this form's readers will do otherwise than the source's; arguments as for `write`."""
-        tell = getattr(self.dialect_module(), "notes", None)
-        return [] if tell is None else tell(config, texts, checkpoint)
+        dialect = self.dialect_module()
+        return dialect.notes(config, texts, checkpoint) if dialect is not None and self.with_tokenizer else []
+
+    def understood(self, checkpoint: Checkpoint, config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """The config of what this form's readers compute, in Hugging Face's fields; None if they honour config.json.
+
+        Args:
+            checkpoint: a view of this form that is to be written, or what was written, opened.
+            config: what belongs into config.json beside it.
+        """
+        own = getattr(self.dialect_module(), "understood", None)
+        return None if own is None else own(checkpoint, config)
+
+    def described(self, checkpoint: Checkpoint, config: Mapping[str, Any]) -> Checkpoint:
+        """A view of this form with what its file will say beside the tensors, but for a tokenizer."""
+        derive = getattr(self.dialect_module(), "metadata", None)
+        found = View(checkpoint, {name: Recipe(name) for name in checkpoint.infos}, checkpoint.aliases)
+        found.metadata = MappingProxyType({**self.metadata, **({} if derive is None else derive(config, None))})
+        return found
 
     def stored(self, checkpoint: Checkpoint, dtype: str | None) -> dict[str, str]:
         """Tensor -> the dtype that it is to be stored in.

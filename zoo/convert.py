@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,17 +18,19 @@ from converters import open_checkpoint
 from converters.atomic import replacing
 from converters.checkpoint import BLOCK, Checkpoint, TensorInfo, little_endian
 from converters.dialects import canonical, derived_tokenizer, dialect_of, dropped
+from converters.dialects.fields import nearly, note, refuse, unsaid, with_field
 from converters.gguf_quants import q8_0_error
 from converters.gguf_vocabulary import FILES as TOKENIZER_FILES
 from converters.targets import Target, find_target
 from converters.view import Cast, Made, Recipe, Subset, View
 from zoo.errors import CaptureError, ConfigError, SourceError, VerifyError, WeightsError, ZooError
 from zoo.graph.computed import COMPUTED, is_computed, sinusoids
+from zoo.graph.key import Contradiction, current
 from zoo.registry import parse
 from zoo.tolerances import ROUNDING
 
 if TYPE_CHECKING:
-    from zoo.graph.ir import Graph
+    from zoo.graph.ir import Graph, Node
     from zoo.sources import Progress
 
 __all__ = ["Conversion", "convert"]
@@ -46,7 +48,8 @@ class Conversion:
         nans: names of tensors that hold NaN.
         nbytes: size of the tensors written.
         verified: what was compared; outputs only of models that can be captured.
-        notes: what readers of the form will do otherwise than those of the source.
+        notes: what readers of the form will do otherwise than those of the source, and fields of the config that they have
+            nearly as the model has them.
     """
 
     folder: Path | None
@@ -98,7 +101,8 @@ def convert(
 
     Raises:
         WeightsError: tensors that neither the model nor the form has a place for; all are named.
-        ConfigError: the folder holds something else, or the source; there is no such form, or not with this dtype.
+        ConfigError: the folder holds something else, or the source; there is no such form, or not with this dtype; what
+            reads the form would compute something else, since the form cannot say a field of the config.
         VerifyError: the two ends differ.
         SourceError: the disk has not enough room, or cannot be written to; the folder is as it was.
     """
@@ -154,8 +158,9 @@ def convert(
                 if name not in written.aliases
             ),
         )
-        texts = _tokenizer_texts(place if place.is_dir() else place.parent, raw)
-        result.notes += target.notes(config, texts, written)
+        theirs = target.understood(target.described(written, config), target.config(config))
+        texts = _tokenizer_texts(place if place.is_dir() else place.parent, raw) if target.with_tokenizer else {}
+        result.notes = [*_unsaid(target, theirs, config, graph), *target.notes(config, texts, written)]
         if dry_run:
             return result
         _need_room(
@@ -259,6 +264,63 @@ def _in_places(
     names = dict(sorted(names.items(), key=lambda item: order[item[1]]))
     ours = Subset(ours, names.values())
     return ours, View(ours, {place: Recipe(name) for place, name in names.items()}), gone
+
+
+def _unsaid(target: Target, theirs: Mapping[str, Any] | None, config: Mapping[str, Any], graph: Graph) -> list[str]:
+    """What is to be noted of fields that the form's reader has nearly as the config has them.
+
+    A field that changes nothing in this model's graph (what another head would have for an activation) is no matter.
+
+    Args:
+        theirs: the config as the form's reader has it, None if it honours config.json.
+
+    Raises:
+        ConfigError: the reader would compute something else; each field is named.
+    """
+    if theirs is None:
+        return []
+    found = unsaid(theirs, graph.meta["config"])
+    near = [one for one in found if nearly(one)]
+    refuse(target.name, _mattering([one for one in found if one not in near], config, graph))
+    return [note(target.name, one) for one in _mattering(near, config, graph)]
+
+
+def _mattering(found: list[Contradiction], config: Mapping[str, Any], graph: Graph) -> list[Contradiction]:
+    """Those fields with which the model would be another network; all where it cannot be captured."""
+    if not found or not graph.nodes or _with_fields(config, found, graph) is None:
+        return found
+    if _alike(_with_fields(config, found, graph), graph):
+        return []
+    return [one for one in found if len(found) == 1 or not _alike(_with_fields(config, [one], graph), graph)]
+
+
+def _with_fields(config: Mapping[str, Any], changes: list[Contradiction], graph: Graph) -> Graph | None:
+    """The graph of a config with other values in some fields; None if there is none."""
+    from zoo.loading import graph_for
+
+    changed = current(config)
+    for one in changes:
+        changed = with_field(changed, one.field, one.got)
+    try:
+        return graph_for(changed, None, "float32")
+    except ZooError:
+        return None
+
+
+def _alike(one: Graph | None, other: Graph) -> bool:
+    """Whether two graphs are one network, under the same names."""
+    if one is None:
+        return False
+    same_values = one.constants.keys() == other.constants.keys() and all(
+        np.array_equal(value, other.constants[name]) for name, value in one.constants.items()
+    )
+    parts = [(graph.inputs, [*map(_evaluated, graph.nodes)], graph.outputs) for graph in (one, other)]
+    return same_values and parts[0] == parts[1]
+
+
+def _evaluated(node: Node) -> Node:
+    """A node as evaluation has it: that an embedding's row is no token's (`padding_idx`) counts in training alone."""
+    return replace(node, args=node.args[:2], kwargs={}) if node.op.partition(".")[0] == "embedding" else node
 
 
 def _parameters(config: Mapping[str, Any], task: str | None) -> Graph:

@@ -16,14 +16,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from converters.checkpoint import Checkpoint, TensorInfo
-from converters.dialects.gguf_config import architecture_of, config
+from converters.dialects.gguf_config import architecture_of, computed, config, scaling_tensors
+from converters.dialects.gguf_config import config as derived
 from converters.dialects.gguf_config import metadata as model_metadata
 from converters.dialects.shared import Dropped
 from converters.dialects.tabled import read, write
 from converters.dialects.tables import Row, Table
 from converters.gguf_tokenizer import tokenizer_json
 from converters.gguf_vocabulary import vocabulary
-from converters.view import Concatenate, Layout, Permute, Recipe, RotaryRows, Shift, is_float
+from converters.view import Concatenate, Layout, Made, Permute, Recipe, RotaryRows, Shift, is_float
 from zoo.errors import ConfigError, WeightsError
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "recognises",
     "stored_as",
     "tokenizer",
+    "understood",
 ]
 
 NAME = "gguf"
@@ -66,7 +68,7 @@ def canonical(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Re
     return read(_table(architecture, config, checkpoint.metadata), checkpoint, config, DROPPED)
 
 
-def foreign(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Recipe | Concatenate]:
+def foreign(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Recipe | Concatenate | Made]:
     """llama.cpp's name -> recipe.
 
     Raises:
@@ -78,7 +80,10 @@ def foreign(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Reci
     ties = (("lm_head.weight", "model.embed_tokens.weight"), ("lm_head.weight", "transformer.wte.weight"))
     if architecture in _GEMMA:
         _need_float32(checkpoint)
-    return write(table, checkpoint, ties, DROPPED)
+    found: dict[str, Recipe | Concatenate | Made] = dict(write(table, checkpoint, ties, DROPPED))
+    for name, array in scaling_tensors(config).items():
+        found[name] = Made(array.shape, array.dtype.name, array.view)
+    return found
 
 
 def metadata(
@@ -99,6 +104,13 @@ def notes(config: Mapping[str, Any], texts: Mapping[str, str], checkpoint: Check
     return _vocabulary(config, texts, checkpoint)[1]
 
 
+def understood(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of what llama.cpp computes, which reads the file alone; `_NOTHING` is no part of that."""
+    same = {name: config[name] for name in _NOTHING if name in config}
+    found = derived(checkpoint)
+    return {**(config if found is None else computed(found, config)), **same}
+
+
 def stored_as(info: TensorInfo, dtype: str | None) -> str:
     """The dtype in which llama.cpp wants a tensor: its kernels take vectors, and some tables, in float32 alone."""
     if not is_float(info):
@@ -114,6 +126,9 @@ def tokenizer(checkpoint: Checkpoint) -> str | None:
     """The tokenizer.json that a file's key/values describe, for BPE of bytes, SentencePiece's and WordPiece."""
     return tokenizer_json(checkpoint.metadata)
 
+
+_NOTHING = ("bos_token_id", "eos_token_id", "pad_token_id", "max_window_layers")
+"""Ids of tokens, and where windows begin in models that are written only if they have none."""
 
 # From prepare_tensors of convert_hf_to_gguf.py.
 _IN_FLOAT32 = ("_norm.weight", "position_embd.weight", "token_types.weight", "ffn_gate_inp.weight")

@@ -96,7 +96,8 @@ GPT2 = {"n_embd": 48, "n_head": 6, "n_layer": 3, "n_positions": 64}
 ROPE = {"rope_theta": 10000.0}
 
 # Case -> model type, class, fields, tokenizer, rows of the embedding beyond the tokenizer's, activation's limit.
-CASES: dict[str, tuple[str, str, dict[str, Any], str, int, str]] = {
+Case = tuple[str, str, dict[str, Any], str, int, str]
+CASES: dict[str, Case] = {
     "llama": ("llama", "LlamaForCausalLM", SIZES, "spm-prefix", 0, "silu"),
     "llama-padded": ("llama", "LlamaForCausalLM", SIZES | {"tie_word_embeddings": True}, "spm-prefix", 20, "silu"),
     "llama-biases": (
@@ -198,22 +199,126 @@ CASES: dict[str, tuple[str, str, dict[str, Any], str, int, str]] = {
 }
 
 
+# Fields of a config that a file may not be able to say: case -> the base's fields changed.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "llama hidden_act gelu": {"hidden_act": "gelu"},
+    "llama hidden_act relu": {"hidden_act": "relu"},
+    "llama hidden_act swish": {"hidden_act": "swish"},
+    "llama attention_bias": {"attention_bias": True},
+    "llama mlp_bias": {"mlp_bias": True},
+    "llama rms_norm_eps": {"rms_norm_eps": 0.3},
+    "llama head_dim": {"head_dim": 16},
+    "llama partial_rotary": {"rope_parameters": ROPE | {"rope_type": "default", "partial_rotary_factor": 0.5}},
+    "llama dynamic": {"rope_parameters": ROPE | {"rope_type": "dynamic", "factor": 2.0}},
+    "llama yarn-beta": {
+        "rope_parameters": ROPE
+        | {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 4.0}
+    },
+    "llama yarn-attention": {
+        "rope_parameters": ROPE
+        | {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "attention_factor": 2.0}
+    },
+    "mistral sliding_window 4": {"sliding_window": 4},
+    "mistral sliding_window 999": {"sliding_window": 999},
+    "mistral hidden_act gelu": {"hidden_act": "gelu"},
+    "mixtral sliding_window 4": {"sliding_window": 4},
+    "mixtral hidden_act gelu": {"hidden_act": "gelu"},
+    "qwen2 hidden_act gelu": {"hidden_act": "gelu"},
+    "qwen2 windows": {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0},
+    "qwen2 yarn": {
+        "rope_parameters": ROPE | {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+    },
+    "qwen3 attention_bias": {"attention_bias": True},
+    "qwen3 hidden_act relu": {"hidden_act": "relu"},
+    "qwen2_moe norm_topk_prob": {"norm_topk_prob": True},
+    "qwen2_moe decoder_sparse_step": {"decoder_sparse_step": 2},
+    "qwen2_moe hidden_act gelu": {"hidden_act": "gelu"},
+    "qwen3_moe norm_topk_prob": {"norm_topk_prob": False},
+    "qwen3_moe attention_bias": {"attention_bias": True},
+    "gemma hidden_activation relu": {"hidden_activation": "relu", "hidden_act": "relu"},
+    "gemma hidden_act gelu": {"hidden_act": "gelu"},
+    "gemma attention_bias": {"attention_bias": True},
+    "gemma untied": {"tie_word_embeddings": False},
+    "gemma2 no attn softcap": {"attn_logit_softcapping": None},
+    "gemma2 no final softcap": {"final_logit_softcapping": None},
+    "gemma2 caps": {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0},
+    "gemma2 query_pre_attn_scalar": {"query_pre_attn_scalar": 100},
+    "gemma2 attention_bias": {"attention_bias": True},
+    "gemma2 untied": {"tie_word_embeddings": False},
+    "gemma2 layer_types": {"layer_types": ["full_attention"] * 3},
+    "gemma2 hidden_activation silu": {"hidden_activation": "silu"},
+    "gemma3 final softcap": {"final_logit_softcapping": 3.0},
+    "gemma3 layer_types": {"layer_types": ["full_attention"] * 7},
+    "gemma3 linear": {
+        "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+        }
+    },
+    "gemma3 local theta": {
+        "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 777.0},
+            "full_attention": {"rope_type": "default", "rope_theta": 1e6},
+        }
+    },
+    "gemma3 bidirectional": {"use_bidirectional_attention": True},
+    "gemma3 untied": {"tie_word_embeddings": False},
+    "phi3 sliding_window 4": {"sliding_window": 4},
+    "phi3 partial_rotary": {"rope_parameters": ROPE | {"rope_type": "default", "partial_rotary_factor": 0.5}},
+    "phi3 hidden_act gelu": {"hidden_act": "gelu"},
+    "phi3 longrope": {
+        "max_position_embeddings": 128,
+        "original_max_position_embeddings": 64,
+        "rope_parameters": ROPE
+        | {
+            "rope_type": "longrope",
+            "short_factor": [1.0, 1.1, 1.2, 1.3],
+            "long_factor": [2.0, 3.0, 4.0, 5.0],
+            "original_max_position_embeddings": 64,
+        },
+    },
+    "gpt2 activation relu": {"activation_function": "relu"},
+    "gpt2 activation gelu": {"activation_function": "gelu"},
+    "gpt2 scale_attn_weights": {"scale_attn_weights": False},
+    "gpt2 scale_attn_by_inverse_layer_idx": {"scale_attn_by_inverse_layer_idx": True},
+    "gpt2 untied": {"tie_word_embeddings": False},
+    "bert hidden_act relu": {"hidden_act": "relu"},
+    "bert hidden_act gelu_new": {"hidden_act": "gelu_new"},
+    "bert is_decoder": {"is_decoder": True},
+    "bert type_vocab_size 1": {"type_vocab_size": 1},
+    "bert layer_norm_eps": {"layer_norm_eps": 0.3},
+    "nomic_bert hidden_act gelu": {"hidden_act": "gelu"},
+    "nomic_bert partial_rotary": {"rope_parameters": ROPE | {"rope_type": "default", "partial_rotary_factor": 0.5}},
+    "nomic_bert theta": {"rope_parameters": {"rope_type": "default", "rope_theta": 77.0}},
+}
+
+
+def all_cases() -> dict[str, Case]:
+    """With the variants, under names that are folders'."""
+    found = dict(CASES)
+    for name, fields in VARIANTS.items():
+        base = CASES[name.split()[0]]
+        found[name.replace(" ", "-")] = (*base[:2], base[2] | fields, *base[3:])
+    return found
+
+
 def write_all(out: Path, only: str, real: Path | None) -> None:
     """OUT/<case>/expected.npz, case.json and gguf/ of each; case.json alone says why where nothing was written."""
-    for name in CASES:
+    for name, case in all_cases().items():
         if name.startswith(tuple(only.split(","))):
-            print(name, json.dumps(write_one(out / name, name))[:200], flush=True)
+            done = write_one(out / name, case)
+            print(name, done.get("refused") or done["notes"], flush=True)
     if real is not None:
         write_real(out / "real-smollm2", real)
 
 
-def write_one(folder: Path, name: str) -> dict[str, Any]:
+def write_one(folder: Path, made: Case) -> dict[str, Any]:
     import torch
     import transformers
 
     import zoo
 
-    model_type, class_name, fields, kind, padded, activation = CASES[name]
+    model_type, class_name, fields, kind, padded, activation = made
     tokenizer = make_tokenizer(kind) if kind else None
     rows = (tokenizer.get_vocab_size() if tokenizer else 300) + padded
     config = transformers.AutoConfig.for_model(model_type, vocab_size=rows, **fields)
@@ -229,7 +334,7 @@ def write_one(folder: Path, name: str) -> dict[str, Any]:
         marks = {f"{part.lower()}_token": f"[{part}]" for part in ("UNK", "SEP", "PAD", "CLS", "MASK")}
     marks["chat_template"] = "{{ messages[0]['content'] }}"
     (folder / "source" / "tokenizer_config.json").write_text(json.dumps(marks))
-    case: dict[str, Any] = {"activation": activation, "rows": rows, "embedding": class_name.endswith("Model")}
+    case: dict[str, Any] = {"activation": activation, "rows": rows, "embedding": model_type in ("bert", "nomic_bert")}
     try:
         done = zoo.convert(folder / "source", folder / "gguf", "gguf", offline=True, verify=True)
         case["notes"] = list(getattr(done, "notes", []))
@@ -441,8 +546,14 @@ def post(server: Any, where: str, **body: Any) -> Any:
 
 
 def log_probabilities(server: Any, prompt: list[int], rows: int) -> np.ndarray:
-    """Of the token after the prompt: [rows]."""
-    said = post(server, "/completion", prompt=prompt, n_predict=1, n_probs=rows, ignore_eos=True, cache_prompt=False)
+    """Of the token after the prompt: [rows].
+
+    The answer has them only where what is sampled is whole characters, so a letter is made the likeliest; that is done
+    to a copy of the logits.
+    """
+    letter = post(server, "/tokenize", content="a", add_special=False)["tokens"][-1]
+    asked = {"prompt": prompt, "n_predict": 1, "n_probs": rows, "temperature": 0, "cache_prompt": False}
+    said = post(server, "/completion", **asked, ignore_eos=True, logit_bias=[[letter, 1e4]])
     found = np.full(rows, np.nan)
     for token in said["completion_probabilities"][0]["top_logprobs"]:
         found[token["id"]] = token["logprob"]
