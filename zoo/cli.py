@@ -393,6 +393,8 @@ def convert_model(
         print(f"left out, since {why}: {shown}")
     for name in done.nans:
         console(stderr=True).print(f"[yellow]warning:[/] {_plain(name)} holds NaN")
+    for note in done.notes:
+        console(stderr=True).print(f"[yellow]note:[/] {_plain(note)}", soft_wrap=True)
     what = f"{len(done.names)} tensors, {done.nbytes / 1e6:.1f} MB, {done.dialect} to {done.target}"
     checked = f", {done.verified} compared" if done.verified else ""
     console().print(f"{'would write' if dry_run else 'wrote'} {_plain(str(output))}: {what}{checked}", soft_wrap=True)

@@ -21,6 +21,7 @@ from converters.checkpoint import BLOCK, Checkpoint, TensorInfo, little_endian
 from converters.dialects import canonical, derived_tokenizer, dialect_of, dropped
 from converters.dialects.fields import nearly, note, refuse, unsaid, with_field
 from converters.gguf_quants import q8_0_error
+from converters.gguf_vocabulary import FILES as TOKENIZER_FILES
 from converters.targets import Target, find_target
 from converters.view import Cast, Made, Recipe, Subset, View
 from zoo.errors import CaptureError, ConfigError, SourceError, VerifyError, WeightsError, ZooError
@@ -48,7 +49,8 @@ class Conversion:
         nans: names of tensors that hold NaN.
         nbytes: size of the tensors written.
         verified: what was compared; outputs only of models that can be captured.
-        notes: fields of the config that what reads the form has nearly as the model has them.
+        notes: what readers of the form will do otherwise than those of the source, and fields of the config that they
+            have nearly as the model has them.
     """
 
     folder: Path | None
@@ -126,7 +128,7 @@ def convert(
             fresh.mkdir()
             _companions(place if place.is_dir() else place.parent, fresh, target.config(plan.config), plan.raw)
             watched = _Watched(plan.written, progress, strict)
-            _write(fresh, target, watched, plan.config, plan.served, shard_size, plan.quantised)
+            _write(fresh, target, watched, plan.config, plan.served, plan.texts, shard_size, plan.quantised)
             result.nans = watched.nans
             (fresh / RECORD).write_text(json.dumps(_record(result, dtype, task), indent=2) + "\n", "utf-8")
             if verify:
@@ -192,6 +194,7 @@ class _Plan:
         served: the graph of what is written.
         quantised: the tensors that are stored as Q8_0.
         near: the fields that the form's reader has nearly as the config has them.
+        texts: the tokenizer's files, for forms that hold it.
     """
 
     target: Target
@@ -205,6 +208,7 @@ class _Plan:
     served: Graph
     quantised: set[str]
     near: list[Contradiction]
+    texts: Mapping[str, str]
     dtype: str | None
     result: Conversion
 
@@ -257,8 +261,11 @@ def _plan(
     )
     theirs = target.understood(target.described(written, config), target.config(config))
     near = _unsaid(target, theirs, config, graph)
-    result.notes = [note(target.name, one) for one in near]
-    return _Plan(target, place, raw, source, config, graph, ours, written, served, quantised, near, dtype, result)
+    texts = _tokenizer_texts(place if place.is_dir() else place.parent, raw) if target.with_tokenizer else {}
+    result.notes = [*(note(target.name, one) for one in near), *target.notes(config, texts, written)]
+    return _Plan(
+        target, place, raw, source, config, graph, ours, written, served, quantised, near, texts, dtype, result
+    )
 
 
 def _graph_of(config: Mapping[str, Any], task: str | None) -> Graph:
@@ -492,15 +499,14 @@ def _write(
     checkpoint: Checkpoint,
     config: Mapping[str, Any],
     graph: Graph,
+    texts: Mapping[str, str],
     limit: int | None,
     quantised: Collection[str],
 ) -> None:
     """The weights, in one file or in shards of at most `limit` bytes with their index."""
     infos = checkpoint.infos
     if limit is None or not target.sharded or sum(info.nbytes for info in infos.values()) <= limit:
-        tokenizer = folder / "tokenizer.json"
-        text = tokenizer.read_text("utf-8") if tokenizer.is_file() else None
-        target.write(folder / target.file, checkpoint, config, graph, text, quantised)
+        target.write(folder / target.file, checkpoint, config, graph, texts, quantised)
         return
     checkpoint, in_index = target.in_shards(checkpoint)
     groups: list[list[str]] = [[]]
@@ -533,6 +539,20 @@ def _companions(source: Path, folder: Path, config: Mapping[str, Any], raw: Chec
     if not (folder / "tokenizer.json").is_file() and (tokenizer := derived_tokenizer(raw)) is not None:
         (folder / "tokenizer.json").write_text(tokenizer, "utf-8")
     (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _tokenizer_texts(source: Path, raw: Checkpoint) -> dict[str, str]:
+    """The tokenizer's files by name, tokenizer.json as the tokenizers library spells it today; made where it lacks."""
+    from zoo.tasks.text import tokenizer_in
+
+    texts = {
+        name: (source / name).read_text("utf-8")
+        for name in TOKENIZER_FILES
+        if name != "tokenizer.json" and (source / name).is_file()
+    }
+    found = tokenizer_in(source)
+    text = derived_tokenizer(raw) if found is None else found.to_str()
+    return texts if text is None else {**texts, "tokenizer.json": text}
 
 
 def _record(result: Conversion, dtype: str | None, task: str | None) -> dict[str, Any]:

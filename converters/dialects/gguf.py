@@ -16,14 +16,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from converters.checkpoint import Checkpoint, TensorInfo
-from converters.dialects.gguf_config import architecture_of, config
+from converters.dialects.gguf_config import architecture_of, computed, config, scaling_tensors
 from converters.dialects.gguf_config import config as derived
 from converters.dialects.gguf_config import metadata as model_metadata
 from converters.dialects.shared import Dropped
 from converters.dialects.tabled import read, write
 from converters.dialects.tables import Row, Table
-from converters.gguf_tokenizer import tokenizer_json, tokenizer_metadata
-from converters.view import Concatenate, Layout, Permute, Recipe, RotaryRows, Shift, is_float
+from converters.gguf_tokenizer import tokenizer_json
+from converters.gguf_vocabulary import vocabulary
+from converters.view import Concatenate, Layout, Made, Permute, Recipe, RotaryRows, Shift, is_float
 from zoo.errors import ConfigError, WeightsError
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "config",
     "foreign",
     "metadata",
+    "notes",
     "recognises",
     "stored_as",
     "tokenizer",
@@ -66,7 +68,7 @@ def canonical(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Re
     return read(_table(architecture, config, checkpoint.metadata), checkpoint, config, DROPPED)
 
 
-def foreign(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Recipe | Concatenate]:
+def foreign(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Recipe | Concatenate | Made]:
     """llama.cpp's name -> recipe.
 
     Raises:
@@ -78,19 +80,35 @@ def foreign(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Reci
     ties = (("lm_head.weight", "model.embed_tokens.weight"), ("lm_head.weight", "transformer.wte.weight"))
     if architecture in _GEMMA:
         _need_float32(checkpoint)
-    return write(table, checkpoint, ties, DROPPED)
+    found: dict[str, Recipe | Concatenate | Made] = dict(write(table, checkpoint, ties, DROPPED))
+    for name, array in scaling_tensors(config).items():
+        found[name] = Made(array.shape, array.dtype.name, array.view)
+    return found
 
 
-def metadata(config: Mapping[str, Any], tokenizer: str | None = None) -> dict[str, Any]:
-    """The key/values of a GGUF file: the model's, and those of its tokenizer.json where llama.cpp has names for it."""
+def metadata(
+    config: Mapping[str, Any], texts: Mapping[str, str] | None = None, checkpoint: Checkpoint | None = None
+) -> dict[str, Any]:
+    """The key/values of a GGUF file: the model's, and those of its tokenizer.
+
+    Args:
+        texts: of the tokenizer's files, by name; None leaves the tokenizer out.
+        checkpoint: a view of this form; its embedding says how many tokens there have to be.
+    """
     found = model_metadata(config)
-    return found if tokenizer is None else {**found, **(tokenizer_metadata(tokenizer) or {})}
+    return found if texts is None else found | _vocabulary(config, texts, checkpoint)[0]
+
+
+def notes(config: Mapping[str, Any], texts: Mapping[str, str], checkpoint: Checkpoint) -> list[str]:
+    """What llama.cpp will do otherwise with the text that a user gives it; the arguments are those of `metadata`."""
+    return _vocabulary(config, texts, checkpoint)[1]
 
 
 def understood(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Any]:
     """The config of what llama.cpp computes, which reads the file alone; `_NOTHING` is no part of that."""
     same = {name: config[name] for name in _NOTHING if name in config}
-    return {**(derived(checkpoint) or config), **same}
+    found = derived(checkpoint)
+    return {**(config if found is None else computed(found, config)), **same}
 
 
 def stored_as(info: TensorInfo, dtype: str | None) -> str:
@@ -105,7 +123,7 @@ def stored_as(info: TensorInfo, dtype: str | None) -> str:
 
 
 def tokenizer(checkpoint: Checkpoint) -> str | None:
-    """The tokenizer.json that a file's key/values describe, for BPE of bytes and SentencePiece's."""
+    """The tokenizer.json that a file's key/values describe, for BPE of bytes, SentencePiece's and WordPiece."""
     return tokenizer_json(checkpoint.metadata)
 
 
@@ -221,6 +239,14 @@ _ROWS = {
     "nomic-bert": ("qkv",),
 }
 _PREFIXES = {"gpt2": "transformer.", "bert": "bert.", "nomic-bert": ""}
+
+
+def _vocabulary(
+    config: Mapping[str, Any], texts: Mapping[str, str], checkpoint: Checkpoint | None
+) -> tuple[dict[str, Any], list[str]]:
+    embedding = None if checkpoint is None else checkpoint.infos.get("token_embd.weight")
+    rows = embedding.shape[0] if embedding is not None and embedding.shape else None
+    return vocabulary(texts, config, rows, architecture_of(config))
 
 
 def _table(architecture: str, config: Mapping[str, Any], metadata: Mapping[str, Any]) -> Table:

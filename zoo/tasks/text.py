@@ -16,7 +16,7 @@ from zoo.arrays import to_numpy
 from zoo.errors import ConfigError
 from zoo.model import Model, read_json
 
-__all__ = ["embed", "load_tokenizer", "tokenize"]
+__all__ = ["embed", "load_tokenizer", "tokenize", "tokenizer_in"]
 
 
 def load_tokenizer(model: Model) -> Any:
@@ -31,13 +31,8 @@ def load_tokenizer(model: Model) -> Any:
     if folder is None:
         raise ConfigError("the model has no files, so no tokenizer", where=model.name, do="load it from a checkpoint")
     settings = _optional(folder / "tokenizer_config.json")
-    if (folder / "tokenizer.json").is_file():
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    elif (folder / "vocab.txt").is_file():
-        from tokenizers import BertWordPieceTokenizer
-
-        lowercase = bool(settings.get("do_lower_case", True))
-        tokenizer = BertWordPieceTokenizer(str(folder / "vocab.txt"), lowercase=lowercase)._tokenizer
+    if (found := tokenizer_in(folder)) is not None:
+        tokenizer = found
     elif (text := _derived(model)) is not None:
         tokenizer = Tokenizer.from_str(text)
     else:
@@ -48,6 +43,36 @@ def load_tokenizer(model: Model) -> Any:
     pad = model.config.get("pad_token_id") or 0
     tokenizer.enable_padding(pad_id=pad, pad_token=tokenizer.id_to_token(pad) or "[PAD]")
     return tokenizer
+
+
+def tokenizer_in(folder: Path) -> Any:
+    """The tokenizer of a folder's files, None where they hold none that the tokenizers library knows.
+
+    tokenizer.json, a BERT vocabulary (vocab.txt), or the pieces and merges of byte-level BPE (vocab.json, merges.txt).
+
+    Raises:
+        ConfigError: a file that is there and cannot be read.
+    """
+    import tokenizers
+
+    settings = _optional(folder / "tokenizer_config.json")
+    names = [name for name in ("tokenizer.json", "vocab.txt", "vocab.json") if (folder / name).is_file()]
+    if not names or (names[0] == "vocab.json" and not (folder / "merges.txt").is_file()):
+        return None
+    path = folder / names[0]
+    try:
+        if path.name == "tokenizer.json":
+            return tokenizers.Tokenizer.from_file(str(path))
+        if path.name == "vocab.json":
+            return tokenizers.ByteLevelBPETokenizer(str(path), str(folder / "merges.txt"))._tokenizer
+        return tokenizers.BertWordPieceTokenizer(
+            str(path),
+            lowercase=bool(settings.get("do_lower_case", True)),
+            strip_accents=settings.get("strip_accents"),
+            handle_chinese_chars=bool(settings.get("tokenize_chinese_chars", True)),
+        )._tokenizer
+    except Exception as error:  # the library raises nothing more exact
+        raise ConfigError("the tokenizer cannot be read", where=path, got=str(error)[:300]) from error
 
 
 def _derived(model: Model) -> str | None:
