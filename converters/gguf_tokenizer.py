@@ -97,7 +97,7 @@ def tokenizer_metadata(text: str) -> dict[str, Any] | None:
         merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
         steps = found["pre_tokenizer"] or {}
         said = found["normalizer"], steps.get("pretokenizers", [steps])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise FormatError("the text is no tokenizer.json", got=f"{type(error).__name__}: {error}") from error
     pre = next((name for name, known in _PRE.items() if _same(known, said)), None)
     if pre is None or sorted(tokens) != list(range(len(tokens))):

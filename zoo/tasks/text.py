@@ -6,7 +6,8 @@ Dims: B texts, T tokens, D width.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,22 +33,38 @@ def load_tokenizer(model: Model) -> Any:
         raise ConfigError("the model has no files, so no tokenizer", where=model.name, do="load it from a checkpoint")
     settings = _optional(folder / "tokenizer_config.json")
     if (folder / "tokenizer.json").is_file():
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        with _ours(folder / "tokenizer.json"):
+            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     elif (folder / "vocab.txt").is_file():
         from tokenizers import BertWordPieceTokenizer
 
         lowercase = bool(settings.get("do_lower_case", True))
-        tokenizer = BertWordPieceTokenizer(str(folder / "vocab.txt"), lowercase=lowercase)._tokenizer
+        with _ours(folder / "vocab.txt"):
+            tokenizer = BertWordPieceTokenizer(str(folder / "vocab.txt"), lowercase=lowercase)._tokenizer
     elif (text := _derived(model)) is not None:
-        tokenizer = Tokenizer.from_str(text)
+        with _ours(model.weights):
+            tokenizer = Tokenizer.from_str(text)
     else:
         raise ConfigError("no tokenizer this release reads", where=folder, expected="tokenizer.json or vocab.txt")
     limit = _max_length(model, settings)
-    if limit:
-        tokenizer.enable_truncation(limit)
     pad = model.config.get("pad_token_id") or 0
-    tokenizer.enable_padding(pad_id=pad, pad_token=tokenizer.id_to_token(pad) or "[PAD]")
+    with _ours(folder):
+        if limit:
+            tokenizer.enable_truncation(limit)
+        tokenizer.enable_padding(pad_id=pad, pad_token=tokenizer.id_to_token(pad) or "[PAD]")
     return tokenizer
+
+
+@contextmanager
+def _ours(where: object, what: str = "the tokenizer cannot be read") -> Iterator[None]:
+    """What the tokenizers library says of a file is an error of ours; a panic of its Rust code is no `Exception`."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        do = "take the tokenizer's file from the model's repository again"
+        raise ConfigError(what, where=where, got=str(error)[:500] or type(error).__name__, do=do) from error
 
 
 def _derived(model: Model) -> str | None:
@@ -62,7 +79,9 @@ def _derived(model: Model) -> str | None:
 
 def tokenize(model: Model, texts: Sequence[str]) -> dict[str, Any]:
     """The inputs of a batch, padded to its longest text: input_ids, attention_mask, token_type_ids, int64 [B, T]."""
-    encodings = model.tokenizer.encode_batch(list(texts))
+    tokenizer = model.tokenizer
+    with _ours(model.folder, "the tokenizer cannot take these texts"):
+        encodings = tokenizer.encode_batch(list(texts))
     columns = {
         "input_ids": [e.ids for e in encodings],
         "attention_mask": [e.attention_mask for e in encodings],
@@ -129,7 +148,7 @@ def _modules(path: Path) -> list[str]:
         return []
     try:
         return [str(module["type"]).rpartition(".")[2] for module in json.loads(path.read_text("utf-8"))]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise ConfigError("not a list of modules", where=path, got=error) from error
 
 
