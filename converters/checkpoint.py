@@ -415,7 +415,7 @@ def tensor_info(name: str, shape: object, dtype: object, file: Path) -> TensorIn
     """
     where = f"{file}, tensor {name!r}"
     if not is_text(name):
-        raise FormatError("a tensor's name is not valid Unicode", where=file, got=ascii(name)[:200], do=AGAIN)
+        raise FormatError("a tensor's name is not valid text", where=file, got=ascii(name)[:200], do=AGAIN)
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise FormatError("unknown or unsupported dtype", where=where, expected=", ".join(DTYPES), got=dtype)
     # NumPy counts the other dims of an empty array, too, and has at most 64 of them.
