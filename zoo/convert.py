@@ -226,6 +226,7 @@ def _plan(
         config = {**config, "architectures": [graph.meta["class"]]}
     source = config, graph
     raw = stack.enter_context(open_checkpoint(place))
+    raw.check_reads()
     read = canonical(raw, config, expected_shapes(graph))
     dialect = dialect_of(raw) if read is not raw else None
     whole = gathered(graph, read, as_published=read is raw)

@@ -225,6 +225,8 @@ def assemble(name: str, backend: str, graph: Graph, place: Path, config: dict[st
 
     module = get_backend(backend)
     with open_checkpoint(place) as raw:
+        if module.COPIES or {info.dtype for info in raw.infos.values()} - {p.dtype for p in graph.params.values()}:
+            raw.check_reads()  # tensors are read whole now; others stay mapped, and `zoo verify --files` reads them
         read, expected = raw, expected_shapes(graph)
         if not all(name in expected or is_computed(name) for name in raw.infos):
             from converters.dialects import canonical

@@ -327,8 +327,11 @@ def read_json(path: Path) -> dict[str, Any]:
         ConfigError: no such file, not JSON, or not an object.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        text = path.read_text(encoding="utf-8")
+        found = json.loads(text)
+        if "\\u" in text:
+            json.dumps(found, ensure_ascii=False).encode()  # an escape may be half of a UTF-16 pair
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError("the file cannot be read as JSON", where=path, got=error) from error
     if not isinstance(found, dict):
         raise ConfigError("the file does not hold a JSON object", where=path, got=type(found).__name__)

@@ -23,7 +23,7 @@ from zoo.registry import parse_uri
 from zoo.sources import NO_HASHES, Progress, cache_root
 from zoo.sources.local import digest, inside, select, shards, write_text
 
-__all__ = ["cache_folder", "fetch"]
+__all__ = ["cache_folder", "fetch", "stated"]
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +86,16 @@ def cache_folder() -> Path:
         return Path(os.path.expandvars(home)).expanduser() / "hub"
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root).expanduser() / "huggingface" / "hub"
+
+
+def stated(folder: Path) -> dict[str, str]:
+    """File -> "sha256:..." or "git-sha1:...", as the hub stated it; empty where the folder is none of its snapshots."""
+    commit, cached = folder.name, folder.parent.parent
+    if folder.parent.name != "snapshots" or not cached.name.startswith("models--") or not _COMMIT.fullmatch(commit):
+        return {}
+    name = cached.name.removeprefix("models--").replace("--", "/", 1)
+    listing = _known_listing(_Repo(f"hf://{name}", name, commit, cached.parent), commit)
+    return {file: value for file, value in listing.items() if value and (folder / file).is_file()}
 
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")

