@@ -16,7 +16,7 @@ from zoo.arrays import to_numpy
 from zoo.errors import ConfigError
 from zoo.model import Model, read_json
 
-__all__ = ["embed", "load_tokenizer", "tokenize"]
+__all__ = ["derived_tokenizer_of", "embed", "load_tokenizer", "tokenize"]
 
 
 def load_tokenizer(model: Model) -> Any:
@@ -38,7 +38,7 @@ def load_tokenizer(model: Model) -> Any:
 
         lowercase = bool(settings.get("do_lower_case", True))
         tokenizer = BertWordPieceTokenizer(str(folder / "vocab.txt"), lowercase=lowercase)._tokenizer
-    elif (text := _derived(model)) is not None:
+    elif (text := derived_tokenizer_of(model)) is not None:
         tokenizer = Tokenizer.from_str(text)
     else:
         raise ConfigError("no tokenizer this release reads", where=folder, expected="tokenizer.json or vocab.txt")
@@ -50,7 +50,8 @@ def load_tokenizer(model: Model) -> Any:
     return tokenizer
 
 
-def _derived(model: Model) -> str | None:
+def derived_tokenizer_of(model: Model) -> str | None:
+    """tokenizer.json's text out of the file of weights (GGUF), or None."""
     from converters import open_checkpoint
     from converters.dialects import derived_tokenizer
 
