@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from converters import open_checkpoint
-from converters.atomic import replacing
 from converters.checkpoint import BLOCK, Checkpoint, TensorInfo, little_endian
 from converters.dialects import canonical, derived_tokenizer, dialect_of, dropped
 from converters.dialects.fields import nearly, note, refuse, unsaid, with_field
@@ -29,6 +28,7 @@ from zoo.graph.computed import COMPUTED, is_computed, sinusoids
 from zoo.graph.key import Contradiction, contradictions, current
 from zoo.registry import Entry, SourceRef, parse
 from zoo.tolerances import ROUNDING
+from zoo.written import RECORD, may_write, writing
 
 if TYPE_CHECKING:
     from zoo.graph.ir import Graph, Node
@@ -80,6 +80,7 @@ def convert(
     dry_run: bool = False,
     verify: bool = False,
     strict: bool = False,
+    overwrite: bool = False,
     offline: bool | None = None,
     progress: Progress | None = None,
 ) -> Conversion:
@@ -87,7 +88,7 @@ def convert(
 
     Args:
         model: what `zoo.load` takes: a name, "hf://org/name", a folder, a file of weights.
-        folder: a new or empty folder, or one that an earlier conversion wrote; it appears complete or not at all.
+        folder: a new or empty folder; it appears complete or not at all.
         to: one of `converters.targets.TARGETS`.
         task: for another head than the checkpoint's own.
         dtype: of the floating-point tensors, as they are by default: float32, bfloat16 or float16, and for GGUF q8_0.
@@ -97,13 +98,16 @@ def convert(
         verify: open the folder by itself, as `verify_conversion` does, and compare: every tensor, bit for bit as the
             dtype rounds it (Q8_0 within what it may be off), the files beside them, and the outputs.
         strict: tensors that hold NaN are an error.
+        overwrite: the folder may be one that was written before: files that its conversion.json lists, unchanged since,
+            give way to the new ones; all others stay.
         offline: True uses only what is on this machine.
         progress: told (what, bytes done, bytes in all).
 
     Raises:
         WeightsError: tensors that neither the model nor the form has a place for; all are named.
-        ConfigError: the folder holds something else, or the source; there is no such form, or not with this dtype; what
-            reads the form would compute something else, since the form cannot say a field of the config.
+        ConfigError: the folder holds something else, or the source, or files of the list were changed; there is no such
+            form, or not with this dtype; what reads the form would compute something else, since the form cannot say a
+            field of the config.
         VerifyError: the two ends differ.
         SourceError: the disk has not enough room, or cannot be written to; the folder is as it was.
     """
@@ -111,9 +115,10 @@ def convert(
 
     target = find_target(to)
     out = Path(folder)
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / RECORD).is_file())):
-        raise ConfigError("the folder holds something else", where=out, do="choose an empty or a new folder")
     found = parse(model)
+    if isinstance(found, SourceRef) and found.kind == "local":
+        _keep_apart(Path(found.location), out)
+    may_write(out, overwrite)
     place, _ = fetch_checkpoint(found, offline, progress)
     _keep_apart(place, out)
     with ExitStack() as stack:
@@ -124,13 +129,12 @@ def convert(
         _need_room(
             out, result.nbytes * (2 if target.with_graph else 1)
         )  # an archive's weights are a file of their own first
-        with _written_to(out), replacing(_made(out)) as fresh:
-            fresh.mkdir()
+        with writing(out, overwrite) as (fresh, record):
             _companions(place if place.is_dir() else place.parent, fresh, target.config(plan.config), plan.raw)
             watched = _Watched(plan.written, progress, strict)
             _write(fresh, target, watched, plan.config, plan.served, plan.texts, shard_size, plan.quantised)
             result.nans = watched.nans
-            (fresh / RECORD).write_text(json.dumps(_record(result, dtype, task), indent=2) + "\n", "utf-8")
+            record |= _record(result, dtype, task)
             if verify:
                 result.verified = _verify(plan, fresh)
     result.folder = out
@@ -174,9 +178,6 @@ def verify_conversion(
         plan = _plan(stack, place, found, target, record.get("task"), record.get("dtype"))
         return _verify(plan, folder)
 
-
-RECORD = "conversion.json"
-"""What a converted folder says of where it came from; it marks the folder as ours to replace."""
 
 _ROOM = 1 << 24  # what the files beside the weights may take
 
@@ -531,12 +532,9 @@ def _write(
 
 def _companions(source: Path, folder: Path, config: Mapping[str, Any], raw: Checkpoint) -> None:
     """The files beside the weights, and those that follow from what the weights' own file says."""
-    from zoo.sources.local import companions, inside, names_in
+    from zoo.sources.local import copy_companions
 
-    for name in companions(names_in(source)):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        if name != "graph.json.gz":
-            shutil.copyfile(inside(source, name), folder / name)
+    copy_companions(source, folder)
     if not (folder / "tokenizer.json").is_file() and (tokenizer := derived_tokenizer(raw)) is not None:
         (folder / "tokenizer.json").write_text(tokenizer, "utf-8")
     (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
@@ -582,26 +580,6 @@ def _keep_apart(place: Path, out: Path) -> None:
             expected=f"a folder outside {place}",
             do="choose another folder",
         )
-
-
-def _made(out: Path) -> Path:
-    """Where the output really goes, in a folder that exists."""
-    real = out.resolve()
-    real.parent.mkdir(parents=True, exist_ok=True)
-    return real
-
-
-@contextmanager
-def _written_to(out: Path) -> Iterator[None]:
-    """What the system refuses on the way (no permission, a full disk) is an error of ours that names the output."""
-    try:
-        yield
-    except ZooError:
-        raise
-    except OSError as error:
-        raise SourceError(
-            "the converted checkpoint cannot be written", where=out, got=error, do="choose another folder, or make room"
-        ) from error
 
 
 def _need_room(out: Path, nbytes: int) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.errors import CaptureError, ConfigError, MissingFramework
 from zoo.graph.io import load_graph, save_graph
-from zoo.graph.ir import Graph
+from zoo.graph.ir import DTYPES, Graph
 from zoo.graph.key import differences
 from zoo.model import GRAPH_FILE, Model, Package, read_json
 from zoo.registry import Entry, SourceRef, parse
@@ -142,6 +142,14 @@ def capture(
         tensors = {name: torch.as_tensor(value) if _is_array(value) else value for name, value in inputs.items()}
         graph = capture_module(module, tensors, train=train)
         state = module.state_dict()
+    for param in graph.params.values():
+        if param.dtype not in DTYPES:
+            raise CaptureError(
+                "a parameter is of a dtype that no graph holds",
+                where=param.name,
+                expected=", ".join(DTYPES),
+                got=param.dtype,
+            )
     arrays = {name: to_numpy(state[name]) for name in graph.params}
     return Package(graph, arrays)
 
@@ -337,7 +345,7 @@ def _capture_reference(reference: str | os.PathLike[str], task: str | None, dtyp
     dtype = stored_dtype(place) if dtype == "auto" else dtype
     graph = capture_config(config_from(config), task, dtype, train=train)
     model = assemble(str(reference), "numpy", graph, place, config, True)
-    return Package(model.graph, model.params, model.folder)
+    return model.package()
 
 
 def _need_torch() -> None:

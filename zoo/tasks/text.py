@@ -17,7 +17,7 @@ from zoo.arrays import to_numpy
 from zoo.errors import ConfigError
 from zoo.model import Model, read_json
 
-__all__ = ["embed", "load_tokenizer", "tokenize", "tokenizer_in"]
+__all__ = ["derived_tokenizer_of", "embed", "load_tokenizer", "tokenize", "tokenizer_in"]
 
 
 def load_tokenizer(model: Model) -> Any:
@@ -34,7 +34,7 @@ def load_tokenizer(model: Model) -> Any:
     settings = _optional(folder / "tokenizer_config.json")
     if (found := tokenizer_in(folder)) is not None:
         tokenizer = found
-    elif (text := _derived(model)) is not None:
+    elif (text := derived_tokenizer_of(model)) is not None:
         with _ours(model.weights):
             tokenizer = Tokenizer.from_str(text)
     else:
@@ -88,7 +88,8 @@ def _ours(where: object, what: str = "the tokenizer cannot be read") -> Iterator
         raise ConfigError(what, where=where, got=str(error)[:500] or type(error).__name__, do=do) from error
 
 
-def _derived(model: Model) -> str | None:
+def derived_tokenizer_of(model: Model) -> str | None:
+    """tokenizer.json's text out of the file of weights (GGUF), or None."""
     from converters import open_checkpoint
     from converters.dialects import derived_tokenizer
 
