@@ -22,6 +22,9 @@ __all__ = ["GraphModule", "compile_graph", "key_from", "module_of", "params_from
 COPIES = False
 """Whether `params_from` copies, so that the checkpoint's pages are not needed any more."""
 
+IN_PLACE = True
+"""Whether training writes into the arrays that `params_from` was given."""
+
 
 def compile_graph(graph: Graph, operations: Mapping[str, Callable[..., Any]] | None = None) -> Any:
     """A function (params, inputs) -> outputs on tensors; `operations` stand in for torch's own of those names."""
