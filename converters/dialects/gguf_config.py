@@ -219,8 +219,8 @@ def metadata(config: Mapping[str, Any]) -> dict[str, Any]:
 def computed(config: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     """The config that follows from a file, as what llama.cpp computes from it.
 
-    It has no sliding windows in the architectures "llama" and "phi3": one that is no shorter than the longest text makes
-    no difference. In its BERT every "gelu" is the tanh approximation.
+    It has no sliding windows in the architectures "llama" and "phi3": one that is no shorter than the longest text
+    makes no difference. In its BERT every "gelu" is the tanh approximation.
 
     Args:
         config: what `config` derived.
