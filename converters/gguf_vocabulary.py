@@ -166,7 +166,11 @@ def _differences(said: Mapping[str, Any]) -> list[str]:
         )
     if words := [one["content"] for one in said["added_tokens"] if one.get("single_word")]:
         notes.append(f"llama.cpp finds {', '.join(map(repr, words))} inside words, too")
-    if (said.get("normalizer") or {}).get("type") == "NFC":
+    normalizer = said.get("normalizer") or {}
+    strip = normalizer.get("strip_accents")
+    if normalizer.get("type") == "BertNormalizer" and (normalizer.get("lowercase") if strip is None else strip):
+        notes.append("where accents are taken away, llama.cpp takes parts of Korean and Indic letters, too")
+    if normalizer.get("type") == "NFC":
         notes.append("llama.cpp does not bring text to Unicode's composed form (NFC) before it cuts it")
     step = said.get("pre_tokenizer") or {}
     if step.get("type") == "Metaspace" and step.get("prepend_scheme") == "first":

@@ -12,6 +12,7 @@ both in https://github.com/ggml-org/llama.cpp.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ from converters.checkpoint import Checkpoint, TensorInfo
 from converters.dialects.gguf_config import architecture_of, computed, config, scaling_tensors
 from converters.dialects.gguf_config import config as derived
 from converters.dialects.gguf_config import metadata as model_metadata
+from converters.dialects.gguf_config import notes as model_notes
 from converters.dialects.shared import Dropped
 from converters.dialects.tabled import read, write
 from converters.dialects.tables import Row, Table
@@ -73,7 +75,7 @@ def foreign(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Reci
 
     Raises:
         ConfigError: a model type that is not known here, or no number of heads.
-        WeightsError: tensors that llama.cpp has no name for, or Gemma's norms in less than float32.
+        WeightsError: tensors that llama.cpp has no name or no place for, or Gemma's norms in less than float32.
     """
     architecture = architecture_of(config)
     table = _table(architecture, config, {})
@@ -81,6 +83,14 @@ def foreign(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Reci
     if architecture in _GEMMA:
         _need_float32(checkpoint)
     found: dict[str, Recipe | Concatenate | Made] = dict(write(table, checkpoint, ties, DROPPED))
+    lacking = [name for name in found if re.fullmatch(_ABSENT.get(architecture, "(?!)"), name)]
+    if lacking:
+        raise WeightsError(
+            f"llama.cpp's {architecture} has no place for tensors of this model",
+            where=checkpoint.path,
+            got=", ".join(lacking),
+            do="convert to a form that has, such as safetensors",
+        )
     for name, array in scaling_tensors(config).items():
         found[name] = Made(array.shape, array.dtype.name, array.view)
     return found
@@ -100,8 +110,8 @@ def metadata(
 
 
 def notes(config: Mapping[str, Any], texts: Mapping[str, str], checkpoint: Checkpoint) -> list[str]:
-    """What llama.cpp will do otherwise with the text that a user gives it; the arguments are those of `metadata`."""
-    return _vocabulary(config, texts, checkpoint)[1]
+    """What llama.cpp will do otherwise, mostly with the text that it is given; the arguments are those of `metadata`."""
+    return [*model_notes(config), *_vocabulary(config, texts, checkpoint)[1]]
 
 
 def understood(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,6 +144,14 @@ _NOTHING = ("bos_token_id", "eos_token_id", "pad_token_id", "max_window_layers")
 _IN_FLOAT32 = ("_norm.weight", "position_embd.weight", "token_types.weight", "ffn_gate_inp.weight")
 
 _GEMMA = ("gemma", "gemma2", "gemma3")
+
+_NO_BIAS = r".*\.bias"
+_ABSENT = {
+    **dict.fromkeys(_GEMMA, rf"output\.weight|{_NO_BIAS}"),  # the embedding is the output layer, always
+    **dict.fromkeys(("qwen3", "qwen3moe", "phi3"), _NO_BIAS),
+    **dict.fromkeys(("qwen2", "qwen2moe"), r"blk\.\d+\.(?!attn_[qkv]\.).*\.bias"),
+}
+"""Architecture -> what llama.cpp's code for it never asks for; it refuses a file with tensors left over."""
 
 _SHARED = {
     "model.embed_tokens": "token_embd",

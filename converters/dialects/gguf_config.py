@@ -17,7 +17,16 @@ import numpy as np
 from converters.checkpoint import Checkpoint
 from zoo.errors import ConfigError
 
-__all__ = ["ARCHITECTURES", "Architecture", "architecture_of", "computed", "config", "metadata", "scaling_tensors"]
+__all__ = [
+    "ARCHITECTURES",
+    "Architecture",
+    "architecture_of",
+    "computed",
+    "config",
+    "metadata",
+    "notes",
+    "scaling_tensors",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +119,8 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "bert": Architecture("bert", "BertModel", _SIZES | {"attention.layer_norm_epsilon": "layer_norm_eps"}),
 }
 
+_WHOLE_HEADS = frozenset(ARCHITECTURES) - {"phi3"}
+
 _NEEDED = ("block_count", "embedding_length", "feed_forward_length", "attention.head_count")
 _TOKENS = {
     "tokenizer.ggml.bos_token_id": "bos_token_id",
@@ -178,6 +189,13 @@ def metadata(config: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError(
             "llama.cpp has no sliding windows in this model", expected="use_sliding_window false", got=True
         )
+    if name in _WHOLE_HEADS and fields.get("partial_rotary_factor", 1) != 1:
+        raise ConfigError(
+            "llama.cpp rotates whole heads in this model",
+            where="config.json, partial_rotary_factor",
+            expected=1,
+            got=fields["partial_rotary_factor"],
+        )
     if name == "gpt2" and fields.get("n_inner") is None:
         fields["n_inner"] = 4 * fields["n_embd"]
     if name in ("gemma2", "gemma3"):
@@ -227,6 +245,17 @@ def computed(config: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any
             "sliding_attention" if (number + 1) % every else "full_attention" for number in range(layers)
         ]
     return found
+
+
+def notes(config: Mapping[str, Any]) -> list[str]:
+    """What llama.cpp does otherwise for reasons that lie with its user."""
+    fields = _flat(config)
+    if _rope_scaling(fields)["rope_type"] != "longrope":
+        return []
+    original = fields.get("original_max_position_embeddings") or _rope_scaling(fields).get(
+        "original_max_position_embeddings"
+    )
+    return [f"llama.cpp takes long_factor wherever its context is longer than {original}, not where the text is"]
 
 
 def scaling_tensors(config: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -347,9 +376,12 @@ def _llama3(checkpoint: Checkpoint, name: str, values: Mapping[str, Any]) -> dic
     stored = checkpoint.read("rope_freqs.weight").reshape(-1)
     if np.all(stored == 1):
         return {}
-    scaling = {"rope_type": "llama3", "factor": round(float(stored.max()), 4), **_LLAMA3}
     theta = values.get("rope.freq_base", 10000.0)
     half = len(stored)
+    # The slowest frequency is divided by the factor itself, or by less where heads are so small that none is that slow.
+    share, part = float(_llama3_shares(half, theta, _LLAMA3)[-1]), 1 / float(stored[-1])
+    factor = (1 - share) / (part - share) if share < part else 1.0
+    scaling = {"rope_type": "llama3", "factor": round(factor, 4), **_LLAMA3}
     expected = _llama3_divisors(half, theta, scaling)
     if not np.allclose(stored, expected, rtol=1e-4):  # the file has float32, from single precision
         raise ConfigError(
@@ -368,10 +400,15 @@ _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_positi
 
 def _llama3_divisors(half: int, theta: float, scaling: Mapping[str, Any]) -> np.ndarray:
     """[half]: what Llama 3 divides each frequency by, from 1 for the fast ones to the factor for the slow ones."""
+    shares = _llama3_shares(half, theta, scaling)
+    return 1 / ((1 - shares) / scaling["factor"] + shares)
+
+
+def _llama3_shares(half: int, theta: float, scaling: Mapping[str, Any]) -> np.ndarray:
+    """[half]: how much of each frequency stays as it was, 1 for the fast ones."""
     lengths = 2 * math.pi * theta ** (np.arange(half) / half)
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    smooth = np.clip((scaling["original_max_position_embeddings"] / lengths - low) / (high - low), 0, 1)
-    return 1 / ((1 - smooth) / scaling["factor"] + smooth)
+    return np.clip((scaling["original_max_position_embeddings"] / lengths - low) / (high - low), 0, 1)
 
 
 def _rope_scaling(fields: Mapping[str, Any]) -> dict[str, Any]:

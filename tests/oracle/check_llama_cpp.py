@@ -36,8 +36,8 @@ DATA = Path(__file__).parents[1] / "data" / "dialects"
 SEED, LENGTHS, LIMIT_S = 7, (1, 6, 23), 120
 
 LIMITS = {
-    "silu": 1e-5,
-    "gelu": 5e-3,
+    "silu": 2e-6,
+    "gelu": 2e-3,
 }
 """Activation -> the largest difference from float64, over the largest absolute value. SiLU, softmax and norms are float32
 in llama.cpp: some tens of roundings. GELU goes through a table of float16 arguments: 2**-11 of each, once a layer."""
@@ -54,8 +54,19 @@ TEXTS = (
     "café naïve résumé – “quotes” … ¿qué?",
     "foo_bar(x) { return x+1; } // a\tb",
     "a\u00a0b \u200b c\u3000d",
-    "日本語テキスト 한국어 العربية हिन्दी",
+    "日本語テキスト العربية",
+    "한국어 हिन्दी",
+    "re\u0301sume\u0301",
 )
+
+KNOWN = {
+    "wordpiece": (
+        "한국어 हिन्दी",
+        "llama.cpp keeps one part of a decomposed Hangul syllable, and takes vowel signs for accents",
+    ),
+    "qwen2": ("re\u0301sume\u0301", "llama.cpp does not compose characters"),
+}
+"""Tokenizer -> a text that llama.cpp itself cuts otherwise, and why; a note of the conversion says so."""
 
 
 def main() -> None:
@@ -143,7 +154,7 @@ CASES: dict[str, Case] = {
                 "rope_theta": 1e4,
                 "low_freq_factor": 1.0,
                 "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 32,
+                "original_max_position_embeddings": 8192,
             }
         },
         "llama-bpe",
@@ -211,8 +222,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "llama partial_rotary": {"rope_parameters": ROPE | {"rope_type": "default", "partial_rotary_factor": 0.5}},
     "llama dynamic": {"rope_parameters": ROPE | {"rope_type": "dynamic", "factor": 2.0}},
     "llama yarn-beta": {
+        "head_dim": 32,
         "rope_parameters": ROPE
-        | {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 4.0}
+        | {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "beta_fast": 1.5},
     },
     "llama yarn-attention": {
         "rope_parameters": ROPE
@@ -267,14 +279,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "phi3 partial_rotary": {"rope_parameters": ROPE | {"rope_type": "default", "partial_rotary_factor": 0.5}},
     "phi3 hidden_act gelu": {"hidden_act": "gelu"},
     "phi3 longrope": {
-        "max_position_embeddings": 128,
-        "original_max_position_embeddings": 64,
+        "max_position_embeddings": 512,
+        "original_max_position_embeddings": 256,
         "rope_parameters": ROPE
         | {
             "rope_type": "longrope",
             "short_factor": [1.0, 1.1, 1.2, 1.3],
             "long_factor": [2.0, 3.0, 4.0, 5.0],
-            "original_max_position_embeddings": 64,
+            "original_max_position_embeddings": 256,
         },
     },
     "gpt2 activation relu": {"activation_function": "relu"},
@@ -334,7 +346,12 @@ def write_one(folder: Path, made: Case) -> dict[str, Any]:
         marks = {f"{part.lower()}_token": f"[{part}]" for part in ("UNK", "SEP", "PAD", "CLS", "MASK")}
     marks["chat_template"] = "{{ messages[0]['content'] }}"
     (folder / "source" / "tokenizer_config.json").write_text(json.dumps(marks))
-    case: dict[str, Any] = {"activation": activation, "rows": rows, "embedding": model_type in ("bert", "nomic_bert")}
+    case: dict[str, Any] = {
+        "activation": activation,
+        "rows": rows,
+        "known": KNOWN.get(kind),
+        "embedding": model_type in ("bert", "nomic_bert"),
+    }
     try:
         done = zoo.convert(folder / "source", folder / "gguf", "gguf", offline=True, verify=True)
         case["notes"] = list(getattr(done, "notes", []))
@@ -479,7 +496,10 @@ def run_one(folder: Path) -> dict[str, Any]:
         return {"ok": True, "refused": case["refused"]}
     if case.get("real"):
         return run_real(folder, case)
-    server = serve(folder / "gguf" / "model.gguf", case["embedding"])
+    path = folder / "gguf" / "model.gguf"
+    if not case["tokens"]:  # the server wants a tokenizer
+        return {"ok": loads(path) == case["rows"], "loaded": "by the library alone", "notes": case["notes"]}
+    server = serve(path, case["embedding"])
     expected = np.load(folder / "expected.npz")
     worst, own = 0.0, 0.0
     same_top = True
@@ -491,15 +511,39 @@ def run_one(folder: Path) -> dict[str, Any]:
         worst = max(worst, float(np.abs(found - wanted).max() / scale))
         own = max(own, float(np.abs(torchs - wanted).max() / scale))
         same_top &= bool((found.argmax(-1) == wanted.argmax(-1)).all())
-    result: dict[str, Any] = {"numbers within": LIMITS[case["activation"]], "largest difference": worst}
-    result |= {"torch float32": own, "same top": same_top}
-    wrong = {}
+    limit = LIMITS[case["activation"]]
+    result: dict[str, Any] = {"largest difference": worst, "limit": limit, "torch float32": own, "same top": same_top}
+    wrong, known, why = {}, *(case["known"] or ("", ""))
     for text, ids in case["tokens"].items():
         got = post(server, "/tokenize", content=text, add_special=True, parse_special=True)["tokens"]
-        if got != ids:
+        if (got == ids) == (text == known and known != ""):
             wrong[text] = {"tokenizers": ids, "llama.cpp": got}
-    result |= {"texts": len(case["tokens"]), "tokenized otherwise": wrong, "notes": case["notes"]}
-    return {"ok": not wrong and worst <= LIMITS[case["activation"]]} | result
+    result |= {"texts": len(case["tokens"]), "tokenized otherwise": wrong, "known": {known: why} if known else {}}
+    return {"ok": not wrong and worst <= limit and same_top} | result | {"notes": case["notes"]}
+
+
+def loads(path: Path) -> int:
+    """How many tokens a model has that llama.cpp's library loads from a file, by its C interface.
+
+    The parameters are a struct whose size is the library's own business; it is passed on the stack, where more room than
+    it takes does no harm.
+    """
+    import ctypes
+
+    import xllamacpp.xllamacpp as extension
+
+    class Params(ctypes.Structure):
+        _fields_ = [("room", ctypes.c_byte * 1024)]  # noqa: RUF012
+
+    library = ctypes.CDLL(extension.__file__)
+    library.llama_model_default_params.restype = Params
+    library.llama_model_load_from_file.argtypes = [ctypes.c_char_p, Params]
+    for name in ("llama_model_load_from_file", "llama_model_get_vocab"):
+        getattr(library, name).restype = ctypes.c_void_p
+    for name in ("llama_model_get_vocab", "llama_vocab_n_tokens"):
+        getattr(library, name).argtypes = [ctypes.c_void_p]
+    model = library.llama_model_load_from_file(bytes(path), library.llama_model_default_params())
+    return library.llama_vocab_n_tokens(library.llama_model_get_vocab(model)) if model else -1
 
 
 def run_real(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
