@@ -391,6 +391,8 @@ def convert_model(
         names = [name for name, reason in done.dropped.items() if reason == why]
         shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         print(f"left out, since {why}: {shown}")
+    for note in done.notes:
+        console(stderr=True).print(f"[dim]{_plain(note)}[/]", soft_wrap=True)
     for name in done.nans:
         console(stderr=True).print(f"[yellow]warning:[/] {_plain(name)} holds NaN")
     what = f"{len(done.names)} tensors, {done.nbytes / 1e6:.1f} MB, {done.dialect} to {done.target}"

@@ -20,7 +20,7 @@ from converters.checkpoint import BLOCK, Checkpoint, TensorInfo, little_endian
 from converters.dialects import canonical, derived_tokenizer, dialect_of, dropped
 from converters.gguf_quants import q8_0_error
 from converters.targets import Target, find_target
-from converters.view import Cast, Made, Recipe, Subset, View
+from converters.view import Cast, Made, Recipe, Subset, View, origins
 from zoo.errors import CaptureError, ConfigError, SourceError, VerifyError, WeightsError, ZooError
 from zoo.graph.computed import COMPUTED, is_computed, sinusoids
 from zoo.registry import parse
@@ -43,6 +43,7 @@ class Conversion:
         names: name in the target -> the source's tensors that it is made of.
         dropped: tensor of the source -> why it is not in the target.
         nans: names of tensors that hold NaN.
+        notes: what was taken off to reach the model's tensors: prefixes, and what trainers put around them.
         nbytes: size of the tensors written.
         verified: what was compared; outputs only of models that can be captured.
     """
@@ -54,6 +55,7 @@ class Conversion:
     names: dict[str, str]
     dropped: dict[str, str] = field(default_factory=dict)
     nans: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     nbytes: int = 0
     verified: str = ""
 
@@ -100,7 +102,8 @@ def convert(
         SourceError: the disk has not enough room, or cannot be written to; the folder is as it was.
     """
     from zoo.loading import config_of, fetch_checkpoint, graph_for
-    from zoo.weights import as_saved, expected_shapes, gathered, scattered
+    from zoo.weights import as_saved, gathered, scattered
+    from zoo.wrapping import unwrapped
 
     target = find_target(to)
     out = Path(folder)
@@ -118,8 +121,9 @@ def convert(
         config = {**config, "architectures": [graph.meta["class"]]}
 
     with ExitStack() as stack:
-        raw = stack.enter_context(open_checkpoint(place))
-        read = canonical(raw, config, expected_shapes(graph))
+        file = stack.enter_context(open_checkpoint(place))
+        opened = unwrapped(file, config, graph)
+        raw, read = opened.raw, opened.read
         dialect = dialect_of(raw) if read is not raw else None
         whole = gathered(graph, read, as_published=read is raw)
         ours, served, gone = _in_graph_names(whole, graph, keep=target.dialect is None)
@@ -138,13 +142,15 @@ def convert(
             raw.path,
             dialect.NAME if dialect else "hf-torch",
             target.name,
-            {name: name if name in restored else ", ".join(_origins(written, name)) for name in written.infos},
+            {name: name if name in restored else ", ".join(origins(written, name)) for name in written.infos},
             {
                 **gone,
                 **homeless,
-                **(dropped(dialect, raw.infos, _used(read)) if read is not raw else {}),
+                **(dropped(dialect, raw.infos, _used(read, raw)) if read is not raw else {}),
+                **opened.left,
                 **dropped(target.dialect_module(), ours.infos, kept),
             },
+            notes=list(opened.notes),
             nbytes=sum(
                 info.nbytes * 34 // 128 if name in quantised else info.nbytes  # a block of 32 values has 34 bytes
                 for name, info in written.infos.items()
@@ -186,11 +192,14 @@ def _in_graph_names(checkpoint: Checkpoint, graph: Graph, keep: bool) -> tuple[V
     Args:
         keep: what the class does not use but another head may need is kept, under the name it has.
     """
-    from zoo.weights import fit, prune, untie
+    from zoo.weights import check_twins, fit, prune, untie
 
     graph = untie(graph, checkpoint)
     served = graph
-    fitted = fit(graph, {name: info.shape for name, info in checkpoint.infos.items()}, checkpoint.path)
+    infos = checkpoint.infos
+    dtypes = {name: info.dtype for name, info in infos.items()}
+    fitted = fit(graph, {name: info.shape for name, info in infos.items()}, checkpoint.path, dtypes=dtypes)
+    check_twins(checkpoint, fitted)
     if graph.nodes:
         served, _ = prune(graph, fitted, checkpoint.path)  # raises if the main output lacks a tensor
     elif lacking := [name for name in fitted.missing if not is_computed(name)]:
@@ -403,14 +412,7 @@ def _need_room(out: Path, nbytes: int) -> None:
 
 def _used(view: Checkpoint, bottom: Checkpoint | None = None) -> set[str]:
     """The tensors of `bottom` (of the file, if it is not given) that a view is made of."""
-    return {origin for name in view.infos for origin in _origins(view, name, bottom)}
-
-
-def _origins(view: Checkpoint, name: str, bottom: Checkpoint | None = None) -> list[str]:
-    """The tensors of `bottom` (of the file, if it is not given) that one tensor of a view is made of."""
-    if view is bottom or not isinstance(view, (View, Cast)):
-        return [name]
-    return [origin for source in view.sources(name) for origin in _origins(view.source, source, bottom)]
+    return {origin for name in view.infos for origin in origins(view, name, bottom)}
 
 
 def _verify(
@@ -435,8 +437,8 @@ def _verify(
     """
     from zoo.weights import expected_shapes, gathered
 
-    stored = {own: info.dtype for name, info in written.infos.items() for own in _origins(written, name, ours)}
-    lossy = {own for name in quantised for own in _origins(written, name, ours)}
+    stored = {own: info.dtype for name, info in written.infos.items() for own in origins(written, name, ours)}
+    lossy = {own for name in quantised for own in origins(written, name, ours)}
     expected = Cast(Subset(ours, sorted(stored)), stored)
     all_exact = True
     with open_checkpoint(folder) as raw:
