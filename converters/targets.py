@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 from converters.checkpoint import Checkpoint
@@ -62,6 +62,23 @@ class Target:
         """What belongs into config.json beside this form."""
         derive = getattr(self.dialect_module(), "foreign_config", None)
         return config if derive is None else derive(config)
+
+    def understood(self, checkpoint: Checkpoint, config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """The config of what this form's readers compute, in Hugging Face's fields; None if they honour config.json.
+
+        Args:
+            checkpoint: a view of this form that is to be written, or what was written, opened.
+            config: what belongs into config.json beside it.
+        """
+        own = getattr(self.dialect_module(), "understood", None)
+        return None if own is None else own(checkpoint, config)
+
+    def described(self, checkpoint: Checkpoint, config: Mapping[str, Any]) -> Checkpoint:
+        """A view of this form with what its file will say beside the tensors, but for a tokenizer."""
+        derive = getattr(self.dialect_module(), "metadata", None)
+        found = View(checkpoint, {name: Recipe(name) for name in checkpoint.infos}, checkpoint.aliases)
+        found.metadata = MappingProxyType({**self.metadata, **({} if derive is None else derive(config, None))})
+        return found
 
     def stored(self, checkpoint: Checkpoint, dtype: str | None) -> dict[str, str]:
         """Tensor -> the dtype that it is to be stored in.

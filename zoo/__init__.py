@@ -18,7 +18,7 @@ from zoo.errors import ZooError
 if TYPE_CHECKING:
     from zoo.bench import BenchReport, bench
     from zoo.catalogue import architectures, available, info
-    from zoo.convert import Conversion, convert
+    from zoo.convert import Conversion, convert, verify_conversion
     from zoo.loading import capture, load
     from zoo.model import Model, Output, Package
     from zoo.verify import Report, verify
@@ -39,6 +39,7 @@ __all__ = [
     "info",
     "load",
     "verify",
+    "verify_conversion",
 ]
 __version__ = "0.1.0.dev0"
 
@@ -47,6 +48,7 @@ _LAZY = {
     "capture": "zoo.loading",
     "convert": "zoo.convert",
     "Conversion": "zoo.convert",
+    "verify_conversion": "zoo.convert",
     "Model": "zoo.model",
     "Output": "zoo.model",
     "Package": "zoo.model",

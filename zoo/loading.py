@@ -8,6 +8,8 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -168,7 +170,10 @@ def graph_for(config: Mapping[str, Any], task: str | None, dtype: str, train: bo
 def find_graph(config: Mapping[str, Any], task: str | None = None, dtype: str = "float32") -> Graph | None:
     """The packaged graph that this config's network is, or None."""
     file = find_packaged(config, task, dtype)
-    return None if file is None else load_graph(GRAPHS / file)
+    if file is None:
+        return None
+    graph = load_graph(GRAPHS / file)
+    return replace(graph, meta={**graph.meta, "config": _records(GRAPHS)[file]})
 
 
 def find_packaged(config: Mapping[str, Any], task: str | None = None, dtype: str = "float32") -> str | None:
@@ -183,16 +188,20 @@ def find_packaged(config: Mapping[str, Any], task: str | None = None, dtype: str
     architectures = config.get("architectures") or []
     if task is None and not architectures:
         wanted = "feature-extraction"
-    records: dict[str, Any] = {}
     for file, facts in json.loads((GRAPHS / "index.json").read_text()).items():
         if facts["model_type"] != config.get("model_type") or facts["dtype"] != dtype:
             continue
         if facts["task"] != wanted if wanted else facts["class"] not in architectures:
             continue
-        records = records or json.loads(gzip.decompress((GRAPHS / "configs.json.gz").read_bytes()))
-        if not differences(config, records[file]):
+        if not differences(config, _records(GRAPHS)[file]):
             return file
     return None
+
+
+@cache
+def _records(folder: Path) -> dict[str, Any]:
+    """Packaged graph -> the shaping fields of its config."""
+    return json.loads(gzip.decompress((folder / "configs.json.gz").read_bytes()))
 
 
 def model_from(package: Package, backend: str) -> Model:

@@ -13,6 +13,7 @@ Canonical names are those of the torch checkpoint. A dialect is one file of this
     def metadata(config, tokenizer) -> dict     where its format holds any: what to write about the model beside tensors
     def stored_as(info, dtype) -> str           where its readers want another dtype of a tensor than was asked for
     def foreign_config(config) -> dict          where its readers want another config.json than Hugging Face's
+    def understood(checkpoint, config) -> dict  where its readers do not honour config.json: see `fields`
     DROPPED: tuple[tuple[str, str], ...]        patterns of its own names that are no weights, each with the reason
 
 `config` is the model's config.json. What a dialect does not know keeps its own name, for `zoo.weights.fit` to accept

@@ -17,6 +17,7 @@ from typing import Any
 
 from converters.checkpoint import Checkpoint, TensorInfo
 from converters.dialects.gguf_config import architecture_of, config
+from converters.dialects.gguf_config import config as derived
 from converters.dialects.gguf_config import metadata as model_metadata
 from converters.dialects.shared import Dropped
 from converters.dialects.tabled import read, write
@@ -25,7 +26,18 @@ from converters.gguf_tokenizer import tokenizer_json, tokenizer_metadata
 from converters.view import Concatenate, Layout, Permute, Recipe, RotaryRows, Shift, is_float
 from zoo.errors import ConfigError, WeightsError
 
-__all__ = ["DROPPED", "NAME", "canonical", "config", "foreign", "metadata", "recognises", "stored_as", "tokenizer"]
+__all__ = [
+    "DROPPED",
+    "NAME",
+    "canonical",
+    "config",
+    "foreign",
+    "metadata",
+    "recognises",
+    "stored_as",
+    "tokenizer",
+    "understood",
+]
 
 NAME = "gguf"
 
@@ -75,6 +87,12 @@ def metadata(config: Mapping[str, Any], tokenizer: str | None = None) -> dict[st
     return found if tokenizer is None else {**found, **(tokenizer_metadata(tokenizer) or {})}
 
 
+def understood(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of what llama.cpp computes, which reads the file alone; `_NOTHING` is no part of that."""
+    same = {name: config[name] for name in _NOTHING if name in config}
+    return {**(derived(checkpoint) or config), **same}
+
+
 def stored_as(info: TensorInfo, dtype: str | None) -> str:
     """The dtype in which llama.cpp wants a tensor: its kernels take vectors, and some tables, in float32 alone."""
     if not is_float(info):
@@ -90,6 +108,9 @@ def tokenizer(checkpoint: Checkpoint) -> str | None:
     """The tokenizer.json that a file's key/values describe, for BPE of bytes and SentencePiece's."""
     return tokenizer_json(checkpoint.metadata)
 
+
+_NOTHING = ("bos_token_id", "eos_token_id", "pad_token_id", "max_window_layers")
+"""Ids of tokens, and where windows begin in models that are written only if they have none."""
 
 # From prepare_tensors of convert_hf_to_gguf.py.
 _IN_FLOAT32 = ("_norm.weight", "position_embd.weight", "token_types.weight", "ffn_gate_inp.weight")

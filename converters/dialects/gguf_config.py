@@ -153,6 +153,7 @@ def config(checkpoint: Checkpoint) -> dict[str, Any] | None:
     if name in ("bert", "nomic-bert"):
         found["type_vocab_size"] = _rows(checkpoint, "token_types.weight")
     elif name == "gpt2":
+        found["tie_word_embeddings"] = "output.weight" not in checkpoint.infos
         if found["n_inner"] == 4 * found["n_embd"]:
             del found["n_inner"]  # as published: the class multiplies
     else:
