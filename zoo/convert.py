@@ -22,7 +22,7 @@ from converters.dialects.fields import nearly, note, refuse, unsaid, with_field
 from converters.gguf_quants import q8_0_error
 from converters.gguf_vocabulary import FILES as TOKENIZER_FILES
 from converters.targets import Target, find_target
-from converters.view import Cast, Made, Recipe, Subset, View
+from converters.view import Cast, Made, Recipe, Subset, View, origins
 from zoo.errors import CaptureError, ConfigError, SourceError, VerifyError, WeightsError, ZooError
 from zoo.graph.computed import COMPUTED, is_computed, sinusoids
 from zoo.graph.key import Contradiction, contradictions, current
@@ -49,8 +49,9 @@ class Conversion:
         nans: names of tensors that hold NaN.
         nbytes: size of the tensors written.
         verified: what was compared; outputs only of models that can be captured.
-        notes: what readers of the form will do otherwise than those of the source, and fields of the config that they
-            have nearly as the model has them.
+        notes: what was taken off to reach the model's tensors, prefixes and what trainers put around them; what readers
+            of the form will do otherwise than those of the source; fields of the config that they have nearly as the
+            model has them.
     """
 
     folder: Path | None
@@ -219,16 +220,18 @@ def _plan(
 ) -> _Plan:
     """What is to be written, as views of the source, which `stack` closes."""
     from zoo.loading import config_of
-    from zoo.weights import as_saved, expected_shapes, gathered, scattered
+    from zoo.weights import as_saved, gathered, scattered
+    from zoo.wrapping import unwrapped
 
     config = config_of(place, found)
     graph = _graph_of(config, task)
     if graph.meta.get("class"):
         config = {**config, "architectures": [graph.meta["class"]]}
     source = config, graph
-    raw = stack.enter_context(open_checkpoint(place))
-    raw.check_reads()
-    read = canonical(raw, config, expected_shapes(graph))
+    file = stack.enter_context(open_checkpoint(place))
+    file.check_reads()
+    opened = unwrapped(file, config, graph)
+    raw, read = opened.raw, opened.read
     dialect = dialect_of(raw) if read is not raw else None
     whole = gathered(graph, read, as_published=read is raw)
     config, graph, whole = _untied(config, graph, whole, target)
@@ -248,11 +251,12 @@ def _plan(
         raw.path,
         dialect.NAME if dialect else "hf-torch",
         target.name,
-        {name: name if name in restored else ", ".join(_origins(written, name)) for name in written.infos},
+        {name: name if name in restored else ", ".join(origins(written, name)) for name in written.infos},
         {
             **gone,
             **homeless,
-            **(dropped(dialect, raw.infos, _used(read)) if read is not raw else {}),
+            **(dropped(dialect, raw.infos, _used(read, raw)) if read is not raw else {}),
+            **opened.left,
             **dropped(target.dialect_module(), ours.infos, kept),
         },
         nbytes=sum(
@@ -264,7 +268,7 @@ def _plan(
     theirs = target.understood(target.described(written, config), target.config(config))
     near = _unsaid(target, theirs, config, graph)
     texts = _tokenizer_texts(place if place.is_dir() else place.parent, raw) if target.with_tokenizer else {}
-    result.notes = [*(note(target.name, one) for one in near), *target.notes(config, texts, written)]
+    result.notes = [*opened.notes, *(note(target.name, one) for one in near), *target.notes(config, texts, written)]
     return _Plan(
         target, place, raw, source, config, graph, ours, written, served, quantised, near, texts, dtype, result
     )
@@ -331,11 +335,14 @@ def _in_graph_names(checkpoint: Checkpoint, graph: Graph, keep: bool) -> tuple[V
     Args:
         keep: what the class does not use but another head may need is kept, under the name it has.
     """
-    from zoo.weights import fit, prune, untie
+    from zoo.weights import check_twins, fit, prune, untie
 
     graph = untie(graph, checkpoint)
     served = graph
-    fitted = fit(graph, {name: info.shape for name, info in checkpoint.infos.items()}, checkpoint.path)
+    infos = checkpoint.infos
+    dtypes = {name: info.dtype for name, info in infos.items()}
+    fitted = fit(graph, {name: info.shape for name, info in infos.items()}, checkpoint.path, dtypes=dtypes)
+    check_twins(checkpoint, fitted)
     if graph.nodes:
         served, _ = prune(graph, fitted, checkpoint.path)  # raises if the main output lacks a tensor
     elif lacking := [name for name in fitted.missing if not is_computed(name)]:
@@ -597,14 +604,7 @@ def _need_room(out: Path, nbytes: int) -> None:
 
 def _used(view: Checkpoint, bottom: Checkpoint | None = None) -> set[str]:
     """The tensors of `bottom` (of the file, if it is not given) that a view is made of."""
-    return {origin for name in view.infos for origin in _origins(view, name, bottom)}
-
-
-def _origins(view: Checkpoint, name: str, bottom: Checkpoint | None = None) -> list[str]:
-    """The tensors of `bottom` (of the file, if it is not given) that one tensor of a view is made of."""
-    if view is bottom or not isinstance(view, (View, Cast)):
-        return [name]
-    return [origin for source in view.sources(name) for origin in _origins(view.source, source, bottom)]
+    return {origin for name in view.infos for origin in origins(view, name, bottom)}
 
 
 def _verify(plan: _Plan, folder: Path) -> str:
@@ -672,8 +672,8 @@ def _same_tensors(plan: _Plan, folder: Path, own: dict[str, Any], graph: Graph) 
     from zoo.weights import expected_shapes, gathered, untie
 
     ours, written = plan.ours, plan.written
-    stored = {one: info.dtype for name, info in written.infos.items() for one in _origins(written, name, ours)}
-    lossy = {one for name in plan.quantised for one in _origins(written, name, ours)}
+    stored = {one: info.dtype for name, info in written.infos.items() for one in origins(written, name, ours)}
+    lossy = {one for name in plan.quantised for one in origins(written, name, ours)}
     expected = Cast(Subset(ours, sorted(stored)), stored)
     all_exact = True
     with open_checkpoint(folder) as raw:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zoo.errors import CaptureError, ConfigError, MissingFramework
+from converters.marks import ADAPTER_ADVICE, NOT_APPLIED, NOT_READ, QUANTISED_ADVICE, adapter_tensors, quantiser
+from zoo.errors import CaptureError, ConfigError, MissingFramework, WeightsError
 from zoo.graph.io import load_graph, save_graph
 from zoo.graph.ir import DTYPES, Graph
 from zoo.graph.key import differences
@@ -260,22 +261,20 @@ def assemble(name: str, backend: str, graph: Graph, place: Path, config: dict[st
     from converters import open_checkpoint
     from converters.checkpoint import release
     from zoo.backends import get_backend
-    from zoo.graph.computed import is_computed
-    from zoo.weights import as_dtype, expected_shapes, fit, gathered, prune, untie
+    from zoo.weights import as_dtype, check_twins, fit, gathered, prune, untie
+    from zoo.wrapping import unwrapped
 
     module = get_backend(backend)
-    with open_checkpoint(place) as raw:
-        if module.COPIES or {info.dtype for info in raw.infos.values()} - {p.dtype for p in graph.params.values()}:
-            raw.check_reads()  # tensors are read whole now; others stay mapped, and `zoo verify --files` reads them
-        read, expected = raw, expected_shapes(graph)
-        if not all(name in expected or is_computed(name) for name in raw.infos):
-            from converters.dialects import canonical
-
-            read = canonical(raw, config, expected)
-        checkpoint = gathered(graph, read, as_published=read is raw)
+    with open_checkpoint(place) as file:
+        if module.COPIES or {info.dtype for info in file.infos.values()} - {p.dtype for p in graph.params.values()}:
+            file.check_reads()  # tensors are read whole now; others stay mapped, and `zoo verify --files` reads them
+        opened = unwrapped(file, config, graph)
+        checkpoint = gathered(graph, opened.read, as_published=opened.read is opened.raw)
         shapes = {name: info.shape for name, info in checkpoint.infos.items()}
         graph = untie(graph, checkpoint)
-        fitted = fit(graph, shapes, checkpoint.path, strict=strict)
+        dtypes = {name: info.dtype for name, info in checkpoint.infos.items()}
+        fitted = fit(graph, shapes, checkpoint.path, strict=strict, dtypes=dtypes)
+        check_twins(checkpoint, fitted)
         graph, dropped = prune(graph, fitted, checkpoint.path)
         params: dict[str, Any] = {}
         for param in graph.params.values():
@@ -287,11 +286,24 @@ def assemble(name: str, backend: str, graph: Graph, place: Path, config: dict[st
             params.update(module.params_from({param.name: array}, graph))
             if module.COPIES or array is not stored:
                 release(stored)
-    notes = [f"output {output!r} is left out: {why}" for output, why in dropped.items()]
+    notes = opened.told()
+    notes += [f"output {output!r} is left out: {why}" for output, why in dropped.items()]
     notes += [f"tensor {tensor!r} is not used: {why}" for tensor, why in fitted.unused.items()]
     notes += [f"in training {field} is off: it decides in Python" for field in graph.meta.get("train_without", ())]
     folder = place if place.is_dir() else place.parent
+    notes += _beside(folder)
     return Model(name, _canonical(module), graph, params, config, folder, notes, checkpoint.path, _backend=module)
+
+
+def _beside(folder: Path) -> list[str]:
+    """An adapter beside weights that were named themselves, or what is left of one."""
+    from converters.folder import ADAPTER_CONFIG, adapter_config, adapters_in
+
+    files = adapters_in(sorted(path.name for path in folder.iterdir()))
+    files += [ADAPTER_CONFIG] if (folder / ADAPTER_CONFIG).is_file() else []
+    base = adapter_config(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+    of = f" for the base {base!r}" if base else ""
+    return [f"the adapter{of} beside the weights is not applied: {', '.join(files)}"] if files else []
 
 
 def fetch_checkpoint(
@@ -343,10 +355,21 @@ def config_of(place: Path, found: Entry | SourceRef) -> dict[str, Any]:
     """The config of a checkpoint: its config.json, the registry's, or one that follows from the file itself.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or it says that the weights are quantised.
+        WeightsError: it is an adapter that has no config.
     """
+    from converters.folder import refuse_adapter
+
+    refuse_adapter(place)
     path = (place if place.is_dir() else place.parent) / "config.json"
     config = read_json(path) if path.is_file() else {}
+    if (how := quantiser(config)) is not None:
+        raise ConfigError(
+            NOT_READ,
+            where=path,
+            got=how,
+            do=f"{QUANTISED_ADVICE}; if its tensors are plain numbers after all, remove that field from config.json",
+        )
     if "model_type" in config:
         return config
     if isinstance(found, Entry) and found.has_config:
@@ -355,6 +378,13 @@ def config_of(place: Path, found: Entry | SourceRef) -> dict[str, Any]:
     from converters.dialects import derived_config
 
     with open_checkpoint(place) as checkpoint:
+        if adapters := adapter_tensors(checkpoint.infos):
+            raise WeightsError(
+                NOT_APPLIED,
+                where=checkpoint.path,
+                got=", ".join(adapters[:3]) + (f" and {len(adapters) - 3} more" if len(adapters) > 3 else ""),
+                do=ADAPTER_ADVICE,
+            )
         derived = derived_config(checkpoint)
     if derived or config:
         return derived or config

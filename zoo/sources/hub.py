@@ -200,7 +200,7 @@ def _download(
                 "the index names shards that the repository does not have",
                 where=f"{repo.uri}: {index}",
                 got=", ".join(absent),
-                do="tell the repository's owner; name other files: files=[...]",
+                do="tell the repository's owner; or download its files, and load what you want by its path",
             )
         names += more
         _check_listed(repo, more, listing, sha256)

@@ -281,7 +281,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 _COMPANIONS = (
-    "config.json", "generation_config.json", "adapter_config.json",
+    "config.json", "generation_config.json",
     "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json",
     "modules.json", "sentence_*_config.json", "config_sentence_transformers.json",
     "bert_config.json", "albert_config.json", "hparams.json", "params.json",  # Google's, OpenAI's and Meta's configs
@@ -322,7 +322,7 @@ def _weights(names: list[str], where: str, *, optional: bool) -> list[str]:
         where=where,
         expected=f"{', '.join(USUAL)} or another checkpoint format, or graph.json.gz",
         got=_some(names) or "nothing",
-        do="if they are in a subfolder, name them: files=[...], or name that folder",
+        do="if they are in a subfolder, give the path of that folder, of a local copy where they are on a hub",
     )
 
 
