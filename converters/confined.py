@@ -148,7 +148,8 @@ def _seccomp(rules: dict[str, _Rule]) -> bool:
     for number in _MISSING:
         steps += [(equal, 0, 1, number), (end, 0, 0, 0x50000 | _ENOSYS)]
     for rule in rules.values():
-        if (number := rule[column]) < 0:
+        number = (rule[0], rule[1])[column]
+        if number < 0:
             continue
         if len(rule) == 2:
             steps += [(equal, 0, 1, number), allow]

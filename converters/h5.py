@@ -14,6 +14,7 @@ keras/src/legacy/saving/legacy_h5_format.py.
 from __future__ import annotations
 
 import mmap
+import os
 import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -34,8 +35,8 @@ from converters.checkpoint import (
     refuse_impostor,
     tensor_info,
 )
-from converters.h5_process import Reader
 from converters.h5_write import write
+from converters.reader_process import Reader
 from converters.zips import MAGIC as ZIP
 from converters.zips import Member, checked_members, open_zip
 from zoo.errors import FormatError, SourceError
@@ -48,6 +49,10 @@ MAGIC = b"\x89HDF\r\n\x1a\n"
 MAX_RATIO = 1100
 """How much larger than its stored bytes a dataset may be; deflate reaches 1032."""
 MAX_TEXT = 1 << 24
+CPU_SECONDS = 1.25
+"""CPU time for listing, and one second more for each 2 MB: 10,000 datasets are 15 MB and take about one second."""
+MAX_CPU_SECONDS = 20
+MEMORY = 1 << 26
 _STEP = 1 << 16  # compressed bytes at a time: what zlib does not take of them is copied
 
 
@@ -236,7 +241,7 @@ def _open(
     member: Member | None = None,
 ) -> H5Checkpoint:
     """The checkpoint of an HDF5 file that is `data`, the bytes of `file` from `start` on, a stored member perhaps."""
-    reader: Reader | None = Reader(path, file, start, len(data))
+    reader: Reader | None = _reader(path, file, start, len(data))
     assert reader is not None
     try:
         listing = reader.listing()
@@ -251,6 +256,16 @@ def _open(
     if listing["empty"]:
         found["empty_layers"] = "\n".join(listing["empty"])
     return H5Checkpoint(path, infos, places, data, reader, member=member, metadata=found, aliases=aliases)
+
+
+def _reader(path: Path, file: IO[bytes], start: int, size: int) -> Reader:
+    """The process that reads the HDF5 file that begins at `start` in `file`, which it inherits."""
+    inherits = os.name == "posix"
+    place = file.fileno() if inherits else file.name
+    cpu = min(CPU_SECONDS + size / (1 << 21), MAX_CPU_SECONDS)
+    memory = MEMORY + min(2 * size, 1 << 30)
+    inherit = (file.fileno(),) if inherits else ()
+    return Reader(path, "h5_child.py", [place, start, size, memory, cpu], ["h5py"], inherit=inherit)
 
 
 def _check(
