@@ -41,8 +41,8 @@ LIMITS = {
     "gelu": 2e-3,
 }
 """Activation -> the largest difference from float64, over the largest absolute value. SiLU, softmax and norms are
-float32 in llama.cpp: some tens of roundings, as torch has; over 30 layers of real weights 7e-6 were seen. GELU goes through a table of float16 arguments, 2**-11 of
-each in every layer; seen: 8e-4."""
+float32 in llama.cpp: some tens of roundings, as torch has; over 30 layers of real weights 7e-6 were seen. GELU goes
+through a table of float16 arguments, 2**-11 of each in every layer; seen: 8e-4."""
 
 TEXTS = (
     "The cat sat on 123 mats, didn't it?",
