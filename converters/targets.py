@@ -17,6 +17,8 @@ from zoo.graph.ir import Graph
 
 __all__ = ["ALIASES", "TARGETS", "Target", "find_target"]
 
+NO_TEXTS: Mapping[str, str] = MappingProxyType({})
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -62,6 +64,16 @@ class Target:
         """What belongs into config.json beside this form."""
         derive = getattr(self.dialect_module(), "foreign_config", None)
         return config if derive is None else derive(config)
+
+    @property
+    def with_tokenizer(self) -> bool:
+        """Whether its file holds the tokenizer, too."""
+        return hasattr(self.dialect_module(), "notes")
+
+    def notes(self, config: Mapping[str, Any], texts: Mapping[str, str], checkpoint: Checkpoint) -> list[str]:
+        """What this form's readers will do otherwise than the source's; arguments as for `write`."""
+        dialect = self.dialect_module()
+        return dialect.notes(config, texts, checkpoint) if dialect is not None and self.with_tokenizer else []
 
     def understood(self, checkpoint: Checkpoint, config: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """The config of what this form's readers compute, in Hugging Face's fields; None if they honour config.json.
@@ -115,7 +127,7 @@ class Target:
         checkpoint: Checkpoint,
         config: Mapping[str, Any],
         graph: Graph,
-        tokenizer: str | None = None,
+        texts: Mapping[str, str] = NO_TEXTS,
         quantised: Collection[str] = (),
         shard: bool = False,
     ) -> None:
@@ -123,7 +135,7 @@ class Target:
 
         Args:
             graph: of what the tensors are the parameters.
-            tokenizer: tokenizer.json's text, for forms that hold the tokenizer too.
+            texts: of the tokenizer's files, by name, for forms that hold the tokenizer too.
             quantised: the tensors that are to be stored as Q8_0.
             shard: whether it is one of several files.
 
@@ -135,7 +147,7 @@ class Target:
             metadata = self.shard_metadata
         derive = getattr(self.dialect_module(), "metadata", None)
         if derive is not None:
-            metadata = {**metadata, **derive(config, tokenizer)}
+            metadata = {**metadata, **derive(config, texts, checkpoint)}
         if self.with_graph:
             metadata = {**metadata, **keras_graph.archive_texts(graph)}
         if quantised:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from zoo.bench import BenchReport, bench
     from zoo.catalogue import architectures, available, info
     from zoo.convert import Conversion, convert, verify_conversion
+    from zoo.files import FilesReport, check_files
     from zoo.loading import capture, load
     from zoo.model import Model, Output, Package
     from zoo.verify import Report, verify
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BenchReport",
     "Conversion",
+    "FilesReport",
     "Model",
     "Output",
     "Package",
@@ -35,6 +37,7 @@ __all__ = [
     "available",
     "bench",
     "capture",
+    "check_files",
     "convert",
     "info",
     "load",
@@ -49,6 +52,8 @@ _LAZY = {
     "convert": "zoo.convert",
     "Conversion": "zoo.convert",
     "verify_conversion": "zoo.convert",
+    "check_files": "zoo.files",
+    "FilesReport": "zoo.files",
     "Model": "zoo.model",
     "Output": "zoo.model",
     "Package": "zoo.model",

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from converters import open_checkpoint
-from converters.atomic import replacing
 from converters.checkpoint import BLOCK, Checkpoint, TensorInfo, little_endian
 from converters.dialects import canonical, derived_tokenizer, dialect_of, dropped
 from converters.dialects.fields import nearly, note, refuse, unsaid, with_field
 from converters.gguf_quants import q8_0_error
+from converters.gguf_vocabulary import FILES as TOKENIZER_FILES
 from converters.targets import Target, find_target
 from converters.view import Cast, Made, Recipe, Subset, View, origins
 from zoo.errors import CaptureError, ConfigError, SourceError, VerifyError, WeightsError, ZooError
@@ -28,6 +28,7 @@ from zoo.graph.computed import COMPUTED, is_computed, sinusoids
 from zoo.graph.key import Contradiction, contradictions, current
 from zoo.registry import Entry, SourceRef, parse
 from zoo.tolerances import ROUNDING
+from zoo.written import RECORD, may_write, writing
 
 if TYPE_CHECKING:
     from zoo.graph.ir import Graph, Node
@@ -48,8 +49,9 @@ class Conversion:
         nans: names of tensors that hold NaN.
         nbytes: size of the tensors written.
         verified: what was compared; outputs only of models that can be captured.
-        notes: what was taken off to reach the model's tensors, prefixes and what trainers put around them; fields of
-            the config that what reads the form has nearly as the model has them.
+        notes: what was taken off to reach the model's tensors, prefixes and what trainers put around them; what readers
+            of the form will do otherwise than those of the source; fields of the config that they have nearly as the
+            model has them.
     """
 
     folder: Path | None
@@ -79,6 +81,7 @@ def convert(
     dry_run: bool = False,
     verify: bool = False,
     strict: bool = False,
+    overwrite: bool = False,
     offline: bool | None = None,
     progress: Progress | None = None,
 ) -> Conversion:
@@ -86,7 +89,7 @@ def convert(
 
     Args:
         model: what `zoo.load` takes: a name, "hf://org/name", a folder, a file of weights.
-        folder: a new or empty folder, or one that an earlier conversion wrote; it appears complete or not at all.
+        folder: a new or empty folder; it appears complete or not at all.
         to: one of `converters.targets.TARGETS`.
         task: for another head than the checkpoint's own.
         dtype: of the floating-point tensors, as they are by default: float32, bfloat16 or float16, and for GGUF q8_0.
@@ -96,13 +99,16 @@ def convert(
         verify: open the folder by itself, as `verify_conversion` does, and compare: every tensor, bit for bit as the
             dtype rounds it (Q8_0 within what it may be off), the files beside them, and the outputs.
         strict: tensors that hold NaN are an error.
+        overwrite: the folder may be one that was written before: files that its conversion.json lists, unchanged since,
+            give way to the new ones; all others stay.
         offline: True uses only what is on this machine.
         progress: told (what, bytes done, bytes in all).
 
     Raises:
         WeightsError: tensors that neither the model nor the form has a place for; all are named.
-        ConfigError: the folder holds something else, or the source; there is no such form, or not with this dtype; what
-            reads the form would compute something else, since the form cannot say a field of the config.
+        ConfigError: the folder holds something else, or the source, or files of the list were changed; there is no such
+            form, or not with this dtype; what reads the form would compute something else, since the form cannot say a
+            field of the config.
         VerifyError: the two ends differ.
         SourceError: the disk has not enough room, or cannot be written to; the folder is as it was.
     """
@@ -110,9 +116,10 @@ def convert(
 
     target = find_target(to)
     out = Path(folder)
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / RECORD).is_file())):
-        raise ConfigError("the folder holds something else", where=out, do="choose an empty or a new folder")
     found = parse(model)
+    if isinstance(found, SourceRef) and found.kind == "local":
+        _keep_apart(Path(found.location), out)
+    may_write(out, overwrite)
     place, _ = fetch_checkpoint(found, offline, progress)
     _keep_apart(place, out)
     with ExitStack() as stack:
@@ -123,13 +130,12 @@ def convert(
         _need_room(
             out, result.nbytes * (2 if target.with_graph else 1)
         )  # an archive's weights are a file of their own first
-        with _written_to(out), replacing(_made(out)) as fresh:
-            fresh.mkdir()
+        with writing(out, overwrite) as (fresh, record):
             _companions(place if place.is_dir() else place.parent, fresh, target.config(plan.config), plan.raw)
             watched = _Watched(plan.written, progress, strict)
-            _write(fresh, target, watched, plan.config, plan.served, shard_size, plan.quantised)
+            _write(fresh, target, watched, plan.config, plan.served, plan.texts, shard_size, plan.quantised)
             result.nans = watched.nans
-            (fresh / RECORD).write_text(json.dumps(_record(result, dtype, task), indent=2) + "\n", "utf-8")
+            record |= _record(result, dtype, task)
             if verify:
                 result.verified = _verify(plan, fresh)
     result.folder = out
@@ -174,9 +180,6 @@ def verify_conversion(
         return _verify(plan, folder)
 
 
-RECORD = "conversion.json"
-"""What a converted folder says of where it came from; it marks the folder as ours to replace."""
-
 _ROOM = 1 << 24  # what the files beside the weights may take
 
 
@@ -193,6 +196,7 @@ class _Plan:
         served: the graph of what is written.
         quantised: the tensors that are stored as Q8_0.
         near: the fields that the form's reader has nearly as the config has them.
+        texts: the tokenizer's files, for forms that hold it.
     """
 
     target: Target
@@ -206,6 +210,7 @@ class _Plan:
     served: Graph
     quantised: set[str]
     near: list[Contradiction]
+    texts: Mapping[str, str]
     dtype: str | None
     result: Conversion
 
@@ -223,7 +228,9 @@ def _plan(
     if graph.meta.get("class"):
         config = {**config, "architectures": [graph.meta["class"]]}
     source = config, graph
-    opened = unwrapped(stack.enter_context(open_checkpoint(place)), config, graph)
+    file = stack.enter_context(open_checkpoint(place))
+    file.check_reads()
+    opened = unwrapped(file, config, graph)
     raw, read = opened.raw, opened.read
     dialect = dialect_of(raw) if read is not raw else None
     whole = gathered(graph, read, as_published=read is raw)
@@ -260,8 +267,11 @@ def _plan(
     )
     theirs = target.understood(target.described(written, config), target.config(config))
     near = _unsaid(target, theirs, config, graph)
-    result.notes = [*opened.notes, *(note(target.name, one) for one in near)]
-    return _Plan(target, place, raw, source, config, graph, ours, written, served, quantised, near, dtype, result)
+    texts = _tokenizer_texts(place if place.is_dir() else place.parent, raw) if target.with_tokenizer else {}
+    result.notes = [*opened.notes, *(note(target.name, one) for one in near), *target.notes(config, texts, written)]
+    return _Plan(
+        target, place, raw, source, config, graph, ours, written, served, quantised, near, texts, dtype, result
+    )
 
 
 def _graph_of(config: Mapping[str, Any], task: str | None) -> Graph:
@@ -498,15 +508,14 @@ def _write(
     checkpoint: Checkpoint,
     config: Mapping[str, Any],
     graph: Graph,
+    texts: Mapping[str, str],
     limit: int | None,
     quantised: Collection[str],
 ) -> None:
     """The weights, in one file or in shards of at most `limit` bytes with their index."""
     infos = checkpoint.infos
     if limit is None or not target.sharded or sum(info.nbytes for info in infos.values()) <= limit:
-        tokenizer = folder / "tokenizer.json"
-        text = tokenizer.read_text("utf-8") if tokenizer.is_file() else None
-        target.write(folder / target.file, checkpoint, config, graph, text, quantised)
+        target.write(folder / target.file, checkpoint, config, graph, texts, quantised)
         return
     checkpoint, in_index = target.in_shards(checkpoint)
     groups: list[list[str]] = [[]]
@@ -530,15 +539,26 @@ def _write(
 
 def _companions(source: Path, folder: Path, config: Mapping[str, Any], raw: Checkpoint) -> None:
     """The files beside the weights, and those that follow from what the weights' own file says."""
-    from zoo.sources.local import companions, inside, names_in
+    from zoo.sources.local import copy_companions
 
-    for name in companions(names_in(source)):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        if name != "graph.json.gz":
-            shutil.copyfile(inside(source, name), folder / name)
+    copy_companions(source, folder)
     if not (folder / "tokenizer.json").is_file() and (tokenizer := derived_tokenizer(raw)) is not None:
         (folder / "tokenizer.json").write_text(tokenizer, "utf-8")
     (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _tokenizer_texts(source: Path, raw: Checkpoint) -> dict[str, str]:
+    """The tokenizer's files by name, tokenizer.json as the tokenizers library spells it today; made where it lacks."""
+    from zoo.tasks.text import tokenizer_in
+
+    texts = {
+        name: (source / name).read_text("utf-8")
+        for name in TOKENIZER_FILES
+        if name != "tokenizer.json" and (source / name).is_file()
+    }
+    found = tokenizer_in(source)
+    text = derived_tokenizer(raw) if found is None else found.to_str()
+    return texts if text is None else {**texts, "tokenizer.json": text}
 
 
 def _record(result: Conversion, dtype: str | None, task: str | None) -> dict[str, Any]:
@@ -567,26 +587,6 @@ def _keep_apart(place: Path, out: Path) -> None:
             expected=f"a folder outside {place}",
             do="choose another folder",
         )
-
-
-def _made(out: Path) -> Path:
-    """Where the output really goes, in a folder that exists."""
-    real = out.resolve()
-    real.parent.mkdir(parents=True, exist_ok=True)
-    return real
-
-
-@contextmanager
-def _written_to(out: Path) -> Iterator[None]:
-    """What the system refuses on the way (no permission, a full disk) is an error of ours that names the output."""
-    try:
-        yield
-    except ZooError:
-        raise
-    except OSError as error:
-        raise SourceError(
-            "the converted checkpoint cannot be written", where=out, got=error, do="choose another folder, or make room"
-        ) from error
 
 
 def _need_room(out: Path, nbytes: int) -> None:

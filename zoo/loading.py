@@ -13,10 +13,12 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from converters.marks import ADAPTER_ADVICE, NOT_APPLIED, NOT_READ, QUANTISED_ADVICE, adapter_tensors, quantiser
 from zoo.errors import CaptureError, ConfigError, MissingFramework, WeightsError
 from zoo.graph.io import load_graph, save_graph
-from zoo.graph.ir import Graph
+from zoo.graph.ir import DTYPES, Graph
 from zoo.graph.key import differences
 from zoo.model import GRAPH_FILE, Model, Package, read_json
 from zoo.registry import Entry, SourceRef, parse
@@ -127,24 +129,59 @@ def capture(
         return _capture_reference(module, task, dtype, train)
     import torch
 
-    from zoo.arrays import to_numpy
+    from zoo.capture.modules import tensors_of, trainable, unwrapped
     from zoo.capture.torch_export import capture_module, capture_program
 
     if isinstance(module, torch.export.ExportedProgram):
-        graph = capture_program(module, train=train)
-        state: Mapping[str, Any] = module.state_dict
-    else:
+        return Package(*_snapshot(capture_program(module, train=train), module.state_dict))
+    with unwrapped(module) as inner:
         if not inputs:
             raise CaptureError(
                 "capturing a module needs example inputs",
-                where=type(module).__name__,
+                where=type(inner).__name__,
                 do="call zoo.capture(module, name=tensor, …) with the names of its forward",
             )
-        tensors = {name: torch.as_tensor(value) if _is_array(value) else value for name, value in inputs.items()}
-        graph = capture_module(module, tensors, train=train)
-        state = module.state_dict()
-    arrays = {name: to_numpy(state[name]) for name in graph.params}
-    return Package(graph, arrays)
+        tensors = {name: _tensors(value, name) for name, value in inputs.items()}
+        state = tensors_of(inner)
+        graph = capture_module(inner, tensors, train=train, frozen=state.keys() - trainable(inner))
+        return Package(*_snapshot(graph, state))
+
+
+def _snapshot(graph: Graph, state: Mapping[str, Any]) -> tuple[Graph, dict[str, np.ndarray]]:
+    """A graph, and its weights as they are now: what becomes of the module later does not reach them.
+
+    Raises:
+        CaptureError: a parameter is of a dtype that no graph holds.
+    """
+    from zoo.arrays import owned, to_numpy
+
+    for param in graph.params.values():
+        if param.dtype not in DTYPES:
+            raise CaptureError(
+                "a parameter is of a dtype that no graph holds",
+                where=param.name,
+                expected=", ".join(DTYPES),
+                got=param.dtype,
+            )
+    return graph, {name: owned(to_numpy(state[name])) for name in graph.params}
+
+
+def _tensors(value: Any, name: str) -> Any:
+    """An example input as tensors: arrays, lists of numbers, and dicts and lists of tensors.
+
+    Raises:
+        CaptureError: it is none.
+    """
+    import torch
+
+    if isinstance(value, Mapping):
+        return {key: _tensors(item, f"{name}.{key}") for key, item in value.items()}
+    if isinstance(value, (list, tuple)) and any(isinstance(item, (torch.Tensor, Mapping)) for item in value):
+        return type(value)(_tensors(item, f"{name}.{place}") for place, item in enumerate(value))
+    try:
+        return torch.as_tensor(value) if _is_array(value) else value
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise CaptureError("an example input is not an array", where=name, got=error) from None
 
 
 def graph_for(config: Mapping[str, Any], task: str | None, dtype: str, train: bool = False) -> Graph:
@@ -205,13 +242,16 @@ def _records(folder: Path) -> dict[str, Any]:
 
 
 def model_from(package: Package, backend: str) -> Model:
-    """A package's model on a backend."""
+    """A package's model on a backend; whatever is done to it, the package and its other models stay what they are."""
+    from zoo.arrays import owned
     from zoo.backends import get_backend
 
     module = get_backend(backend)
     if package.arrays is None:
         raise ConfigError("the package has no weights", do="load a checkpoint with zoo.load")
-    params = module.params_from(package.arrays, package.graph)
+    own = (lambda array: np.array(array, order="C")) if module.IN_PLACE else owned
+    arrays = {name: own(np.asarray(array)) for name, array in package.arrays.items()}
+    params = module.params_from(arrays, package.graph)
     name = package.graph.meta.get("class", "captured module")
     return Model(name, _canonical(module), package.graph, params, {}, package.folder, _backend=module)
 
@@ -226,6 +266,8 @@ def assemble(name: str, backend: str, graph: Graph, place: Path, config: dict[st
 
     module = get_backend(backend)
     with open_checkpoint(place) as file:
+        if module.COPIES or {info.dtype for info in file.infos.values()} - {p.dtype for p in graph.params.values()}:
+            file.check_reads()  # tensors are read whole now; others stay mapped, and `zoo verify --files` reads them
         opened = unwrapped(file, config, graph)
         checkpoint = gathered(graph, opened.read, as_published=opened.read is opened.raw)
         shapes = {name: info.shape for name, info in checkpoint.infos.items()}
@@ -365,7 +407,10 @@ def _capture_reference(reference: str | os.PathLike[str], task: str | None, dtyp
     dtype = stored_dtype(place) if dtype == "auto" else dtype
     graph = capture_config(config_from(config), task, dtype, train=train)
     model = assemble(str(reference), "numpy", graph, place, config, True)
-    return Package(model.graph, model.params, model.folder)
+    package = model.package()
+    for array in (package.arrays or {}).values():
+        array.flags.writeable = False
+    return package
 
 
 def _need_torch() -> None:
