@@ -391,7 +391,8 @@ def config_of(place: Path, found: Entry | SourceRef) -> dict[str, Any]:
     raise ConfigError(
         "the checkpoint has no config.json",
         where=place,
-        do="add the config of the model, or capture the module with zoo.capture and load the package",
+        do="add the config of the model, or capture the module with zoo.capture and load the package; "
+        "its tensors alone are written by `zoo convert --raw` or zoo.convert(raw=True)",
     )
 
 

@@ -45,6 +45,15 @@ def config_from(fields: Mapping[str, Any]) -> transformers.PretrainedConfig:
         ConfigError: no model_type, one that the installed transformers does not know, or fields it refuses.
     """
     model_type = fields.get("model_type")
+    if model_type is None:
+        raise ConfigError(
+            "the config does not say what kind of model it is of",
+            where="config.json, model_type",
+            expected="one of the types of transformers, such as bert",
+            got=f"no model_type, but {', '.join(map(str, list(fields)[:8]))}" if fields else "an empty config",
+            do="take the config.json that the model was published with, or capture the module with zoo.capture; "
+            "tensors alone are written by `zoo convert --raw`",
+        )
     if model_type not in transformers.CONFIG_MAPPING:
         raise ConfigError(
             "transformers does not know this kind of model",
