@@ -303,7 +303,7 @@ def _plan(
     from zoo.wrapping import unwrapped
 
     config = config_of(place, found)
-    graph = _graph_of(config, task)
+    graph = _graph_of(config, task, place)
     if graph.meta.get("class"):
         config = {**config, "architectures": [graph.meta["class"]]}
     source = config, graph
@@ -353,12 +353,12 @@ def _plan(
     )
 
 
-def _graph_of(config: Mapping[str, Any], task: str | None) -> Graph:
+def _graph_of(config: Mapping[str, Any], task: str | None, place: Path | None = None) -> Graph:
     """The model's graph, or its names and shapes alone: one that cannot be captured can still be converted."""
     from zoo.loading import graph_for
 
     try:
-        return graph_for(config, task, "float32")
+        return graph_for(config, task, "float32", place=place)
     except CaptureError:
         from zoo.capture.huggingface import config_from, parameters_of
 

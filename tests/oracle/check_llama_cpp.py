@@ -533,7 +533,7 @@ def loads(path: Path) -> int:
     import xllamacpp.xllamacpp as extension
 
     class Params(ctypes.Structure):
-        _fields_ = [("room", ctypes.c_byte * 1024)]  # noqa: RUF012
+        _fields_ = [("room", ctypes.c_byte * 1024)]
 
     library = ctypes.CDLL(extension.__file__)
     library.llama_model_default_params.restype = Params
