@@ -39,7 +39,7 @@ _TRAVELS = (
     "modules.json",
     "sentence_bert_config.json",
     "config_sentence_transformers.json",
-    "1_Pooling/config.json",
+    "added_tokens.json",
 )
 
 
@@ -102,9 +102,9 @@ class Package:
             save_graph(self.graph, work / GRAPH_FILE)
             weights = scattered(self.graph, MemoryCheckpoint(self.arrays))
             safetensors.write(work / "model.safetensors", weights, {"format": "pt"})
-            for name in _TRAVELS:
-                if self.folder is not None and (self.folder / name).is_file():
-                    (work / name).parent.mkdir(exist_ok=True)
+            if self.folder is not None:
+                for name in _travelling(self.folder):
+                    (work / name).parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(self.folder / name, work / name)
         return target
 
@@ -207,15 +207,28 @@ class Model:
             self._tokenizer = load_tokenizer(self)
         return self._tokenizer
 
-    def embed(self, texts: str | Sequence[str], batch_size: int = 32) -> np.ndarray:
-        """One vector per text: float32 [len(texts), D], pooled and normalised as the checkpoint says.
+    def embed(
+        self,
+        texts: str | Sequence[str],
+        batch_size: int = 32,
+        *,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+    ) -> np.ndarray:
+        """One vector per text: float32 [len(texts), D], pooled, projected and normalised as the checkpoint says.
+
+        Args:
+            prompt: what is put before each text; "" puts nothing. Without it the prompt of `prompt_name`, or else the
+                one that the checkpoint's sentence-transformers files name as the default.
+            prompt_name: of the checkpoint's prompts, such as "query".
 
         Raises:
-            ConfigError: the model has no tokenizer, or gives no hidden states.
+            ConfigError: the model has no tokenizer, gives no hidden states, or has no such prompt.
         """
         from zoo.tasks.text import embed
 
-        return embed(self, [texts] if isinstance(texts, str) else list(texts), batch_size)
+        listed = [texts] if isinstance(texts, str) else list(texts)
+        return embed(self, listed, batch_size, prompt=prompt, prompt_name=prompt_name)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write the model as a package: graph, weights as they are now, config and tokenizer."""
@@ -272,6 +285,16 @@ class Model:
                 # no tensor of the checkpoint: what is computed from it must not look like a result
                 param.detach().fill_(float("nan"))
         return module
+
+
+def _travelling(folder: Path) -> list[str]:
+    """The files that go with a package: config, tokenizer, and sentence-transformers' modules with their weights."""
+    from zoo.tasks.sentence import module_folders
+
+    names = [*_TRAVELS, *(path.name for path in folder.glob("sentence_*_config.json"))]
+    for place in dict.fromkeys(["1_Pooling", *module_folders(folder)]):
+        names += [f"{place}/{name}" for name in ("config.json", "model.safetensors", "pytorch_model.bin")]
+    return [name for name in dict.fromkeys(names) if (folder / name).is_file()]
 
 
 def prepare_inputs(
