@@ -31,6 +31,7 @@ __all__ = [
     "View",
     "ZeroRows",
     "is_float",
+    "origins",
 ]
 
 
@@ -383,6 +384,13 @@ def _cast(array: np.ndarray, info: TensorInfo) -> np.ndarray:
     """Overflow to infinity is for whoever asked for the dtype to see; NaN and infinity stay what they are."""
     with np.errstate(over="ignore"):
         return array.astype(DTYPES[info.dtype], copy=False).view()
+
+
+def origins(view: Checkpoint, name: str, bottom: Checkpoint | None = None) -> list[str]:
+    """The tensors of `bottom` (of the file, if it is not given) that one tensor of a view is made of."""
+    if view is bottom or not isinstance(view, (View, Cast)):
+        return [name]
+    return [origin for source in view.sources(name) for origin in origins(view.source, source, bottom)]
 
 
 def is_float(info: TensorInfo) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ import numpy as np
 
 from zoo.arrays import numpy_dtype, to_numpy
 from zoo.errors import ConfigError, InputError
-from zoo.graph.io import save_graph
+from zoo.graph.io import load_graph, save_graph
 from zoo.graph.ir import Graph, Input, Ref, param_ref
 from zoo.graph.passes import RNG, keyed
 
@@ -23,24 +24,10 @@ if TYPE_CHECKING:
 
 __all__ = ["GRAPH_FILE", "Model", "Output", "Package"]
 
+log = logging.getLogger(__name__)
+
 GRAPH_FILE = "graph.json.gz"
 """What a package folder's graph is called."""
-
-_TRAVELS = (
-    "config.json",
-    "generation_config.json",
-    "preprocessor_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "modules.json",
-    "sentence_bert_config.json",
-    "config_sentence_transformers.json",
-    "added_tokens.json",
-)
 
 
 class Output(dict):
@@ -64,28 +51,39 @@ class Package:
         graph: what it computes.
         arrays: weights by canonical name, or None.
         folder: where the files beside the weights (config, tokenizer) come from, if anywhere.
+        config: config.json's fields, where the folder's own file does not say them.
+        tokenizer: tokenizer.json's text, for where the folder has no such file.
     """
 
     graph: Graph
     arrays: Mapping[str, np.ndarray] | None = None
     folder: Path | None = None
+    config: Mapping[str, Any] | None = None
+    tokenizer: str | None = None
 
-    def save(self, folder: str | os.PathLike[str]) -> Path:
+    def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
         """Write a folder that `zoo.load` takes on every backend, with neither torch nor transformers.
 
-        The graph, its constants, the weights as model.safetensors in the tensors that the class's checkpoints have, and
-        the config and tokenizer if there are any.
-        The folder appears complete or not at all.
+        The graph, its constants, the weights as model.safetensors in the tensors that the class's checkpoints have, the
+        config, tokenizer, chat templates and all else that belongs to a checkpoint, and conversion.json, which lists
+        these files. The folder appears complete or not at all.
+
+        Args:
+            folder: a new or empty folder.
+            overwrite: it may be one that was written before: files that its conversion.json lists, unchanged since,
+                give way to the new ones; all others stay.
 
         Raises:
-            ConfigError: the package has no weights, or the folder exists and is not a package.
+            ConfigError: the package has no weights, or the folder holds something else, or what was written before and
+                is not to be overwritten, or was changed.
+            FormatError: a parameter is of a dtype that safetensors does not have (complex128).
+            SourceError: the system refuses to write; the folder is as it was.
         """
-        import shutil
-
         from converters import safetensors
-        from converters.atomic import replacing
         from converters.checkpoint import MemoryCheckpoint
+        from zoo.sources.local import copy_companions
         from zoo.weights import scattered
+        from zoo.written import may_write, writing
 
         target = Path(folder)
         if self.arrays is None:
@@ -94,18 +92,24 @@ class Package:
                 where=target,
                 do="load the model with its weights first, then call model.save",
             )
-        if target.exists() and any(target.iterdir()) and not (target / GRAPH_FILE).exists():
-            raise ConfigError("the folder holds something else", where=target, do="choose an empty or a new folder")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(target) as work:
-            work.mkdir()
+        may_write(target, overwrite)
+        with writing(target, overwrite) as (work, record):
+            record |= {"to": "package", "class": self.graph.meta.get("class"), "tensors": len(self.arrays)}
             save_graph(self.graph, work / GRAPH_FILE)
+            load_graph(work / GRAPH_FILE)  # what cannot be loaded is not written
             weights = scattered(self.graph, MemoryCheckpoint(self.arrays))
             safetensors.write(work / "model.safetensors", weights, {"format": "pt"})
-            if self.folder is not None:
-                for name in _travelling(self.folder):
-                    (work / name).parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(self.folder / name, work / name)
+            if self.folder is not None and self.folder.is_dir():
+                copy_companions(self.folder, work)
+            elif self.folder is not None:
+                log.warning("%s is gone: tokenizer and the like cannot be saved from there", self.folder)
+            if self.config and not (
+                (work / "config.json").is_file() and read_json(work / "config.json") == self.config
+            ):
+                text = json.dumps(self.config, indent=2, ensure_ascii=False)
+                (work / "config.json").write_text(text + "\n", "utf-8")
+            if self.tokenizer is not None and not (work / "tokenizer.json").is_file():
+                (work / "tokenizer.json").write_text(self.tokenizer, "utf-8")
         return target
 
     def load(self, backend: str = "torch") -> Model:
@@ -230,10 +234,20 @@ class Model:
         listed = [texts] if isinstance(texts, str) else list(texts)
         return embed(self, listed, batch_size, prompt=prompt, prompt_name=prompt_name)
 
-    def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write the model as a package: graph, weights as they are now, config and tokenizer."""
+    def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+        """Write the model as a package: graph, weights as they are now, config, tokenizer; see `Package.save`."""
+        return self.package().save(folder, overwrite=overwrite)
+
+    def package(self) -> Package:
+        """The model without its backend: graph, weights as they are now, and the files beside them."""
+        from zoo.tasks.text import derived_tokenizer_of
+
         arrays = {name: to_numpy(value) for name, value in self.params.items()}
-        return Package(self.graph, arrays, self.folder).save(folder)
+        has_file = self.folder is not None and (self.folder / "tokenizer.json").is_file()
+        tokenizer = (
+            None if has_file or self.weights is None or not self.weights.is_file() else derived_tokenizer_of(self)
+        )
+        return Package(self.graph, arrays, self.folder, self.config or None, tokenizer)
 
     def fast_report(self) -> FastReport:
         """Which of our kernels run in place of the framework's own, and at which sizes: those met by calls so far.
@@ -285,16 +299,6 @@ class Model:
                 # no tensor of the checkpoint: what is computed from it must not look like a result
                 param.detach().fill_(float("nan"))
         return module
-
-
-def _travelling(folder: Path) -> list[str]:
-    """The files that go with a package: config, tokenizer, and sentence-transformers' modules with their weights."""
-    from zoo.tasks.sentence import module_folders
-
-    names = [*_TRAVELS, *(path.name for path in folder.glob("sentence_*_config.json"))]
-    for place in dict.fromkeys(["1_Pooling", *module_folders(folder)]):
-        names += [f"{place}/{name}" for name in ("config.json", "model.safetensors", "pytorch_model.bin")]
-    return [name for name in dict.fromkeys(names) if (folder / name).is_file()]
 
 
 def prepare_inputs(
@@ -350,8 +354,11 @@ def read_json(path: Path) -> dict[str, Any]:
         ConfigError: no such file, not JSON, or not an object.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        text = path.read_text(encoding="utf-8")
+        found = json.loads(text)
+        if "\\u" in text:
+            json.dumps(found, ensure_ascii=False).encode()  # an escape may be half of a UTF-16 pair
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError("the file cannot be read as JSON", where=path, got=error) from error
     if not isinstance(found, dict):
         raise ConfigError("the file does not hold a JSON object", where=path, got=type(found).__name__)

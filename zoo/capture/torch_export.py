@@ -471,7 +471,8 @@ class _Translation:
         target = spec.target
         if spec.kind == InputKind.PARAMETER or (spec.kind == InputKind.BUFFER and spec.persistent):
             canonical = self.ties.get(target, target)
-            trainable = spec.kind == InputKind.PARAMETER and canonical not in self.frozen
+            real = value.dtype.is_floating_point or value.dtype.is_complex  # Keras has seeds among parameters
+            trainable = spec.kind == InputKind.PARAMETER and real and canonical not in self.frozen
             if canonical not in self.params:
                 aliases = tuple(sorted(alias for alias, to in self.ties.items() if to == canonical))
                 shape = tuple(int(d) for d in value.shape)

@@ -17,7 +17,7 @@ import numpy as np
 
 from zoo.errors import ConfigError, SourceError, WeightsError
 
-__all__ = ["Sentences", "module_folders", "read_sentences"]
+__all__ = ["Sentences", "read_sentences"]
 
 
 @dataclass
@@ -149,11 +149,6 @@ def read_sentences(folder: Path | None, width: int | None = None) -> Sentences:
     return found
 
 
-def module_folders(folder: Path) -> list[str]:
-    """The folders of a folder's modules, as modules.json says."""
-    return [place for _, place in _modules(folder) or [] if place]
-
-
 def _modules(folder: Path) -> list[tuple[str, str]] | None:
     """The kind and folder of each module, in order; None where nothing says."""
     path = folder / "modules.json"
@@ -162,7 +157,7 @@ def _modules(folder: Path) -> list[tuple[str, str]] | None:
     try:
         found = sorted(json.loads(path.read_text("utf-8")), key=lambda module: module.get("idx", 0))
         listed = [(str(module["type"]).rpartition(".")[2], str(module.get("path", ""))) for module in found]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ConfigError("not a list of modules", where=path, got=error) from error
     for _, place in listed:
         if Path(place).is_absolute() or ".." in Path(place).parts:

@@ -14,9 +14,9 @@ from zoo.arrays import to_numpy
 from zoo.errors import ConfigError
 from zoo.model import Model
 from zoo.tasks.sentence import Sentences, read_sentences
-from zoo.tasks.tokenizer import read_settings, read_tokenizer
+from zoo.tasks.tokenizer import read_settings, read_tokenizer, tokenizer_in, worded
 
-__all__ = ["embed", "load_tokenizer", "tokenize"]
+__all__ = ["derived_tokenizer_of", "embed", "load_tokenizer", "tokenize", "tokenizer_in"]
 
 
 def load_tokenizer(model: Model) -> Any:
@@ -30,9 +30,8 @@ def load_tokenizer(model: Model) -> Any:
     if folder is None:
         raise ConfigError("the model has no files, so no tokenizer", where=model.name, do="load it from a checkpoint")
     settings = read_settings(folder)
-    if "tokenizer_class" not in settings and model.config.get("tokenizer_class"):
-        settings["tokenizer_class"] = model.config["tokenizer_class"]
-    tokenizer = read_tokenizer(folder, settings, lambda: _derived(model))
+    usual = model.config.get("tokenizer_class") or model.config.get("model_type", "")
+    tokenizer = read_tokenizer(folder, settings, usual, lambda: derived_tokenizer_of(model))
     sentences = read_sentences(folder)
     if sentences.lower:
         _lower(tokenizer)
@@ -49,7 +48,8 @@ def load_tokenizer(model: Model) -> Any:
     return tokenizer
 
 
-def _derived(model: Model) -> str | None:
+def derived_tokenizer_of(model: Model) -> str | None:
+    """tokenizer.json's text out of the file of weights (GGUF), or None."""
     from converters import open_checkpoint
     from converters.dialects import derived_tokenizer
 
@@ -61,7 +61,9 @@ def _derived(model: Model) -> str | None:
 
 def tokenize(model: Model, texts: Sequence[str]) -> dict[str, Any]:
     """The inputs of a batch, padded to its longest text: input_ids, attention_mask, token_type_ids, int64 [B, T]."""
-    encodings = model.tokenizer.encode_batch(list(texts))
+    tokenizer = model.tokenizer
+    with worded(model.folder, "the tokenizer cannot take these texts"):
+        encodings = tokenizer.encode_batch(list(texts))
     columns = {
         "input_ids": [e.ids for e in encodings],
         "attention_mask": [e.attention_mask for e in encodings],
@@ -107,9 +109,8 @@ def embed(
         inputs = tokenize(model, [before + texts[i] for i in rows])
         mask_BT = inputs.get("attention_mask")
         if mask_BT is None:  # the graph takes none; the padding is known all the same
-            mask_BT = np.array(
-                [e.attention_mask for e in model.tokenizer.encode_batch([before + texts[i] for i in rows])]
-            )
+            encodings = model.tokenizer.encode_batch([before + texts[i] for i in rows])
+            mask_BT = np.array([e.attention_mask for e in encodings])
         hidden_BTD = to_numpy(model(packed=True, **inputs)["last_hidden_state"]).astype(np.float64)
         vectors_BD = np.stack(
             [
@@ -128,7 +129,8 @@ def embed(
 
 def _prompt_length(model: Model, prompt: str) -> int:
     """How many tokens a prompt has in front of a text: all but a special one at its end."""
-    ids = model.tokenizer.encode(prompt).ids
+    with worded(model.folder, "the tokenizer cannot take this prompt"):
+        ids = model.tokenizer.encode(prompt).ids
     added = model.tokenizer.get_added_tokens_decoder()
     return len(ids) - bool(ids and ids[-1] in added and added[ids[-1]].special)
 

@@ -9,23 +9,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from zoo.errors import ConfigError
+from zoo.errors import ConfigError, ZooError
 
-__all__ = ["read_settings", "read_tokenizer"]
+__all__ = ["read_settings", "read_tokenizer", "tokenizer_in", "worded"]
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
-_GENERIC = ("", "PreTrainedTokenizer", "TokenizersBackend", "PythonBackend")
-"""Classes that take tokenizer.json as it is."""
+_GENERIC = ("", "pretrained", "tokenizersbackend", "pythonbackend")
+"""Classes, in small letters, that take tokenizer.json as it is."""
 
-_LEFT = ("CodeLlama", "Cohere", "Gemma", "Llama", "Siglip2", "XLNet")
+_LEFT = ("codellama", "cohere", "gemma", "llama", "siglip2", "xlnet")
 """Classes that pad on the left where the files do not say."""
 
-_LOWERS = ("Albert", "XLNet", "DebertaV2")
+_LOWERS = ("albert", "xlnet", "debertav2")
 """Classes of other models than WordPiece that take do_lower_case."""
+
+_ENDS = ("roberta", "bart", "longformer", "led")
+"""Classes of byte-level BPE that put a token at each end of a text."""
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -56,49 +60,89 @@ def read_settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def read_tokenizer(folder: Path, settings: Mapping[str, Any], derived: Callable[[], str | None]) -> Any:
-    """A `tokenizers.Tokenizer` of tokenizer.json, of vocab.txt, or of what `derived` gives, with all that `settings`
-    say; it pads and truncates as they do, but to no length yet.
+def read_tokenizer(folder: Path, settings: Mapping[str, Any], usual: str, derived: Callable[[], str | None]) -> Any:
+    """A `tokenizers.Tokenizer` of the folder's files, or of what `derived` gives, with all that `settings` say; it pads
+    and truncates as they do, but to no length yet.
+
+    Args:
+        usual: the class or kind of model whose tokenizer it is, where the settings name none.
 
     Raises:
         ConfigError: there is none of these, or a setting that cannot be applied.
     """
-    from tokenizers import Tokenizer
+    import tokenizers
 
-    kind = str(settings.get("tokenizer_class") or "Model's own").removesuffix("Fast")
-    if (folder / "tokenizer.json").is_file():
-        try:
-            spec = json.loads((folder / "tokenizer.json").read_text("utf-8"))
-            if kind not in _GENERIC:
-                _rewrite(spec, kind.removesuffix("Tokenizer"), settings)
-            tokenizer = Tokenizer.from_str(json.dumps(spec))
-        except Exception as error:  # the library raises plain ones
-            raise ConfigError("not a tokenizer", where=folder / "tokenizer.json", got=error) from error
-    elif (folder / "vocab.txt").is_file():
-        tokenizer = _of_vocabulary(folder / "vocab.txt", settings)
-    elif (text := derived()) is not None:
-        tokenizer = Tokenizer.from_str(text)
-    else:
+    kind = str(settings.get("tokenizer_class") or usual).lower().replace("-", "").replace("_", "").removesuffix("fast")
+    tokenizer = tokenizer_in(folder, kind, settings)
+    if tokenizer is None and (text := derived()) is not None:
+        with worded(folder):
+            tokenizer = tokenizers.Tokenizer.from_str(text)
+    if tokenizer is None:
         raise ConfigError("no tokenizer this release reads", where=folder, expected="tokenizer.json or vocab.txt")
-    padding, truncation = tokenizer.padding or {}, tokenizer.truncation or {}
-    tokenizer.encode_special_tokens = bool(settings.get("split_special_tokens"))
-    try:
-        _add_tokens(tokenizer, settings)
-    except (TypeError, ValueError, AttributeError) as error:
-        raise ConfigError("an added token is not one", where=folder / "tokenizer_config.json", got=error) from error
-    if settings.get("clean_up_tokenization_spaces") and type(tokenizer.model).__name__ != "BPE":
-        _clean_up(tokenizer)
-    side = settings.get("padding_side") or padding.get("direction") or ("left" if kind.startswith(_LEFT) else "right")
-    pad = _content(settings.get("pad_token")) or padding.get("pad_token")
-    tokenizer.enable_padding(
-        direction=_side(side, "padding_side", folder),
-        pad_id=(tokenizer.token_to_id(pad) if pad else None) or 0,
-        pad_token=pad or "",
-        pad_type_id=3 if kind.startswith("XLNet") else 0,  # whatever the files say: no class reads it from them
-    )
-    side = settings.get("truncation_side") or truncation.get("direction") or "right"
-    tokenizer.enable_truncation(_NO_LIMIT, direction=_side(side, "truncation_side", folder))
+    with worded(folder / "tokenizer_config.json", "a setting of the tokenizer cannot be applied"):
+        padding, truncation = tokenizer.padding or {}, tokenizer.truncation or {}
+        tokenizer.encode_special_tokens = bool(settings.get("split_special_tokens"))
+        with worded(folder / "tokenizer_config.json", "an added token is not one"):
+            _add_tokens(tokenizer, settings)
+        if settings.get("clean_up_tokenization_spaces") and type(tokenizer.model).__name__ != "BPE":
+            _clean_up(tokenizer)
+        left = "left" if kind.startswith(_LEFT) else "right"
+        side = _side(settings.get("padding_side") or padding.get("direction") or left, "padding_side", folder)
+        pad = _content(settings.get("pad_token")) or padding.get("pad_token")
+        tokenizer.enable_padding(
+            direction=side,
+            pad_id=(tokenizer.token_to_id(pad) if pad else None) or 0,
+            pad_token=pad or "",
+            pad_type_id=3 if kind.startswith("xlnet") else 0,  # whatever the files say: no class reads it from them
+        )
+        side = settings.get("truncation_side") or truncation.get("direction") or "right"
+        tokenizer.enable_truncation(_NO_LIMIT, direction=_side(side, "truncation_side", folder))
     return tokenizer
+
+
+def tokenizer_in(folder: Path, kind: str | None = None, settings: Mapping[str, Any] | None = None) -> Any:
+    """The tokenizer of a folder's files, None where they hold none that the tokenizers library knows.
+
+    tokenizer.json, a BERT vocabulary (vocab.txt), or the pieces and merges of byte-level BPE (vocab.json, merges.txt).
+
+    Args:
+        kind: the class, in small letters, whose settings are applied to tokenizer.json; None takes it as it is.
+
+    Raises:
+        ConfigError: a file that is there and cannot be read.
+    """
+    import tokenizers
+
+    settings = read_settings(folder) if settings is None else settings
+    names = [name for name in ("tokenizer.json", "vocab.txt", "vocab.json") if (folder / name).is_file()]
+    if not names or (names[0] == "vocab.json" and not (folder / "merges.txt").is_file()):
+        return None
+    path = folder / names[0]
+    with worded(path):
+        if path.name == "vocab.txt":
+            return _of_vocabulary(path, settings)
+        if path.name == "vocab.json":
+            made = tokenizers.ByteLevelBPETokenizer(str(path), str(folder / "merges.txt"))._tokenizer
+            return _byte_level(made, kind or "", settings)
+        if kind is None or kind.removesuffix("tokenizer") in _GENERIC:
+            return tokenizers.Tokenizer.from_file(str(path))
+        spec = json.loads(path.read_text("utf-8"))
+        _rewrite(spec, kind, settings)
+        return tokenizers.Tokenizer.from_str(json.dumps(spec))
+
+
+@contextmanager
+def worded(where: object, what: str = "the tokenizer cannot be read") -> Iterator[None]:
+    """What the tokenizers library says of a file is an error of ours; a panic of its Rust code is no `Exception`."""
+    try:
+        yield
+    except ZooError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        do = "take the tokenizer's file from the model's repository again"
+        raise ConfigError(what, where=where, got=str(error)[:500] or type(error).__name__, do=do) from error
 
 
 _NO_LIMIT = 2**31 - 1
@@ -181,13 +225,30 @@ def _of_vocabulary(path: Path, settings: Mapping[str, Any]) -> Any:
     return tokenizer
 
 
+def _byte_level(tokenizer: Any, kind: str, settings: Mapping[str, Any]) -> Any:
+    """Byte-level BPE of its pieces and merges, with what its class puts around texts."""
+    from tokenizers import pre_tokenizers, processors
+
+    prefix = bool(settings.get("add_prefix_space"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
+    if kind.startswith(_ENDS):
+        names = [_content(settings.get(name)) or usual for name, usual in (("sep_token", "</s>"), ("cls_token", "<s>"))]
+        sep, cls = ((name, tokenizer.token_to_id(name)) for name in names)
+        tokenizer.post_processor = processors.RobertaProcessing(sep, cls, True, prefix)
+        usual_ones = [
+            name for name in ("<s>", "<pad>", "</s>", "<unk>", "<mask>") if tokenizer.token_to_id(name) is not None
+        ]
+        tokenizer.add_special_tokens(usual_ones)
+    return tokenizer
+
+
 def _rewrite(spec: dict[str, Any], kind: str, settings: Mapping[str, Any]) -> None:
     """A tokenizer.json with what a class of transformers' changes in it by its settings."""
     model = spec.get("model") or {}
     if model.get("type", "WordPiece" if "continuing_subword_prefix" in model else None) == "WordPiece":
         _word_piece(spec, settings)
     lower = settings.get("do_lower_case")
-    if kind in _LOWERS and lower is not None:
+    if kind.startswith(_LOWERS) and lower is not None:
         found = [part for part in _parts(spec, "normalizer", "normalizers") if part["type"] != "Lowercase"]
         found = [{"type": "Lowercase"}] * bool(lower) + found
         spec["normalizer"] = {"type": "Sequence", "normalizers": found} if found else None
