@@ -150,6 +150,7 @@ class Model:
     _training: Callable[..., Any] | None = field(default=None, init=False)
     _tokenizer: Any = field(default=None, init=False)
     _limits: dict[str, int] | None = field(default=None, init=False)
+    _lengths: dict[int, Model] = field(default_factory=dict, init=False)
 
     def __call__(self, *, rng: Any = None, packed: bool = False, **inputs: Any) -> Output:
         """Run the model.
@@ -171,6 +172,8 @@ class Model:
             InputError: a name, dtype, rank or size is wrong; the input is named.
             ConfigError: `rng` was given, and the model was not loaded for training.
         """
+        if (other := self._of_length(inputs)) is not self:
+            return other(rng=rng, packed=packed, **inputs)
         if self._limits is None:
             self._limits = _index_limits(self.graph)
         prepared = prepare_inputs(self.graph.inputs, self.graph.symbols, inputs)
@@ -184,7 +187,8 @@ class Model:
         Inputs that may be left out are filled in. Values are not checked, so that traced arrays can pass.
         `rng` as in a call: it may be traced, too.
         """
-        return self._run(params, fill_defaults(self.graph.inputs, inputs), rng)
+        model = self._of_length(inputs)
+        return model._run(params, fill_defaults(model.graph.inputs, inputs), rng)
 
     @property
     def module(self) -> Any:
@@ -267,6 +271,21 @@ class Model:
         kind = self.graph.meta.get("class", "graph")
         return f"<{self.name}: {kind}, {self.parameter_count() / 1e6:.1f}M parameters, on {self.backend}>"
 
+    def _of_length(self, inputs: Mapping[str, Any]) -> Model:
+        """This model, or the same with a graph of the inputs' length, where a graph can be of one length alone."""
+        own, shape = fixed_length(self.graph), getattr(inputs.get("input_ids"), "shape", None)
+        if own is None:
+            return self
+        if shape is None and isinstance(inputs.get("input_ids"), (list, tuple)):
+            shape = np.shape(inputs["input_ids"])
+        if shape is None or len(shape) != 2 or not isinstance(shape[1], int) or shape[1] == own:
+            return self
+        if shape[1] not in self._lengths:
+            from zoo.loading import at_length
+
+            self._lengths[shape[1]] = at_length(self, shape[1])
+        return self._lengths[shape[1]]
+
     def _run(
         self, params: Mapping[str, Any], inputs: Mapping[str, Any], rng: Any, packed: bool = False
     ) -> dict[str, Any]:
@@ -299,6 +318,12 @@ class Model:
                 # no tensor of the checkpoint: what is computed from it must not look like a result
                 param.detach().fill_(float("nan"))
         return module
+
+
+def fixed_length(graph: Graph) -> int | None:
+    """How many tokens the texts have that a graph of a transformers model takes; None where any number will do."""
+    shapes = (item.shape for item in graph.inputs if item.name == "input_ids" and "model_type" in graph.meta)
+    return next((shape[1] for shape in shapes if len(shape) == 2 and isinstance(shape[1], int)), None)
 
 
 def prepare_inputs(
