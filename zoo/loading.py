@@ -236,7 +236,9 @@ def at_length(model: Model, length: int) -> Model:
             do=f"{advice}, or load the model from its checkpoint",
         )
     try:
-        graph = graph_for(model.config, meta.get("task"), meta.get("dtype", "float32"), bool(meta.get("train")), length=length)
+        graph = graph_for(
+            model.config, meta.get("task"), meta.get("dtype", "float32"), bool(meta.get("train")), length=length
+        )
     except (MissingFramework, CaptureError) as error:
         raise InputError(
             "the graph holds for one length alone, and cannot be captured at another here",
