@@ -399,7 +399,9 @@ def convert_model(
     ] = None,
     shard_size: Annotated[str | None, typer.Option(metavar="SIZE", help="Largest file, such as 5GB or 200MB.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print which tensor becomes which.")] = False,
-    verify: Annotated[bool, typer.Option("--verify", help="Read both ends and compare tensors and outputs.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Open what was written by itself and compare tensors, files and outputs.")
+    ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="A tensor that holds NaN is an error.")] = False,
     overwrite: _Overwrite = False,
     raw: Annotated[

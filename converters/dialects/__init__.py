@@ -16,7 +16,9 @@ Canonical names are those of the torch checkpoint. A dialect is one file of this
                                                 where its readers will do something otherwise: what to tell the user
     def stored_as(info, dtype) -> str           where its readers want another dtype of a tensor than was asked for
     def foreign_config(config) -> dict          where its readers want another config.json than Hugging Face's
-    def understood(checkpoint, config) -> dict  where its readers do not honour config.json: see `fields`
+    def understood(checkpoint, config) -> dict  where its readers do not honour all of config.json: see `fields`
+    SAYS_CONFIG: bool                           whether they take config.json at all
+    def unties(config) -> bool                  whether they have an output layer of their own where the config ties it
     DROPPED: tuple[tuple[str, str], ...]        patterns of its own names that are no weights, each with the reason
 
 `config` is the model's config.json. What a dialect does not know keeps its own name, for `zoo.weights.fit` to accept
