@@ -53,7 +53,7 @@ def vocabulary(
             none[f"{architecture}.vocab_size"] = rows
         return none, [f"the file has no tokenizer: {why}; llama.cpp loads it, and takes numbers of tokens alone"]
     said = json.loads(text)
-    notes = list(_differences(said))
+    notes = _differences(said, found.get("tokenizer.ggml.pre"))
     if rows is not None:
         notes += _fit(found, rows, said)
     tokens: list[str] = found["tokenizer.ggml.tokens"]
@@ -156,7 +156,7 @@ def _templates(texts: Mapping[str, str], settings: Mapping[str, Any]) -> dict[st
     return found | ({"tokenizer.chat_templates": names} if names else {})
 
 
-def _differences(said: Mapping[str, Any]) -> list[str]:
+def _differences(said: Mapping[str, Any], pre: str | None) -> list[str]:
     """What of a tokenizer that llama.cpp has it does otherwise."""
     notes = []
     strips = [one["content"] for one in said["added_tokens"] if one.get("lstrip") or one.get("rstrip")]
@@ -173,8 +173,14 @@ def _differences(said: Mapping[str, Any]) -> list[str]:
     if normalizer.get("type") == "NFC":
         notes.append("llama.cpp does not bring text to Unicode's composed form (NFC) before it cuts it")
     step = said.get("pre_tokenizer") or {}
-    if step.get("type") == "Metaspace" and step.get("prepend_scheme") == "first":
-        notes.append("llama.cpp puts a space behind every special token inside a text, too, not before the text alone")
+    if step.get("type") == "Metaspace" and step.get("prepend_scheme") != "never":
+        notes.append("llama.cpp puts a space before a text that begins with one, too")
+        if step.get("prepend_scheme") == "first":
+            notes.append("llama.cpp puts a space after every special token inside a text, too")
+    if pre in ("tekken", "gpt-4o"):
+        notes.append(
+            "llama.cpp's pattern cuts words at combining marks, of letters that are not composed and Indic ones"
+        )
     return notes
 
 
