@@ -127,9 +127,10 @@ def stored_as(info: TensorInfo, dtype: str | None) -> str:
         return info.dtype
     if len(info.shape) < 2 or info.name.endswith(_IN_FLOAT32):
         return "float32"
+    own = "float32" if info.dtype not in _KERNELS else info.dtype
     if dtype == "q8_0" and info.shape[-1] % 32:
-        return info.dtype  # a row is no whole number of blocks
-    return dtype or info.dtype
+        return own  # a row is no whole number of blocks
+    return dtype or (own if info.dtype == "float64" else info.dtype)
 
 
 def tokenizer(checkpoint: Checkpoint) -> str | None:
@@ -142,6 +143,9 @@ _NOTHING = ("bos_token_id", "eos_token_id", "pad_token_id", "max_window_layers")
 
 # From prepare_tensors of convert_hf_to_gguf.py.
 _IN_FLOAT32 = ("_norm.weight", "position_embd.weight", "token_types.weight", "ffn_gate_inp.weight")
+
+_KERNELS = ("float32", "bfloat16", "float16")
+"""What llama.cpp multiplies with: a file can hold float64, and it has no kernel for that."""
 
 _GEMMA = ("gemma", "gemma2", "gemma3")
 
