@@ -368,6 +368,22 @@ def test_berts_gelu_is_the_approximation_in_llama_cpp(bert: Path, tmp_path: Path
     assert any("hidden_act" in note and "gelu" in note for note in done.notes)
 
 
+@pytest.mark.parametrize("dtype", [None, "float32", "bfloat16", "q8_0"])
+def test_gemma_in_16_bits(dtype: str | None, tmp_path: Path) -> None:
+    """As it is published; its norms are stored with 1 added, in float32, which 16 bits could not hold."""
+    changes = {"head_dim": 6, "query_pre_attn_scalar": 6, "sliding_window": 8}
+    made = small("gemma2", "Gemma2ForCausalLM", changes)
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            if "norm" in name:
+                parameter.copy_(torch.linspace(-0.9, 0.9, parameter.numel()))
+    made.to(torch.bfloat16).save_pretrained(tmp_path / "in")
+    zoo.convert(tmp_path / "in", tmp_path / "out", "gguf", dtype=dtype, verify=True)
+    stored = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "out" / "model.gguf").tensors}
+    norm = made.model.norm.weight.detach().float().numpy()
+    assert np.array_equal(stored["output_norm.weight"].data, norm + np.float32(1))
+
+
 def test_longrope_is_two_tensors_and_a_note(tmp_path: Path) -> None:
     scaling = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 16}
     scaling |= {"short_factor": [1.0, 1.1, 1.2], "long_factor": [2.0, 3.0, 4.0]}

@@ -14,6 +14,8 @@ Canonical names are those of the torch checkpoint. A dialect is one file of this
                                                 where its format holds any: what to write about the model beside tensors
     def notes(config, texts, checkpoint) -> list[str]
                                                 where its readers will do something otherwise: what to tell the user
+    def widened(checkpoint, config) -> Checkpoint
+                                                where it adds to values: those in a dtype that can hold the sums
     def stored_as(info, dtype) -> str           where its readers want another dtype of a tensor than was asked for
     def foreign_config(config) -> dict          where its readers want another config.json than Hugging Face's
     def understood(checkpoint, config) -> dict  where its readers do not honour config.json: see `fields`

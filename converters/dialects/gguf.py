@@ -26,7 +26,7 @@ from converters.dialects.tabled import read, write
 from converters.dialects.tables import Row, Table
 from converters.gguf_tokenizer import tokenizer_json
 from converters.gguf_vocabulary import vocabulary
-from converters.view import Concatenate, Layout, Made, Permute, Recipe, RotaryRows, Shift, is_float
+from converters.view import Cast, Concatenate, Layout, Made, Permute, Recipe, RotaryRows, Shift, is_float
 from zoo.errors import ConfigError, WeightsError
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "stored_as",
     "tokenizer",
     "understood",
+    "widened",
 ]
 
 NAME = "gguf"
@@ -94,6 +95,16 @@ def foreign(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Reci
     for name, array in scaling_tensors(config).items():
         found[name] = Made(array.shape, array.dtype.name, array.view)
     return found
+
+
+def widened(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Checkpoint:
+    """The same with Gemma's norms in float32, since less cannot hold them with 1 added."""
+    if architecture_of(config) not in _GEMMA or not _narrow_norms(checkpoint):
+        return checkpoint
+    narrow = _narrow_norms(checkpoint)
+    return Cast(
+        checkpoint, {name: "float32" if name in narrow else info.dtype for name, info in checkpoint.infos.items()}
+    )
 
 
 def metadata(
@@ -301,12 +312,14 @@ def _heads(config: Mapping[str, Any], metadata: Mapping[str, Any], keys: bool) -
     return found
 
 
+def _narrow_norms(checkpoint: Checkpoint) -> list[str]:
+    return [name for name, info in checkpoint.infos.items() if "norm" in name and info.dtype != "float32"]
+
+
 def _need_float32(checkpoint: Checkpoint) -> None:
-    wrong = [name for name, info in checkpoint.infos.items() if "norm" in name and info.dtype != "float32"]
-    if wrong:
+    if wrong := _narrow_norms(checkpoint):
         raise WeightsError(
             "Gemma's norms are stored with 1 added, which less than float32 cannot hold",
             where=checkpoint.path,
             got=f"{checkpoint.infos[wrong[0]].dtype} in {', '.join(wrong[:4])}",
-            do="convert to float32 first: --dtype float32",
         )
