@@ -402,6 +402,9 @@ def convert_model(
     verify: Annotated[bool, typer.Option("--verify", help="Read both ends and compare tensors and outputs.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="A tensor that holds NaN is an error.")] = False,
     overwrite: _Overwrite = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Tensors alone under their own names, to safetensors, npz or torch.")
+    ] = False,
     as_json: _Json = False,
 ) -> None:
     """Write a checkpoint in another framework's form: safetensors, torch, tf-h5, flax, npz, gguf and others."""
@@ -410,7 +413,7 @@ def convert_model(
     with progress_bars() as progress:
         done = convert(
             source, output, to, task=task, dtype=dtype, shard_size=_bytes(shard_size), dry_run=dry_run, verify=verify,
-            strict=strict, overwrite=overwrite, progress=progress,
+            strict=strict, overwrite=overwrite, raw=raw, progress=progress,
         )  # fmt: skip
     if as_json:
         _write_json(done.to_json())

@@ -22,7 +22,7 @@ from converters.dialects.fields import nearly, note, refuse, unsaid, with_field
 from converters.gguf_quants import q8_0_error
 from converters.gguf_vocabulary import FILES as TOKENIZER_FILES
 from converters.said_dtype import most_floats, saying_dtype
-from converters.targets import Target, find_target
+from converters.targets import TARGETS, Target, find_target
 from converters.view import Cast, Made, Recipe, Subset, View, origins
 from zoo.errors import CaptureError, ConfigError, SourceError, VerifyError, WeightsError, ZooError
 from zoo.graph.computed import COMPUTED, is_computed, sinusoids
@@ -83,6 +83,7 @@ def convert(
     verify: bool = False,
     strict: bool = False,
     overwrite: bool = False,
+    raw: bool = False,
     offline: bool | None = None,
     progress: Progress | None = None,
 ) -> Conversion:
@@ -102,6 +103,8 @@ def convert(
         strict: tensors that hold NaN are an error.
         overwrite: the folder may be one that was written before: files that its conversion.json lists, unchanged since,
             give way to the new ones; all others stay.
+        raw: write the tensors alone, under the names and in the layouts that the source has them in, to safetensors,
+            npz or torch. Nothing is asked of them: no config is needed or written, and `verify` compares every tensor.
         offline: True uses only what is on this machine.
         progress: told (what, bytes done, bytes in all).
 
@@ -123,6 +126,10 @@ def convert(
     may_write(out, overwrite)
     place, _ = fetch_checkpoint(found, offline, progress)
     _keep_apart(place, out)
+    if raw:
+        if task is not None:
+            raise ConfigError("tensors alone have no task", got=task, do="leave out the task, or --raw")
+        return _convert_raw(place, out, target, dtype, shard_size, dry_run, verify, strict, overwrite, progress)
     with ExitStack() as stack:
         plan = _plan(stack, place, found, target, task, dtype)
         result = plan.result
@@ -177,8 +184,80 @@ def verify_conversion(
     place, _ = fetch_checkpoint(found, offline, progress)
     with ExitStack() as stack:
         target = find_target(str(record.get("to")))
+        if record.get("raw"):
+            return _verify_raw(_raw_plan(stack, place, target, record.get("dtype"))[1], folder)
         plan = _plan(stack, place, found, target, record.get("task"), record.get("dtype"))
         return _verify(plan, folder)
+
+
+def _convert_raw(
+    place: Path,
+    out: Path,
+    target: Target,
+    dtype: str | None,
+    shard_size: int | None,
+    dry_run: bool,
+    verify: bool,
+    strict: bool,
+    overwrite: bool,
+    progress: Progress | None,
+) -> Conversion:
+    """The tensors of a checkpoint as they are, in another format."""
+    from zoo.graph.ir import Graph
+
+    with ExitStack() as stack:
+        file, tensors = _raw_plan(stack, place, target, dtype)
+        dialect = dialect_of(file)
+        result = Conversion(
+            None,
+            file.path,
+            dialect.NAME if dialect else file.format,
+            target.name,
+            dict(zip(tensors.infos, tensors.infos, strict=True)),
+            nbytes=sum(info.nbytes for info in tensors.infos.values()),
+        )
+        if dry_run:
+            return result
+        _need_room(out, result.nbytes)
+        with writing(out, overwrite) as (fresh, record):
+            watched = _Watched(tensors, progress, strict)
+            plain = replace(target, metadata={}, shard_metadata=None)  # it says nothing of names and layouts
+            _write(fresh, plain, watched, {}, Graph((), {}, {}, [], {}), {}, shard_size, ())
+            result.nans = watched.nans
+            record |= {**_record(result, dtype, None), "raw": True}
+            if verify:
+                result.verified = _verify_raw(tensors, fresh)
+    result.folder = out
+    return result
+
+
+def _raw_plan(stack: ExitStack, place: Path, target: Target, dtype: str | None) -> tuple[Checkpoint, Checkpoint]:
+    """A checkpoint, and its tensors as they are to be written; `stack` closes them."""
+    forms = [name for name, form in TARGETS.items() if form.dialect is None]
+    if target.name not in forms:
+        raise ConfigError(
+            "this form has names and layouts of its own: it does not take tensors alone",
+            expected=", ".join(forms),
+            got=target.name,
+            do="name one of these with --to, or leave out --raw",
+        )
+    file = stack.enter_context(open_checkpoint(place))
+    return file, Cast(file, target.stored(file, dtype))
+
+
+def _verify_raw(tensors: Checkpoint, folder: Path) -> str:
+    """Read back what was written; what was compared.
+
+    Raises:
+        VerifyError: naming the first tensor that differs.
+    """
+    with open_checkpoint(folder) as back:
+        if unlike := sorted(back.infos.keys() ^ tensors.infos.keys()):
+            raise VerifyError("what was written has other tensors than the source", where=folder, got=unlike[0])
+        for name, info in tensors.infos.items():
+            if not _same(tensors, back, info):
+                raise VerifyError("a tensor is not what it was", where=f"{folder}, tensor {name!r}")
+    return "every tensor"
 
 
 _ROOM = 1 << 24  # what the files beside the weights may take
@@ -225,7 +304,7 @@ def _plan(
     from zoo.wrapping import unwrapped
 
     config = config_of(place, found)
-    graph = _graph_of(config, task)
+    graph = _graph_of(config, task, place)
     if graph.meta.get("class"):
         config = {**config, "architectures": [graph.meta["class"]]}
     source = config, graph
@@ -275,12 +354,12 @@ def _plan(
     )
 
 
-def _graph_of(config: Mapping[str, Any], task: str | None) -> Graph:
+def _graph_of(config: Mapping[str, Any], task: str | None, place: Path | None = None) -> Graph:
     """The model's graph, or its names and shapes alone: one that cannot be captured can still be converted."""
     from zoo.loading import graph_for
 
     try:
-        return graph_for(config, task, "float32")
+        return graph_for(config, task, "float32", place=place)
     except CaptureError:
         from zoo.capture.huggingface import config_from, parameters_of
 

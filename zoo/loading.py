@@ -98,7 +98,7 @@ def load(
         _check_package(graph, place, wanted, precision if precision == "int8" else dtype, train)
     else:
         config = config_of(place, found)
-        graph = graph_for(config, task, stored_dtype(place) if dtype == "auto" else dtype, train)
+        graph = graph_for(config, task, stored_dtype(place) if dtype == "auto" else dtype, train, place)
     loaded = assemble(name, backend, graph, place, config, strict)
     loaded._precision = precision
     if fast:
@@ -184,8 +184,13 @@ def _tensors(value: Any, name: str) -> Any:
         raise CaptureError("an example input is not an array", where=name, got=error) from None
 
 
-def graph_for(config: Mapping[str, Any], task: str | None, dtype: str, train: bool = False) -> Graph:
+def graph_for(
+    config: Mapping[str, Any], task: str | None, dtype: str, train: bool = False, place: Path | None = None
+) -> Graph:
     """The graph of a config: packaged, captured before, or captured now.
+
+    Args:
+        place: the checkpoint, so that an error names what reading it lacks, too.
 
     Raises:
         MissingFramework: it has to be captured, and torch or transformers is not installed.
@@ -196,7 +201,7 @@ def graph_for(config: Mapping[str, Any], task: str | None, dtype: str, train: bo
     cached = _cache_path(config, task, dtype, train)
     if cached.is_file():
         return load_graph(cached)
-    _need_torch()
+    _need_torch(place)
     from zoo.capture.huggingface import capture_config, config_from
 
     graph = capture_config(config_from(config), task, dtype, train=train)
@@ -391,7 +396,8 @@ def config_of(place: Path, found: Entry | SourceRef) -> dict[str, Any]:
     raise ConfigError(
         "the checkpoint has no config.json",
         where=place,
-        do="add the config of the model, or capture the module with zoo.capture and load the package",
+        do="add the config of the model, or capture the module with zoo.capture and load the package; "
+        "its tensors alone are written by `zoo convert --raw` or zoo.convert(raw=True)",
     )
 
 
@@ -413,16 +419,22 @@ def _capture_reference(reference: str | os.PathLike[str], task: str | None, dtyp
     return package
 
 
-def _need_torch() -> None:
-    import importlib.util
+def _need_torch(place: Path | None = None) -> None:
+    from converters import open_checkpoint
+    from zoo.backends import how_to_install, lacks_capture
 
-    lacking = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
-    if lacking:
+    if lacking := lacks_capture():
+        also = []
+        if place is not None:
+            try:
+                open_checkpoint(place).close()
+            except MissingFramework:
+                also.append("convert")
         raise MissingFramework(
             "no packaged graph fits this model, and capturing it needs torch and transformers once",
             expected="torch, transformers",
             got=f"without {' and '.join(lacking)}",
-            do="pip install 'anyzoo[capture]', or capture it elsewhere with `zoo capture` and load the package",
+            do=f"{how_to_install('capture', *also)}, or capture it elsewhere with `zoo capture` and load the package",
         )
 
 

@@ -229,11 +229,20 @@ def _finished(file: Any, reading: _Reading, expected: Mapping[str, Any]) -> Unwr
     wrapper = getattr(file, "wrapper", "")
     if prefix := (f"{wrapper}." if wrapper else "") + reading.prefix:
         notes.append(f"the model's tensors were read from under {prefix!r}")
-    marks = [mark for mark in _MARKERS if any(mark in re.split(r"[./]", name) for name in inside)]
-    if marks and reading.names:
+    marks = [mark for mark in (*_MARKERS, "module") if _taken_out(mark, reading)]
+    if marks:
         notes.append(f"{', '.join(map(repr, marks))} was taken out of the tensors' names")
     raw, read = reading.raw, reading.read
     if strays:
         read = Subset(read, [name for name in read.infos if name not in strays])
         raw = read if reading.read is reading.raw else raw
     return Unwrapped(raw, read, tuple(notes), left)
+
+
+def _taken_out(mark: str, reading: _Reading) -> bool:
+    """Whether a module was taken out of names, not only off with the prefix."""
+    before = re.split(r"[./]", reading.prefix).count(mark)
+    return any(
+        re.split(r"[./]", own).count(mark) > re.split(r"[./]", short).count(mark) + before
+        for short, own in reading.names.items()
+    )

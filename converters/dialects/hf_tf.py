@@ -73,7 +73,9 @@ def knows(config: Mapping[str, Any]) -> Callable[[str], bool]:
     return hf_names.knows("tf", config)
 
 
-def metadata(config: Mapping[str, Any], tokenizer: str | None = None) -> dict[str, str]:
+def metadata(
+    config: Mapping[str, Any], texts: Mapping[str, str] | None = None, checkpoint: Checkpoint | None = None
+) -> dict[str, str]:
     """What transformers 4 looks for beside the weights: it warns of layers that the file does not list."""
     empty = hf_names.empty_layers(config)
     return {"empty_layers": "\n".join(empty)} if empty else {}

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from zoo.arrays import numpy_dtype
-from zoo.backends import get_backend
+from zoo.backends import get_backend, how_to_install, installed
 from zoo.errors import GraphError, InputError, MissingFramework, UnknownBackend, WeightsError
 from zoo.graph.io import from_json, to_json
 from zoo.graph.ir import DTYPES, Dim, Graph, Input, Param
@@ -28,7 +28,11 @@ except ModuleNotFoundError as error:
     raise MissingFramework(
         "Keras cannot be imported with the backend it is set to",
         got=error,
-        do="set the environment variable KERAS_BACKEND to a framework that is installed: jax, tensorflow or torch",
+        do="set the environment variable KERAS_BACKEND to a framework that is installed: "
+        + (
+            ", ".join(name for name in ("jax", "tensorflow", "torch") if installed(name))
+            or how_to_install("keras", "jax")
+        ),
     ) from error
 
 __all__ = ["GraphModel", "compile_graph", "key_from", "module_of", "params_from"]
