@@ -25,7 +25,7 @@ from converters.dialects.shared import Dropped
 from converters.dialects.tabled import read, write
 from converters.dialects.tables import Row, Table
 from converters.gguf_tokenizer import tokenizer_json
-from converters.gguf_vocabulary import vocabulary
+from converters.gguf_vocabulary import pooling, tokenizer_config, vocabulary
 from converters.view import Cast, Concatenate, Layout, Made, Permute, Recipe, RotaryRows, Shift, is_float
 from zoo.errors import ConfigError, WeightsError
 
@@ -40,6 +40,7 @@ __all__ = [
     "recognises",
     "stored_as",
     "tokenizer",
+    "tokenizer_settings",
     "understood",
     "widened",
 ]
@@ -142,6 +143,11 @@ def stored_as(info: TensorInfo, dtype: str | None) -> str:
     if dtype == "q8_0" and info.shape[-1] % 32:
         return own  # a row is no whole number of blocks
     return dtype or (own if info.dtype == "float64" else info.dtype)
+
+
+def tokenizer_settings(checkpoint: Checkpoint) -> str | None:
+    """The tokenizer_config.json that a file's key/values describe: special tokens and chat templates."""
+    return tokenizer_config(checkpoint.metadata)
 
 
 def tokenizer(checkpoint: Checkpoint) -> str | None:
@@ -279,7 +285,9 @@ def _vocabulary(
 ) -> tuple[dict[str, Any], list[str]]:
     embedding = None if checkpoint is None else checkpoint.infos.get("token_embd.weight")
     rows = embedding.shape[0] if embedding is not None and embedding.shape else None
-    return vocabulary(texts, config, rows, architecture_of(config))
+    architecture = architecture_of(config)
+    (found, notes), (pooled, further) = vocabulary(texts, config, rows, architecture), pooling(texts, architecture)
+    return found | pooled, [*notes, *further]
 
 
 def _table(architecture: str, config: Mapping[str, Any], metadata: Mapping[str, Any]) -> Table:
