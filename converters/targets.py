@@ -53,7 +53,12 @@ class Target:
             FormatError, WeightsError: this form has no such class, or no place for some tensors.
         """
         dialect = self.dialect_module()
-        return checkpoint if dialect is None else View(checkpoint, dialect.foreign(checkpoint, config), aliases={})
+        if dialect is None:
+            return checkpoint
+        widen = getattr(dialect, "widened", None)
+        if widen is not None:
+            checkpoint = widen(checkpoint, config)
+        return View(checkpoint, dialect.foreign(checkpoint, config), aliases={})
 
     def knows(self, config: Mapping[str, Any]) -> Callable[[str], bool] | None:
         """Whether the form has a place for a tensor of a canonical name; None if it takes any."""

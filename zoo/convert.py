@@ -17,7 +17,7 @@ import numpy as np
 
 from converters import open_checkpoint
 from converters.checkpoint import BLOCK, Checkpoint, TensorInfo, little_endian
-from converters.dialects import canonical, derived_tokenizer, dialect_of, dropped
+from converters.dialects import canonical, derived_tokenizer, derived_tokenizer_config, dialect_of, dropped
 from converters.dialects.fields import nearly, note, refuse, unsaid, with_field
 from converters.gguf_quants import q8_0_error
 from converters.gguf_vocabulary import FILES as TOKENIZER_FILES
@@ -630,6 +630,8 @@ def _companions(source: Path, folder: Path, config: Mapping[str, Any], raw: Chec
     copy_companions(source, folder)
     if not (folder / "tokenizer.json").is_file() and (tokenizer := derived_tokenizer(raw)) is not None:
         (folder / "tokenizer.json").write_text(tokenizer, "utf-8")
+        if not (folder / "tokenizer_config.json").is_file() and (said := derived_tokenizer_config(raw)) is not None:
+            (folder / "tokenizer_config.json").write_text(said, "utf-8")
     (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
