@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from converters.marks import ADAPTER_ADVICE, NOT_APPLIED, NOT_READ, QUANTISED_ADVICE, adapter_tensors, quantiser
+from converters.marks import (
+    ADAPTER_ADVICE,
+    NOT_APPLIED,
+    NOT_READ,
+    QUANTISED_ADVICE,
+    adapter_tensors,
+    quantiser,
+    why_beside,
+)
 from zoo.errors import CaptureError, ConfigError, MissingFramework, WeightsError
 from zoo.graph.io import load_graph, save_graph
 from zoo.graph.ir import DTYPES, Graph
@@ -344,7 +352,7 @@ def stored_dtype(place: Path) -> str:
     counts = dict.fromkeys(_DTYPES, 0)
     with open_checkpoint(place) as checkpoint:
         for info in checkpoint.infos.values():
-            if info.dtype in counts:
+            if info.dtype in counts and why_beside(info.name) is None:
                 counts[info.dtype] += math.prod(info.shape)
     return max(counts, key=counts.__getitem__)
 

@@ -69,6 +69,14 @@ def unwrapped(file: Any, config: Mapping[str, Any], graph: Graph) -> Unwrapped:
         main = main_needs(graph)
         if plain is None or plain.lacks & main:
             found = _best(file, config, graph, expected, main, plain) or plain
+    if found is not None and found.lacks and any("_flat_param" in name for name in file.infos):
+        raise WeightsError(
+            "the file holds FSDP's flattened parameters, each the numbers of several",
+            where=file.path,
+            got=", ".join([name for name in file.infos if "_flat_param" in name][:3]),
+            do="save a full state dict: torch.distributed.checkpoint.state_dict.get_model_state_dict with "
+            "StateDictOptions(full_state_dict=True)",
+        )
     if found is None:
         assert error is not None
         raise error
