@@ -21,6 +21,7 @@ from converters.dialects import canonical, derived_tokenizer, dialect_of, droppe
 from converters.dialects.fields import nearly, note, refuse, unsaid, with_field
 from converters.gguf_quants import q8_0_error
 from converters.gguf_vocabulary import FILES as TOKENIZER_FILES
+from converters.said_dtype import most_floats, saying_dtype
 from converters.targets import TARGETS, Target, find_target
 from converters.view import Cast, Made, Recipe, Subset, View, origins
 from zoo.errors import CaptureError, ConfigError, SourceError, VerifyError, WeightsError, ZooError
@@ -138,7 +139,7 @@ def convert(
             out, result.nbytes * (2 if target.with_graph else 1)
         )  # an archive's weights are a file of their own first
         with writing(out, overwrite) as (fresh, record):
-            _companions(place if place.is_dir() else place.parent, fresh, target.config(plan.config), plan.raw)
+            _companions(place if place.is_dir() else place.parent, fresh, _config_beside(plan), plan.raw)
             watched = _Watched(plan.written, progress, strict)
             _write(fresh, target, watched, plan.config, plan.served, plan.texts, shard_size, plan.quantised)
             result.nans = watched.nans
@@ -626,6 +627,16 @@ def _companions(source: Path, folder: Path, config: Mapping[str, Any], raw: Chec
     (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
+def _config_beside(plan: _Plan) -> Mapping[str, Any]:
+    """config.json with the dtype that most of the file's numbers are stored in, if the conversion changed that."""
+    config = plan.target.config(plan.config)
+    if "model_type" not in config or plan.quantised:
+        return config
+    before, after = (most_floats(one.infos.values()) for one in (plan.ours, plan.written))
+    said = after if plan.dtype is not None or before != after else None
+    return saying_dtype(config, said, old=plan.target.dialect in ("hf_tf", "hf_flax"))
+
+
 def _tokenizer_texts(source: Path, raw: Checkpoint) -> dict[str, str]:
     """The tokenizer's files by name, tokenizer.json as the tokenizers library spells it today; made where it lacks."""
     from zoo.tasks.text import tokenizer_in
@@ -789,7 +800,7 @@ def _same_files(plan: _Plan, folder: Path) -> None:
 
     with TemporaryDirectory() as made:
         source = plan.place if plan.place.is_dir() else plan.place.parent
-        _companions(source, Path(made), plan.target.config(plan.config), plan.raw)
+        _companions(source, Path(made), _config_beside(plan), plan.raw)
         for path in sorted(path for path in Path(made).rglob("*") if path.is_file()):
             name = path.relative_to(made).as_posix()
             written = folder / name

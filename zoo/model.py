@@ -81,6 +81,7 @@ class Package:
         """
         from converters import safetensors
         from converters.checkpoint import MemoryCheckpoint
+        from converters.said_dtype import most_floats, saying_dtype
         from zoo.sources.local import copy_companions
         from zoo.weights import scattered
         from zoo.written import may_write, writing
@@ -103,10 +104,12 @@ class Package:
                 copy_companions(self.folder, work)
             elif self.folder is not None:
                 log.warning("%s is gone: tokenizer and the like cannot be saved from there", self.folder)
-            if self.config and not (
-                (work / "config.json").is_file() and read_json(work / "config.json") == self.config
-            ):
-                text = json.dumps(self.config, indent=2, ensure_ascii=False)
+            there = read_json(work / "config.json") if (work / "config.json").is_file() else {}
+            config: Mapping[str, Any] = self.config or there
+            if "model_type" in config:
+                config = saying_dtype(config, most_floats(weights.infos.values()))
+            if config != there:
+                text = json.dumps(config, indent=2, ensure_ascii=False)
                 (work / "config.json").write_text(text + "\n", "utf-8")
             if self.tokenizer is not None and not (work / "tokenizer.json").is_file():
                 (work / "tokenizer.json").write_text(self.tokenizer, "utf-8")

@@ -110,7 +110,7 @@ def metadata(
 
 
 def notes(config: Mapping[str, Any], texts: Mapping[str, str], checkpoint: Checkpoint) -> list[str]:
-    """What llama.cpp will do otherwise, mostly with the text that it is given; the arguments are those of `metadata`."""
+    """What llama.cpp will do otherwise, mostly with the text it is given; the arguments are those of `metadata`."""
     return [*model_notes(config), *_vocabulary(config, texts, checkpoint)[1]]
 
 

@@ -9,12 +9,12 @@ gives. The second, in an environment that has PyPI's xllamacpp (llama.cpp itself
 writes benchmarks/results/gguf_in_llama_cpp.json. A case is right where
 
     tokens       are the same for every text, special tokens in the text included,
-    numbers      (log-probabilities of the next token; BERT's last hidden states) differ from float64's by at most `LIMITS`.
+    numbers      (log-probabilities of the next token; BERT's last hidden states) are float64's within `LIMITS`.
 
-llama.cpp's float32 is not everyone's: where a network has GELU it looks values up in a table of float16, and its BERT has
-the tanh approximation for erf. So `LIMITS` has a line for each kind of activation, stated with its reason, and the result
-says what was measured. The attention cache is kept in float32 and flash attention is off; both are float16 otherwise.
-Fields that the file cannot say are tried as well: each must be refused, or make no difference to llama.cpp's result.
+llama.cpp's float32 is not everyone's: where a network has GELU it looks values up in a table of float16, and its BERT
+has the tanh approximation for erf. So `LIMITS` has a line for each kind of activation, stated with its reason, and the
+result says what was measured. The attention cache is kept in float32 and flash attention is off; both are float16
+otherwise. Fields that the file cannot say are tried as well: each must be refused, or be right in llama.cpp.
 """
 
 from __future__ import annotations
@@ -37,10 +37,12 @@ SEED, LENGTHS, LIMIT_S = 7, (1, 6, 23), 120
 
 LIMITS = {
     "silu": 2e-6,
+    "silu, 30 layers": 2e-5,
     "gelu": 2e-3,
 }
-"""Activation -> the largest difference from float64, over the largest absolute value. SiLU, softmax and norms are float32
-in llama.cpp: some tens of roundings. GELU goes through a table of float16 arguments: 2**-11 of each, once a layer."""
+"""Activation -> the largest difference from float64, over the largest absolute value. SiLU, softmax and norms are
+float32 in llama.cpp: some tens of roundings, as torch has; over 30 layers of real weights 7e-6 were seen. GELU goes
+through a table of float16 arguments, 2**-11 of each in every layer; seen: 8e-4."""
 
 TEXTS = (
     "The cat sat on 123 mats, didn't it?",
@@ -442,20 +444,32 @@ def make_tokenizer(kind: str) -> Any:
 
 
 def write_real(folder: Path, path: Path) -> None:
-    """A published file and what we write after reading it, in float32: llama.cpp must compute the same from both."""
+    """A published file, read and written again in float32: what the file's own weights give in float64 is the truth."""
     import shutil
+
+    import tokenizers
 
     import zoo
 
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    shutil.copyfile(path, folder / "original.gguf")
-    zoo.convert(folder / "original.gguf", folder / "safetensors", dtype="float32")
-    (folder / "original.gguf").rename(folder.parent / "original.gguf")
-    zoo.convert(folder / "safetensors", folder / "gguf", "gguf")
-    (folder.parent / "original.gguf").rename(folder / "original.gguf")
+    (folder / "alone").mkdir(parents=True)
+    shutil.copyfile(path, folder / "alone" / "model.gguf")
+    zoo.convert(folder / "alone", folder / "source", dtype="float32")
+    done = zoo.convert(folder / "source", folder / "gguf", "gguf")
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "source" / "tokenizer.json"))
     prompts = ["The capital of France is", "Once upon a time", "def main():\n    return 12345"]
-    (folder / "case.json").write_text(json.dumps({"real": True, "texts": [*prompts, *TEXTS]}))
+    case: dict[str, Any] = {"activation": "silu, 30 layers", "known": None, "embedding": False, "notes": done.notes}
+    case["prompts"] = [tokenizer.encode(prompt).ids for prompt in prompts]
+    case["tokens"] = {text: tokenizer.encode(text).ids for text in (*prompts, *TEXTS)}
+    arrays = {}
+    for dtype, backend in (("float64", "numpy"), ("float32", "torch")):
+        model = zoo.load(folder / "source", backend)
+        for number, prompt in enumerate(case["prompts"]):
+            logits = np.array(model(input_ids=np.array([prompt])).logits.tolist(), np.float64)[0, -1]
+            arrays[f"{dtype} {number}"] = logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())
+    case["rows"] = len(logits)
+    np.savez(folder / "expected.npz", **arrays)
+    (folder / "case.json").write_text(json.dumps(case))
 
 
 # --- in llama.cpp's environment ---
@@ -494,8 +508,6 @@ def run_one(folder: Path) -> dict[str, Any]:
     case = json.loads((folder / "case.json").read_text())
     if "refused" in case:
         return {"ok": True, "refused": case["refused"]}
-    if case.get("real"):
-        return run_real(folder, case)
     path = folder / "gguf" / "model.gguf"
     if not case["tokens"]:  # the server wants a tokenizer
         return {"ok": loads(path) == case["rows"], "loaded": "by the library alone", "notes": case["notes"]}
@@ -525,8 +537,8 @@ def run_one(folder: Path) -> dict[str, Any]:
 def loads(path: Path) -> int:
     """How many tokens a model has that llama.cpp's library loads from a file, by its C interface.
 
-    The parameters are a struct whose size is the library's own business; it is passed on the stack, where more room than
-    it takes does no harm.
+    The parameters are a struct whose size is the library's own business; it is passed on the stack, where more room
+    than it takes does no harm.
     """
     import ctypes
 
@@ -544,25 +556,6 @@ def loads(path: Path) -> int:
         getattr(library, name).argtypes = [ctypes.c_void_p]
     model = library.llama_model_load_from_file(bytes(path), library.llama_model_default_params())
     return library.llama_vocab_n_tokens(library.llama_model_get_vocab(model)) if model else -1
-
-
-def run_real(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
-    one, other = (serve(path, False) for path in (folder / "original.gguf", folder / "gguf" / "model.gguf"))
-    worst, wrong = 0.0, []
-    for number, text in enumerate(case["texts"]):
-        ids, again = (
-            post(server, "/tokenize", content=text, add_special=True, parse_special=True)["tokens"]
-            for server in (one, other)
-        )
-        if ids != again:
-            wrong.append(text)
-        if number < 3:
-            left, right = (log_probabilities(server, ids, 49152) for server in (one, other))
-            worst = max(worst, float(np.abs(left - right).max() / np.abs(left).max()))
-            assert left.argmax() == right.argmax()
-    # llama.cpp rounds activations to 8 bits where weights are quantised, so the two differ by that alone.
-    result = {"numbers within": 0.1, "largest difference": worst, "texts": len(case["texts"])}
-    return {"ok": not wrong and worst <= 0.1} | result | {"tokenized otherwise": wrong}
 
 
 def serve(path: Path, embedding: bool) -> Any:
