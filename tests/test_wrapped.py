@@ -97,6 +97,10 @@ WRAPPERS: dict[str, tuple[str, Callable[[State], Any]]] = {
         "module.",
         lambda s: {"n_averaged": torch.tensor(5), **under("module.", s)},
     ),
+    "a base that was distributed, with a head": (
+        "'module'",
+        lambda s: {n if "classifier" in n else f"module.{n}": t for n, t in s.items()},
+    ),
     "part of a module that was distributed": ("'module'", lambda s: inside("bert.encoder.", "module.", s)),
     "Lightning": (
         "state_dict.model.",
@@ -218,8 +222,10 @@ def test_a_train_state_of_flax(wrap: Callable[[Any], Any], tmp_path: Path) -> No
     folder = tmp_path / "c"
     folder.mkdir()
     shutil.copy(source / "config.json", folder)
-    (folder / "flax_model.msgpack").write_bytes(train_state(tree, wrap))
+    file = folder / "flax_model.msgpack"
+    file.write_bytes(train_state(tree, wrap))
     model, usual = zoo.load(folder, "numpy"), zoo.load(source, "numpy")
+    assert zoo.load(file.rename(folder / "checkpoint_10").parent, "numpy").params.keys() == model.params.keys()
     assert all(np.array_equal(model.params[name], usual.params[name]) for name in usual.params)
     assert any("trainer" in note for note in model.notes)
 

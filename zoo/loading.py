@@ -106,7 +106,11 @@ def load(
         _check_package(graph, place, wanted, precision if precision == "int8" else dtype, train)
     else:
         config = config_of(place, found)
-        graph = graph_for(config, task, stored_dtype(place) if dtype == "auto" else dtype, train, place)
+        try:
+            graph = graph_for(config, task, stored_dtype(place) if dtype == "auto" else dtype, train)
+        except MissingFramework:
+            need_torch(place)
+            raise
     loaded = assemble(name, backend, graph, place, config, strict)
     loaded._precision = precision
     if fast:
@@ -132,7 +136,7 @@ def capture(
     Raises:
         CaptureError: the operation or the data-dependent expression that cannot be captured is named.
     """
-    _need_torch()
+    need_torch()
     if isinstance(module, (str, os.PathLike)):
         return _capture_reference(module, task, dtype, train)
     import torch
@@ -192,13 +196,8 @@ def _tensors(value: Any, name: str) -> Any:
         raise CaptureError("an example input is not an array", where=name, got=error) from None
 
 
-def graph_for(
-    config: Mapping[str, Any], task: str | None, dtype: str, train: bool = False, place: Path | None = None
-) -> Graph:
+def graph_for(config: Mapping[str, Any], task: str | None, dtype: str, train: bool = False) -> Graph:
     """The graph of a config: packaged, captured before, or captured now.
-
-    Args:
-        place: the checkpoint, so that an error names what reading it lacks, too.
 
     Raises:
         MissingFramework: it has to be captured, and torch or transformers is not installed.
@@ -209,7 +208,7 @@ def graph_for(
     cached = _cache_path(config, task, dtype, train)
     if cached.is_file():
         return load_graph(cached)
-    _need_torch(place)
+    need_torch()
     from zoo.capture.huggingface import capture_config, config_from
 
     graph = capture_config(config_from(config), task, dtype, train=train)
@@ -427,7 +426,12 @@ def _capture_reference(reference: str | os.PathLike[str], task: str | None, dtyp
     return package
 
 
-def _need_torch(place: Path | None = None) -> None:
+def need_torch(place: Path | None = None) -> None:
+    """Raises MissingFramework where torch or transformers is not installed, which capturing needs.
+
+    Args:
+        place: a checkpoint, so that the error names what reading it lacks, too.
+    """
     from converters import open_checkpoint
     from zoo.backends import how_to_install, lacks_capture
 
