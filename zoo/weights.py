@@ -139,7 +139,7 @@ def fit(
 
 
 def _of_a_kind(stored: str, wanted: str) -> bool:
-    """Whether numbers of one dtype can be a parameter of another: no whole ones for others, no complex ones for real."""
+    """Whether numbers of one dtype can serve as another: no whole ones for others, no complex ones for real."""
     if stored.startswith("complex") and not wanted.startswith("complex"):
         return False
     return is_integer(wanted) or not is_integer(stored)
