@@ -98,7 +98,7 @@ def unnamed(folder: Path) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
-_TELLING = ("safetensors", "npz", "torch_pickle", "h5", "gguf")
+_TELLING = ("safetensors", "npz", "torch_pickle", "h5", "msgpack", "gguf")
 """Formats whose files begin as no others do."""
 
 _TEXTS = (".json", ".txt", ".md", ".py", ".jinja", ".yaml", ".yml", ".model", ".gz")

@@ -24,7 +24,7 @@ from converters.gguf_vocabulary import FILES as TOKENIZER_FILES
 from converters.said_dtype import most_floats, saying_dtype
 from converters.targets import TARGETS, Target, find_target
 from converters.view import Cast, Made, Recipe, Subset, View, origins
-from zoo.errors import CaptureError, ConfigError, SourceError, VerifyError, WeightsError, ZooError
+from zoo.errors import CaptureError, ConfigError, MissingFramework, SourceError, VerifyError, WeightsError, ZooError
 from zoo.graph.computed import COMPUTED, is_computed, sinusoids
 from zoo.graph.key import Contradiction, contradictions, current
 from zoo.registry import Entry, SourceRef, parse
@@ -357,10 +357,13 @@ def _plan(
 
 def _graph_of(config: Mapping[str, Any], task: str | None, place: Path | None = None) -> Graph:
     """The model's graph, or its names and shapes alone: one that cannot be captured can still be converted."""
-    from zoo.loading import graph_for
+    from zoo.loading import graph_for, need_torch
 
     try:
-        return graph_for(config, task, "float32", place=place)
+        return graph_for(config, task, "float32")
+    except MissingFramework:
+        need_torch(place)
+        raise
     except CaptureError:
         from zoo.capture.huggingface import config_from, parameters_of
 

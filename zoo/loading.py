@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from converters.marks import ADAPTER_ADVICE, NOT_APPLIED, NOT_READ, QUANTISED_ADVICE, adapter_tensors, quantiser
+from converters.marks import (
+    ADAPTER_ADVICE,
+    NOT_APPLIED,
+    NOT_READ,
+    QUANTISED_ADVICE,
+    adapter_tensors,
+    quantiser,
+    why_beside,
+)
 from zoo.errors import CaptureError, ConfigError, InputError, MissingFramework, WeightsError
 from zoo.graph.io import load_graph, save_graph
 from zoo.graph.ir import DTYPES, Graph
@@ -98,7 +106,11 @@ def load(
         _check_package(graph, place, wanted, precision if precision == "int8" else dtype, train)
     else:
         config = config_of(place, found)
-        graph = graph_for(config, task, stored_dtype(place) if dtype == "auto" else dtype, train, place)
+        try:
+            graph = graph_for(config, task, stored_dtype(place) if dtype == "auto" else dtype, train)
+        except MissingFramework:
+            need_torch(place)
+            raise
     loaded = assemble(name, backend, graph, place, config, strict)
     loaded._precision = precision
     if fast:
@@ -125,7 +137,7 @@ def capture(
     Raises:
         CaptureError: the operation or the data-dependent expression that cannot be captured is named.
     """
-    _need_torch()
+    need_torch()
     if isinstance(module, (str, os.PathLike)):
         return _capture_reference(module, task, dtype, train, inputs)
     import torch
@@ -190,13 +202,9 @@ def graph_for(
     task: str | None,
     dtype: str,
     train: bool = False,
-    place: Path | None = None,
     length: int | None = None,
 ) -> Graph:
     """The graph of a config: packaged, captured before, or captured now; with `length` of texts of that many tokens.
-
-    Args:
-        place: the checkpoint, so that an error names what reading it lacks, too.
 
     Raises:
         MissingFramework: it has to be captured, and torch or transformers is not installed.
@@ -207,7 +215,7 @@ def graph_for(
     cached = _cache_path(config, task, dtype, train, length)
     if cached.is_file():
         return load_graph(cached)
-    _need_torch(place)
+    need_torch()
     from zoo.capture.huggingface import capture_config, config_from
 
     graph = capture_config(config_from(config), task, dtype, train=train, length=length)
@@ -399,7 +407,7 @@ def stored_dtype(place: Path) -> str:
     counts = dict.fromkeys(_DTYPES, 0)
     with open_checkpoint(place) as checkpoint:
         for info in checkpoint.infos.values():
-            if info.dtype in counts:
+            if info.dtype in counts and why_beside(info.name) is None:
                 counts[info.dtype] += math.prod(info.shape)
     return max(counts, key=counts.__getitem__)
 
@@ -485,7 +493,12 @@ def _capture_reference(
     return package
 
 
-def _need_torch(place: Path | None = None) -> None:
+def need_torch(place: Path | None = None) -> None:
+    """Raises MissingFramework where torch or transformers is not installed, which capturing needs.
+
+    Args:
+        place: a checkpoint, so that the error names what reading it lacks, too.
+    """
     from converters import open_checkpoint
     from zoo.backends import how_to_install, lacks_capture
 

@@ -69,6 +69,14 @@ def unwrapped(file: Any, config: Mapping[str, Any], graph: Graph) -> Unwrapped:
         main = main_needs(graph)
         if plain is None or plain.lacks & main:
             found = _best(file, config, graph, expected, main, plain) or plain
+    if found is not None and found.lacks and any("_flat_param" in name for name in file.infos):
+        raise WeightsError(
+            "the file holds FSDP's flattened parameters, each the numbers of several",
+            where=file.path,
+            got=", ".join([name for name in file.infos if "_flat_param" in name][:3]),
+            do="save a full state dict: torch.distributed.checkpoint.state_dict.get_model_state_dict with "
+            "StateDictOptions(full_state_dict=True)",
+        )
     if found is None:
         assert error is not None
         raise error
@@ -117,6 +125,7 @@ def _best(
     plain: _Reading | None,
 ) -> _Reading | None:
     """The way that leads to the most parameters, if it is better than to read the file as it is."""
+    near: list[_Reading] = []
     for names in _spelled(list(file.infos)):
         readings = []
         for prefix in _prefixes(names.values(), len(graph.params)):
@@ -127,21 +136,20 @@ def _best(
         whole = [found for found in readings if not found.lacks & main]
         if whole:
             return _chosen(file, whole)
-        # Not all, but most: what is said to lack is then what really does.
-        near = min(
-            readings, key=lambda found: (is_average(found.prefix), len(found.lacks), len(found.prefix)), default=None
-        )
-        if near is not None and 2 * len(near.lacks) < len(graph.params):
-            return near
-    return None
+        near += readings
+    # Not all, but most: what is said to lack is then what really does.
+    best = min(near, key=lambda found: (is_average(found.prefix), len(found.lacks), len(found.prefix)), default=None)
+    return best if best is not None and 2 * len(best.lacks) < len(graph.params) else None
 
 
 def _spelled(names: list[str]) -> Iterator[dict[str, str]]:
     """The file's names -> without modules that are around others: those that are nothing else, then `module`, too."""
+    known: dict[str, str] = {}
     for markers in (_MARKERS, (*_MARKERS, "module")):
         short = {name: _without(name, markers) for name in names}
-        if len(set(short.values())) == len(short):
+        if short != known and len(set(short.values())) == len(short):
             yield short
+        known = short
 
 
 def _without(name: str, markers: Iterable[str]) -> str:
