@@ -26,7 +26,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Self, TypeGuard
+from typing import Any, Self, TypeGuard
 
 import numpy as np
 
@@ -116,7 +116,7 @@ class Checkpoint(ABC):
         aliases: second name -> first name, for tensors that are the same bytes of the file.
     """
 
-    format: ClassVar[str]
+    format: str
 
     def __init__(
         self,

@@ -18,7 +18,7 @@ from zoo.errors import ZooError
 if TYPE_CHECKING:
     from zoo.bench import BenchReport, bench
     from zoo.catalogue import architectures, available, info
-    from zoo.convert import Conversion, convert
+    from zoo.convert import Conversion, convert, verify_conversion
     from zoo.files import FilesReport, check_files
     from zoo.loading import capture, load
     from zoo.model import Model, Output, Package
@@ -42,6 +42,7 @@ __all__ = [
     "info",
     "load",
     "verify",
+    "verify_conversion",
 ]
 __version__ = "0.1.0.dev0"
 
@@ -50,6 +51,7 @@ _LAZY = {
     "capture": "zoo.loading",
     "convert": "zoo.convert",
     "Conversion": "zoo.convert",
+    "verify_conversion": "zoo.convert",
     "check_files": "zoo.files",
     "FilesReport": "zoo.files",
     "Model": "zoo.model",

@@ -38,6 +38,7 @@ app = typer.Typer(
 _Backend = Annotated[str, typer.Option("--backend", "-b", help="torch, jax, tensorflow, keras, numpy or native.")]
 _AnyBackend = Annotated[str | None, typer.Option("--backend", "-b", help="Only models that load on it here.")]
 _Task = Annotated[str | None, typer.Option("--task", "-t", help="By the hub's name, such as fill-mask.")]
+_Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what was written there before, nothing else.")]
 _Json = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 _DType = Annotated[str, typer.Option(help="float32, bfloat16 or float16, or auto: the checkpoint's own.")]
 _FORMS = (
@@ -77,6 +78,7 @@ def list_models(
     ] = False,
     missing: Annotated[bool, typer.Option("--missing", help="Architectures that do not match, and why.")] = False,
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write all of it as one page.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="The page may replace a file.")] = False,
     as_json: _Json = False,
 ) -> None:
     """The models of the registry: how each gets onto the backends here, and where its architecture was verified."""
@@ -85,8 +87,10 @@ def list_models(
             raise InputError("--html goes with no other option", do="write the page and filter it there")
         from zoo.page import write_page
 
-        write_page(html)
+        write_page(html, overwrite=overwrite)
         console().print(f"wrote {plain(str(html))}", soft_wrap=True)
+    elif overwrite:
+        raise InputError("--overwrite goes with --html", do="zoo list --html FILE --overwrite")
     elif types or missing:
         _list_architectures(backend, task, missing, as_json)
     else:
@@ -373,11 +377,14 @@ def capture_model(
     task: _Task = None,
     dtype: _DType = "float32",
     train: Annotated[bool, typer.Option(help="Keep dropout, for training.")] = False,
+    overwrite: _Overwrite = False,
 ) -> None:
     """Capture a model as a folder that loads on every backend without torch (needs torch and transformers)."""
     from zoo.loading import capture
+    from zoo.written import may_write
 
-    written = capture(source, task=task, dtype=dtype, train=train).save(output)
+    may_write(output, overwrite)  # said before the long part
+    written = capture(source, task=task, dtype=dtype, train=train).save(output, overwrite=overwrite)
     console().print(f"wrote {plain(str(written))}", soft_wrap=True)
 
 
@@ -394,6 +401,10 @@ def convert_model(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print which tensor becomes which.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Read both ends and compare tensors and outputs.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="A tensor that holds NaN is an error.")] = False,
+    overwrite: _Overwrite = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Tensors alone under their own names, to safetensors, npz or torch.")
+    ] = False,
     as_json: _Json = False,
 ) -> None:
     """Write a checkpoint in another framework's form: safetensors, torch, tf-h5, flax, npz, gguf and others."""
@@ -402,7 +413,7 @@ def convert_model(
     with progress_bars() as progress:
         done = convert(
             source, output, to, task=task, dtype=dtype, shard_size=_bytes(shard_size), dry_run=dry_run, verify=verify,
-            strict=strict, progress=progress,
+            strict=strict, overwrite=overwrite, raw=raw, progress=progress,
         )  # fmt: skip
     if as_json:
         _write_json(done.to_json())
@@ -415,6 +426,8 @@ def convert_model(
         say(f"left out, since {why}: {shown}")
     for name in done.nans:
         console(stderr=True).print(f"[yellow]warning:[/] {plain(name)} holds NaN")
+    for note in done.notes:
+        console(stderr=True).print(f"[yellow]note:[/] {plain(note)}", soft_wrap=True)
     what = f"{len(done.names)} tensors, {done.nbytes / 1e6:.1f} MB, {done.dialect} to {done.target}"
     checked = f", {done.verified} compared" if done.verified else ""
     console().print(f"{'would write' if dry_run else 'wrote'} {plain(str(output))}: {what}{checked}", soft_wrap=True)

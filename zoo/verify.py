@@ -145,7 +145,9 @@ class Report:
         if self.ok:
             return
         if not self.failures:
-            raise VerifyError("nothing was compared", where=self.model, do="install a framework")
+            raise VerifyError(
+                "nothing was compared", where=self.model, do=how_to_install("jax") + ", or another backend's extra"
+            )
         worst = self.failures[0]
         tensor, what = _tensor(worst), worst.reason
         others = len(self.failures) - 1
@@ -186,7 +188,7 @@ class Report:
             time_ms = "" if row.seconds is None else f"{row.seconds * 1e3:.1f}"
             outputs.add_row(row.backend, plain(row.output), *map(_short, numbers), time_ms, _verdict(row))
         for name, extra in self.missing.items():
-            outputs.add_row(name, *[""] * 7, f"not installed ({extra})", style="dim")
+            outputs.add_row(name, *[""] * 7, plain(f"not installed ({extra})"), style="dim")
         if not self.gradients:
             return outputs
         gradients = Table(title="gradients", title_justify="left")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from zoo.arrays import numpy_dtype
-from zoo.backends import get_backend
+from zoo.backends import get_backend, how_to_install, installed
 from zoo.errors import GraphError, InputError, MissingFramework, UnknownBackend, WeightsError
 from zoo.graph.io import from_json, to_json
 from zoo.graph.ir import DTYPES, Dim, Graph, Input, Param
@@ -28,13 +28,20 @@ except ModuleNotFoundError as error:
     raise MissingFramework(
         "Keras cannot be imported with the backend it is set to",
         got=error,
-        do="set the environment variable KERAS_BACKEND to a framework that is installed: jax, tensorflow or torch",
+        do="set the environment variable KERAS_BACKEND to a framework that is installed: "
+        + (
+            ", ".join(name for name in ("jax", "tensorflow", "torch") if installed(name))
+            or how_to_install("keras", "jax")
+        ),
     ) from error
 
 __all__ = ["GraphModel", "compile_graph", "key_from", "module_of", "params_from"]
 
 COPIES = keras.backend.backend() != "torch"
 """Whether `params_from` copies, so that the checkpoint's pages are not needed any more; on torch it does not."""
+
+IN_PLACE = keras.backend.backend() == "torch"
+"""Whether training writes into the arrays that `params_from` was given."""
 
 FRAMEWORKS = ("jax", "tensorflow", "torch")
 """Keras's own backends that a graph runs on."""

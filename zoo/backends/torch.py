@@ -22,6 +22,9 @@ __all__ = ["GraphModule", "compile_graph", "key_from", "module_of", "params_from
 COPIES = False
 """Whether `params_from` copies, so that the checkpoint's pages are not needed any more."""
 
+IN_PLACE = True
+"""Whether training writes into the arrays that `params_from` was given."""
+
 
 def compile_graph(graph: Graph, operations: Mapping[str, Callable[..., Any]] | None = None) -> Any:
     """A function (params, inputs) -> outputs on tensors; `operations` stand in for torch's own of those names."""
@@ -41,9 +44,12 @@ def compile_graph(graph: Graph, operations: Mapping[str, Callable[..., Any]] | N
 
 def params_from(arrays: Mapping[str, np.ndarray], graph: Graph) -> dict[str, torch.nn.Parameter]:
     """Parameters over the checkpoint's own memory: nothing is copied, and a change to one is never written to disk."""
+    tensors = {name: tensor_from(array) for name, array in arrays.items()}
     return {
-        name: torch.nn.Parameter(tensor_from(array), requires_grad=graph.params[name].trainable)
-        for name, array in arrays.items()
+        name: torch.nn.Parameter(
+            tensor, graph.params[name].trainable and (tensor.is_floating_point() or tensor.is_complex())
+        )
+        for name, tensor in tensors.items()
     }
 
 

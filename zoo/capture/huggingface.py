@@ -45,12 +45,30 @@ def config_from(fields: Mapping[str, Any]) -> transformers.PretrainedConfig:
         ConfigError: no model_type, one that the installed transformers does not know, or fields it refuses.
     """
     model_type = fields.get("model_type")
+    if model_type is None:
+        raise ConfigError(
+            "the config does not say what kind of model it is of",
+            where="config.json, model_type",
+            expected="one of the types of transformers, such as bert",
+            got=f"no model_type, but {', '.join(map(str, list(fields)[:8]))}" if fields else "an empty config",
+            do="take the config.json that the model was published with, or capture the module with zoo.capture; "
+            "tensors alone are written by `zoo convert --raw`",
+        )
+    if model_type not in transformers.CONFIG_MAPPING and "auto_map" in fields:
+        raise ConfigError(
+            "the model is code of its own, which is never run",
+            where="config.json, auto_map",
+            got=model_type,
+            do="if you trust its authors, build it with transformers and trust_remote_code=True, "
+            "and capture the module with zoo.capture",
+        )
     if model_type not in transformers.CONFIG_MAPPING:
         raise ConfigError(
             "transformers does not know this kind of model",
             where="config.json, model_type",
             got=model_type,
-            do="install a newer transformers; models with code of their own are not loaded (it would have to be run)",
+            do=f"if the type is right, install a transformers newer than {transformers.__version__}; "
+            "a module of your own is captured with zoo.capture",
         )
     try:
         return _from_fields(transformers.CONFIG_MAPPING[model_type], fields)

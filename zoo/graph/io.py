@@ -276,7 +276,7 @@ def _check_ops(graph: Graph) -> None:
                 "unknown operation",
                 where=where,
                 got=node.op,
-                do="update anyzoo, or report the operation: `zoo capture` lists what a model needs",
+                do="update anyzoo, or report the operation",
             )
         try:
             op.signature.bind(None, *node.args, **node.kwargs)

@@ -17,7 +17,7 @@ from zoo.arrays import to_numpy
 from zoo.errors import ConfigError
 from zoo.model import Model, read_json
 
-__all__ = ["embed", "load_tokenizer", "tokenize"]
+__all__ = ["derived_tokenizer_of", "embed", "load_tokenizer", "tokenize", "tokenizer_in"]
 
 
 def load_tokenizer(model: Model) -> Any:
@@ -32,16 +32,9 @@ def load_tokenizer(model: Model) -> Any:
     if folder is None:
         raise ConfigError("the model has no files, so no tokenizer", where=model.name, do="load it from a checkpoint")
     settings = _optional(folder / "tokenizer_config.json")
-    if (folder / "tokenizer.json").is_file():
-        with _ours(folder / "tokenizer.json"):
-            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    elif (folder / "vocab.txt").is_file():
-        from tokenizers import BertWordPieceTokenizer
-
-        lowercase = bool(settings.get("do_lower_case", True))
-        with _ours(folder / "vocab.txt"):
-            tokenizer = BertWordPieceTokenizer(str(folder / "vocab.txt"), lowercase=lowercase)._tokenizer
-    elif (text := _derived(model)) is not None:
+    if (found := tokenizer_in(folder)) is not None:
+        tokenizer = found
+    elif (text := derived_tokenizer_of(model)) is not None:
         with _ours(model.weights):
             tokenizer = Tokenizer.from_str(text)
     else:
@@ -53,6 +46,34 @@ def load_tokenizer(model: Model) -> Any:
             tokenizer.enable_truncation(limit)
         tokenizer.enable_padding(pad_id=pad, pad_token=tokenizer.id_to_token(pad) or "[PAD]")
     return tokenizer
+
+
+def tokenizer_in(folder: Path) -> Any:
+    """The tokenizer of a folder's files, None where they hold none that the tokenizers library knows.
+
+    tokenizer.json, a BERT vocabulary (vocab.txt), or the pieces and merges of byte-level BPE (vocab.json, merges.txt).
+
+    Raises:
+        ConfigError: a file that is there and cannot be read.
+    """
+    import tokenizers
+
+    settings = _optional(folder / "tokenizer_config.json")
+    names = [name for name in ("tokenizer.json", "vocab.txt", "vocab.json") if (folder / name).is_file()]
+    if not names or (names[0] == "vocab.json" and not (folder / "merges.txt").is_file()):
+        return None
+    path = folder / names[0]
+    with _ours(path):
+        if path.name == "tokenizer.json":
+            return tokenizers.Tokenizer.from_file(str(path))
+        if path.name == "vocab.json":
+            return tokenizers.ByteLevelBPETokenizer(str(path), str(folder / "merges.txt"))._tokenizer
+        return tokenizers.BertWordPieceTokenizer(
+            str(path),
+            lowercase=bool(settings.get("do_lower_case", True)),
+            strip_accents=settings.get("strip_accents"),
+            handle_chinese_chars=bool(settings.get("tokenize_chinese_chars", True)),
+        )._tokenizer
 
 
 @contextmanager
@@ -67,7 +88,8 @@ def _ours(where: object, what: str = "the tokenizer cannot be read") -> Iterator
         raise ConfigError(what, where=where, got=str(error)[:500] or type(error).__name__, do=do) from error
 
 
-def _derived(model: Model) -> str | None:
+def derived_tokenizer_of(model: Model) -> str | None:
+    """tokenizer.json's text out of the file of weights (GGUF), or None."""
     from converters import open_checkpoint
     from converters.dialects import derived_tokenizer
 
