@@ -91,10 +91,6 @@ def main() -> None:
         import torch  # noqa: F401
         import transformers.models  # noqa: F401
 
-        import zoo.capture.huggingface
-        import zoo.convert
-        import zoo.files  # noqa: F401
-
         if given.case:
             form, _, number = given.case.partition(":")
             print(json.dumps(one(seeds, form, int(number), given.keep, True), indent=1))

@@ -207,7 +207,7 @@ def _max_length(model: Model, settings: dict[str, Any]) -> int | None:
         model.graph.symbols.get("sequence", (1, None))[1],
     ]
     # transformers writes 1e30 for "no limit"
-    known = [int(limit) for limit in limits if type(limit) in (int, float) and 0 < limit < 1e9]
+    known = [int(limit) for limit in limits if isinstance(limit, (int, float)) and 0 < limit < 1e9]
     return min(known) if known else None
 
 
