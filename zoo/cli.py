@@ -20,7 +20,7 @@ from zoo.console import console, import_frameworks, plain, progress_bars, quiet,
 from zoo.errors import ConfigError, InputError, SourceError, ZooError, printable
 
 if TYPE_CHECKING:
-    from zoo.files import FilesReport
+    from zoo.checksums import FilesReport
     from zoo.model import Model
     from zoo.native.check import KernelReport
     from zoo.verify import Report
@@ -311,7 +311,7 @@ def _verify_kernels(name: str | None, wanted: list[str] | None, as_json: bool) -
 
 
 def _verify_files(name: str | None, as_json: bool) -> None:
-    from zoo.files import check_files
+    from zoo.checksums import check_files
 
     if name is None:
         raise InputError("there is no model whose files to verify", do="zoo verify NAME --files")
