@@ -28,9 +28,16 @@ _NUMPYS = frozenset(
 
 
 def to_numpy(value: Any) -> np.ndarray:
-    """A framework's array as NumPy's, bfloat16 included."""
+    """A framework's array as NumPy's: on any device, bfloat16 included, with or without a gradient."""
+    if isinstance(value, np.ndarray):
+        return np.asarray(value)
+    if hasattr(getattr(value, "value", None), "dtype"):  # keras.Variable: of Keras's own backend
+        value = value.value
     if hasattr(value, "detach"):  # torch
         value = value.detach().cpu()
+        if value.layout is not _strided():
+            value = value.to_dense()
+        value = value.resolve_conj().resolve_neg()
         if str(value.dtype) == "torch.bfloat16":
             import torch
 
@@ -38,3 +45,9 @@ def to_numpy(value: Any) -> np.ndarray:
     if hasattr(value, "numpy"):
         return np.asarray(value.numpy())
     return np.asarray(value)
+
+
+def _strided() -> Any:
+    import torch
+
+    return torch.strided

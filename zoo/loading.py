@@ -44,6 +44,7 @@ def load(
     train: bool = False,
     strict: bool = True,
     fast: bool = False,
+    mmap: bool = True,
     offline: bool | None = None,
     progress: Progress | None = None,
 ) -> Model:
@@ -66,6 +67,9 @@ def load(
         strict: False accepts tensors that the model does not know; they are noted.
         fast: True puts our own kernels into the graph of torch, JAX or TensorFlow where they were measured to be
             faster than the framework's (float32 on a CPU); `model.fast_report()` says which.
+        mmap: False reads files into memory instead of mapping them. A mapped file that another program cuts short ends
+            the process (SIGBUS), and pickles of a model on torch, NumPy or native refer to it. On JAX and TensorFlow,
+            which copy, loading then needs twice the memory.
         offline: True uses only what is on this machine; None follows HF_HUB_OFFLINE.
         progress: called with (description, bytes done, bytes in all or None) while files are fetched.
 
@@ -75,6 +79,7 @@ def load(
     Raises:
         UnknownModel, UnknownBackend, MissingFramework, SourceError, ConfigError, WeightsError, CaptureError: see each.
     """
+    from converters.checkpoint import unmapped
     from zoo.backends import backend_name, get_backend
 
     get_backend(backend)  # what cannot work is said before anything is downloaded
@@ -94,7 +99,8 @@ def load(
     else:
         config = config_of(place, found)
         graph = graph_for(config, task, stored_dtype(place) if dtype == "auto" else dtype, train)
-    loaded = assemble(name, backend, graph, place, config, strict)
+    with unmapped(not mmap):
+        loaded = assemble(name, backend, graph, place, config, strict)
     loaded._precision = precision
     if fast:
         from zoo.native.fast import Fast
@@ -326,7 +332,7 @@ def _capture_reference(reference: str | os.PathLike[str], task: str | None, dtyp
     dtype = stored_dtype(place) if dtype == "auto" else dtype
     graph = capture_config(config_from(config), task, dtype, train=train)
     model = assemble(str(reference), "numpy", graph, place, config, True)
-    return Package(model.graph, model.params, model.folder)
+    return Package(model.graph, model.state, model.folder)
 
 
 def _need_torch() -> None:
