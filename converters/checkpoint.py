@@ -29,7 +29,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Self, TypeGuard
+from typing import Any, Self, TypeGuard
 
 import numpy as np
 
@@ -51,6 +51,7 @@ __all__ = [
     "in_step",
     "is_size",
     "is_sizes",
+    "is_text",
     "little_endian",
     "map_file",
     "mapped",
@@ -121,7 +122,7 @@ class Checkpoint(ABC):
         aliases: second name -> first name, for tensors that are the same bytes of the file.
     """
 
-    format: ClassVar[str]
+    format: str
 
     def __init__(
         self,
@@ -136,6 +137,25 @@ class Checkpoint(ABC):
         self.metadata: Mapping[str, Any] = MappingProxyType(dict(metadata or {}))
         self.aliases: Mapping[str, str] = MappingProxyType(dict(aliases or {}))
         self._closed = False
+        self._checks_reads = False
+
+    def check_reads(self) -> None:
+        """From now on `read` and `blocks` compare checksums of bytes that stay mapped, too, for callers who copy them.
+
+        Bytes that a format unpacks, or that lie in a member of an archive of their own (npz, .keras), always are.
+        """
+        self._checks_reads = True
+
+    def check(self) -> str:
+        """Reads all that the file holds a checksum of and compares it; see `zoo.check_files`.
+
+        Returns:
+            What was compared, in words; empty where the format holds no checksums.
+
+        Raises:
+            FormatError: something has another checksum.
+        """
+        return ""
 
     def read(self, name: str) -> np.ndarray:
         """The tensor's values: a read-only array of `infos[name].shape` and dtype.
@@ -498,12 +518,23 @@ def tensor_info(name: str, shape: object, dtype: object, file: Path) -> TensorIn
         FormatError: naming file and tensor.
     """
     where = f"{file}, tensor {name!r}"
+    if not is_text(name):
+        raise FormatError("a tensor's name is not valid text", where=file, got=ascii(name)[:200], do=AGAIN)
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise FormatError("unknown or unsupported dtype", where=where, expected=", ".join(DTYPES), got=dtype)
     # NumPy counts the other dims of an empty array, too, and has at most 64 of them.
     if not is_sizes(shape) or len(shape) > 64 or math.prod(filter(None, shape)) >= 1 << 59:
         raise FormatError("a shape is not a list of sizes", where=where, got=str(shape)[:200], do=AGAIN)
     return TensorInfo(name, tuple(shape), dtype, math.prod(shape) * DTYPES[dtype].itemsize, file)
+
+
+def is_text(value: str) -> bool:
+    """Whether text has no half of a UTF-16 pair in it, which neither a file nor a terminal can hold."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def is_size(value: object) -> TypeGuard[int]:
@@ -565,10 +596,13 @@ def strict_json(raw: bytes | memoryview, path: Path, what: str) -> dict[str, Any
         return found
 
     try:
-        found = json.loads(str(raw, "utf-8"), object_pairs_hook=unique)
+        text = str(raw, "utf-8")
+        found = json.loads(text, object_pairs_hook=unique)
+        if "\\u" in text:
+            json.dumps(found, ensure_ascii=False).encode()  # an escape may be half of a UTF-16 pair
     except FormatError:
         raise
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError, MemoryError) as error:
         raise FormatError(f"{what} is not valid JSON", where=path, got=error, do=AGAIN) from error
     if not isinstance(found, dict):
         raise FormatError(f"{what} is not a JSON object", where=path, got=type(found).__name__, do=AGAIN)

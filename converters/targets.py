@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 from converters.checkpoint import Checkpoint
@@ -16,6 +16,8 @@ from zoo.errors import ConfigError
 from zoo.graph.ir import Graph
 
 __all__ = ["ALIASES", "TARGETS", "Target", "find_target"]
+
+NO_TEXTS: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,33 @@ class Target:
         derive = getattr(self.dialect_module(), "foreign_config", None)
         return config if derive is None else derive(config)
 
+    @property
+    def with_tokenizer(self) -> bool:
+        """Whether its file holds the tokenizer, too."""
+        return hasattr(self.dialect_module(), "notes")
+
+    def notes(self, config: Mapping[str, Any], texts: Mapping[str, str], checkpoint: Checkpoint) -> list[str]:
+        """What this form's readers will do otherwise than the source's; arguments as for `write`."""
+        dialect = self.dialect_module()
+        return dialect.notes(config, texts, checkpoint) if dialect is not None and self.with_tokenizer else []
+
+    def understood(self, checkpoint: Checkpoint, config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """The config of what this form's readers compute, in Hugging Face's fields; None if they honour config.json.
+
+        Args:
+            checkpoint: a view of this form that is to be written, or what was written, opened.
+            config: what belongs into config.json beside it.
+        """
+        own = getattr(self.dialect_module(), "understood", None)
+        return None if own is None else own(checkpoint, config)
+
+    def described(self, checkpoint: Checkpoint, config: Mapping[str, Any]) -> Checkpoint:
+        """A view of this form with what its file will say beside the tensors, but for a tokenizer."""
+        derive = getattr(self.dialect_module(), "metadata", None)
+        found = View(checkpoint, {name: Recipe(name) for name in checkpoint.infos}, checkpoint.aliases)
+        found.metadata = MappingProxyType({**self.metadata, **({} if derive is None else derive(config, None))})
+        return found
+
     def stored(self, checkpoint: Checkpoint, dtype: str | None) -> dict[str, str]:
         """Tensor -> the dtype that it is to be stored in.
 
@@ -98,7 +127,7 @@ class Target:
         checkpoint: Checkpoint,
         config: Mapping[str, Any],
         graph: Graph,
-        tokenizer: str | None = None,
+        texts: Mapping[str, str] = NO_TEXTS,
         quantised: Collection[str] = (),
         shard: bool = False,
     ) -> None:
@@ -106,7 +135,7 @@ class Target:
 
         Args:
             graph: of what the tensors are the parameters.
-            tokenizer: tokenizer.json's text, for forms that hold the tokenizer too.
+            texts: of the tokenizer's files, by name, for forms that hold the tokenizer too.
             quantised: the tensors that are to be stored as Q8_0.
             shard: whether it is one of several files.
 
@@ -118,7 +147,7 @@ class Target:
             metadata = self.shard_metadata
         derive = getattr(self.dialect_module(), "metadata", None)
         if derive is not None:
-            metadata = {**metadata, **derive(config, tokenizer)}
+            metadata = {**metadata, **derive(config, texts, checkpoint)}
         if self.with_graph:
             metadata = {**metadata, **keras_graph.archive_texts(graph)}
         if quantised:

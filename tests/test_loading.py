@@ -512,10 +512,10 @@ def test_save_and_load(backend: str, folders, tmp_path: Path) -> None:
     again = zoo.load(saved, backend)
     assert equal_bits(run(model, inputs), run(again, inputs)) and equal_bits(model.params, again.params)
     assert sorted(path.name for path in saved.iterdir()) == [
-        "config.json", "graph.json.gz", "model.safetensors", "vocab.txt",
+        "config.json", "conversion.json", "graph.json.gz", "model.safetensors", "vocab.txt",
     ]  # fmt: skip
     assert set(checkpoints.tensors(saved)) == set(model.params)
-    assert again.save(saved) == saved  # over the files that it is mapped from
+    assert again.save(saved, overwrite=True) == saved  # over the files that it is mapped from
     assert equal_bits(zoo.load(saved, backend).params, model.params)
 
 
@@ -560,7 +560,7 @@ def test_save_is_all_or_nothing(step: str, folders, tmp_path: Path, monkeypatch:
             moves = iter([move, fail, move])
             patch.setattr(os, "replace", lambda a, b: (next(moves) if saved in (a, b) else move)(a, b))
         with pytest.raises(OSError, match="disk full"):
-            model.save(saved)
+            model.save(saved, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["package"]
     assert equal_bits(run(zoo.load(saved, "numpy"), inputs), run(zoo.load(folders("bert-cls"), "numpy"), inputs))
 

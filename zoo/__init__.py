@@ -18,7 +18,8 @@ from zoo.errors import ZooError
 if TYPE_CHECKING:
     from zoo.bench import BenchReport, bench
     from zoo.catalogue import architectures, available, info
-    from zoo.convert import Conversion, convert
+    from zoo.convert import Conversion, convert, verify_conversion
+    from zoo.files import FilesReport, check_files
     from zoo.loading import capture, load
     from zoo.model import Model, Output, Package
     from zoo.verify import Report, verify
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BenchReport",
     "Conversion",
+    "FilesReport",
     "Model",
     "Output",
     "Package",
@@ -35,10 +37,12 @@ __all__ = [
     "available",
     "bench",
     "capture",
+    "check_files",
     "convert",
     "info",
     "load",
     "verify",
+    "verify_conversion",
 ]
 __version__ = "0.1.0.dev0"
 
@@ -47,6 +51,9 @@ _LAZY = {
     "capture": "zoo.loading",
     "convert": "zoo.convert",
     "Conversion": "zoo.convert",
+    "verify_conversion": "zoo.convert",
+    "check_files": "zoo.files",
+    "FilesReport": "zoo.files",
     "Model": "zoo.model",
     "Output": "zoo.model",
     "Package": "zoo.model",

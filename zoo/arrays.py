@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import mmap
 from typing import Any
 
 import numpy as np
 
-__all__ = ["numpy_dtype", "to_numpy"]
+__all__ = ["numpy_dtype", "owned", "to_numpy"]
 
 
 def numpy_dtype(name: str) -> np.dtype:
@@ -45,6 +46,19 @@ def to_numpy(value: Any) -> np.ndarray:
     if hasattr(value, "numpy"):
         return np.asarray(value.numpy())
     return np.asarray(value)
+
+
+def owned(array: np.ndarray) -> np.ndarray:
+    """The array, read-only, and copied unless nothing can write to its memory; a mapped file stays mapped."""
+    end: Any = array
+    while isinstance(end, np.ndarray) and end.base is not None:
+        end = end.base
+    end = end.obj if isinstance(end, memoryview) else end
+    constant = not end.flags.writeable if isinstance(end, np.ndarray) else isinstance(end, (mmap.mmap, bytes))
+    if array.flags.writeable or not constant:
+        array = np.array(array, order="C")
+        array.flags.writeable = False
+    return array
 
 
 def _strided() -> Any:

@@ -89,8 +89,10 @@ class BenchReport:
         """The report for a terminal, by rich."""
         from rich.table import Table
 
+        from zoo.console import plain
+
         threads = f"{self.threads} thread{'s' * (self.threads > 1)}"
-        table = Table(title=f"{self.model}: {threads}, medians of {self.rounds}", title_justify="left")
+        table = Table(title=f"{plain(self.model)}: {threads}, medians of {self.rounds}", title_justify="left")
         table.add_column("input", no_wrap=True)
         table.add_column("backend", no_wrap=True)
         for column in ("ms", f"times as fast as {self.against}", "difference"):
@@ -101,7 +103,7 @@ class BenchReport:
             ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
             ms = "" if row.ms is None else f"{row.ms:.2f}"
             difference = "" if row.difference is None else f"{row.difference:.1e}"
-            table.add_row(shape, row.backend, ms, ratio, difference, row.reason)
+            table.add_row(shape, row.backend, ms, ratio, difference, plain(row.reason))
         for name, extra in self.missing.items():
             table.add_row("", name, "", "", "", f"not installed ({extra})", style="dim")
         return table

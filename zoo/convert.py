@@ -7,30 +7,35 @@ import json
 import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from converters import open_checkpoint
-from converters.atomic import replacing
 from converters.checkpoint import BLOCK, Checkpoint, TensorInfo, little_endian
 from converters.dialects import canonical, derived_tokenizer, dialect_of, dropped
+from converters.dialects.fields import nearly, note, refuse, unsaid, with_field
 from converters.gguf_quants import q8_0_error
+from converters.gguf_vocabulary import FILES as TOKENIZER_FILES
+from converters.said_dtype import most_floats, saying_dtype
 from converters.targets import Target, find_target
-from converters.view import Cast, Made, Recipe, Subset, View
+from converters.view import Cast, Made, Recipe, Subset, View, origins
 from zoo.errors import CaptureError, ConfigError, SourceError, VerifyError, WeightsError, ZooError
 from zoo.graph.computed import COMPUTED, is_computed, sinusoids
-from zoo.registry import parse
+from zoo.graph.key import Contradiction, contradictions, current
+from zoo.registry import Entry, SourceRef, parse
 from zoo.tolerances import ROUNDING
+from zoo.written import RECORD, may_write, writing
 
 if TYPE_CHECKING:
-    from zoo.graph.ir import Graph
+    from zoo.graph.ir import Graph, Node
     from zoo.sources import Progress
 
-__all__ = ["Conversion", "convert"]
+__all__ = ["Conversion", "convert", "verify_conversion"]
 
 
 @dataclass(slots=True)
@@ -45,6 +50,9 @@ class Conversion:
         nans: names of tensors that hold NaN.
         nbytes: size of the tensors written.
         verified: what was compared; outputs only of models that can be captured.
+        notes: what was taken off to reach the model's tensors, prefixes and what trainers put around them; what readers
+            of the form will do otherwise than those of the source; fields of the config that they have nearly as the
+            model has them.
     """
 
     folder: Path | None
@@ -56,6 +64,7 @@ class Conversion:
     nans: list[str] = field(default_factory=list)
     nbytes: int = 0
     verified: str = ""
+    notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain data."""
@@ -73,6 +82,7 @@ def convert(
     dry_run: bool = False,
     verify: bool = False,
     strict: bool = False,
+    overwrite: bool = False,
     offline: bool | None = None,
     progress: Progress | None = None,
 ) -> Conversion:
@@ -80,103 +90,243 @@ def convert(
 
     Args:
         model: what `zoo.load` takes: a name, "hf://org/name", a folder, a file of weights.
-        folder: a new or empty folder, or one that an earlier conversion wrote; it appears complete or not at all.
+        folder: a new or empty folder; it appears complete or not at all.
         to: one of `converters.targets.TARGETS`.
         task: for another head than the checkpoint's own.
         dtype: of the floating-point tensors, as they are by default: float32, bfloat16 or float16, and for GGUF q8_0.
             GGUF has vectors and a few tables in float32, whatever is asked for.
         shard_size: largest size of a file in bytes, where the form has shards.
         dry_run: only tell what would be written.
-        verify: load both ends and compare: every tensor, bit for bit as the dtype rounds it (Q8_0 within what it may be
-            off), and the outputs.
+        verify: open the folder by itself, as `verify_conversion` does, and compare: every tensor, bit for bit as the
+            dtype rounds it (Q8_0 within what it may be off), the files beside them, and the outputs.
         strict: tensors that hold NaN are an error.
+        overwrite: the folder may be one that was written before: files that its conversion.json lists, unchanged since,
+            give way to the new ones; all others stay.
         offline: True uses only what is on this machine.
         progress: told (what, bytes done, bytes in all).
 
     Raises:
         WeightsError: tensors that neither the model nor the form has a place for; all are named.
-        ConfigError: the folder holds something else, or the source; there is no such form, or not with this dtype.
+        ConfigError: the folder holds something else, or the source, or files of the list were changed; there is no such
+            form, or not with this dtype; what reads the form would compute something else, since the form cannot say a
+            field of the config.
         VerifyError: the two ends differ.
         SourceError: the disk has not enough room, or cannot be written to; the folder is as it was.
     """
-    from zoo.loading import config_of, fetch_checkpoint, graph_for
-    from zoo.weights import as_saved, expected_shapes, gathered, scattered
+    from zoo.loading import fetch_checkpoint
 
     target = find_target(to)
     out = Path(folder)
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / RECORD).is_file())):
-        raise ConfigError("the folder holds something else", where=out, do="choose an empty or a new folder")
     found = parse(model)
+    if isinstance(found, SourceRef) and found.kind == "local":
+        _keep_apart(Path(found.location), out)
+    may_write(out, overwrite)
     place, _ = fetch_checkpoint(found, offline, progress)
     _keep_apart(place, out)
-    config = config_of(place, found)
-    try:
-        graph = graph_for(config, task, "float32")
-    except CaptureError:
-        graph = _parameters(config, task)
-    if graph.meta.get("class"):
-        config = {**config, "architectures": [graph.meta["class"]]}
-
     with ExitStack() as stack:
-        raw = stack.enter_context(open_checkpoint(place))
-        read = canonical(raw, config, expected_shapes(graph))
-        dialect = dialect_of(raw) if read is not raw else None
-        whole = gathered(graph, read, as_published=read is raw)
-        ours, served, gone = _in_graph_names(whole, graph, keep=target.dialect is None)
-        ours, placed, homeless = _in_places(ours, graph, target, config)
-        restored: set[str] = set()  # put together with others and taken apart again: as it was
-        if target.dialect is None:
-            placed = as_saved(graph, scattered(graph, placed))
-            restored = {name for group in graph.stored for name in group.tensors if read is raw and name in raw.infos}
-        written: Checkpoint = target.view(placed, config)
-        kept = _used(written, ours)
-        stored = target.stored(written, dtype)
-        quantised = {name for name, kind in stored.items() if kind == "q8_0"}
-        written = Cast(written, {name: "float32" if name in quantised else kind for name, kind in stored.items()})
-        result = Conversion(
-            None,
-            raw.path,
-            dialect.NAME if dialect else "hf-torch",
-            target.name,
-            {name: name if name in restored else ", ".join(_origins(written, name)) for name in written.infos},
-            {
-                **gone,
-                **homeless,
-                **(dropped(dialect, raw.infos, _used(read)) if read is not raw else {}),
-                **dropped(target.dialect_module(), ours.infos, kept),
-            },
-            nbytes=sum(
-                info.nbytes * 34 // 128 if name in quantised else info.nbytes  # a block of 32 values has 34 bytes
-                for name, info in written.infos.items()
-                if name not in written.aliases
-            ),
-        )
+        plan = _plan(stack, place, found, target, task, dtype)
+        result = plan.result
         if dry_run:
             return result
         _need_room(
             out, result.nbytes * (2 if target.with_graph else 1)
         )  # an archive's weights are a file of their own first
-        with _written_to(out), replacing(_made(out)) as fresh:
-            fresh.mkdir()
-            _companions(place if place.is_dir() else place.parent, fresh, target.config(config), raw)
-            watched = _Watched(written, progress, strict)
-            _write(fresh, target, watched, config, served, shard_size, quantised)
+        with writing(out, overwrite) as (fresh, record):
+            _companions(place if place.is_dir() else place.parent, fresh, _config_beside(plan), plan.raw)
+            watched = _Watched(plan.written, progress, strict)
+            _write(fresh, target, watched, plan.config, plan.served, plan.texts, shard_size, plan.quantised)
             result.nans = watched.nans
-            (fresh / RECORD).write_text(json.dumps(_record(result, dtype), indent=2) + "\n", "utf-8")
+            record |= _record(result, dtype, task)
             if verify:
-                exact = _verify(ours, written, quantised, fresh, config, graph)
-                result.verified = "every tensor"
-                if graph.nodes:
-                    _compare_outputs(place, fresh, config, graph, "" if exact and dtype is None else dtype or "float32")
-                    result.verified = "every tensor and the outputs"
+                result.verified = _verify(plan, fresh)
     result.folder = out
     return result
 
 
-RECORD = "conversion.json"
-"""What a converted folder says of where it came from; it marks the folder as ours to replace."""
+def verify_conversion(
+    model: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    *,
+    offline: bool | None = None,
+    progress: Progress | None = None,
+) -> str:
+    """Compare a converted folder, opened by itself, with the model that it was made of; what was compared.
+
+    The folder's own config, tokenizer and tensors make its own graph, as whoever it is given to would have it. Where
+    what reads the form does not look at config.json, its config is what that reader computes (see
+    `converters.dialects.fields`).
+
+    Args:
+        model: what was given to `convert`.
+        folder: what `convert` wrote.
+        offline, progress: as for `convert`.
+
+    Raises:
+        VerifyError: naming the tensor, the field, the file or the output that differs.
+        ConfigError: `convert` did not write the folder.
+        ZooError: the folder cannot be loaded.
+    """
+    from zoo.loading import fetch_checkpoint
+    from zoo.model import read_json
+
+    folder = Path(folder)
+    if not (folder / RECORD).is_file():
+        raise ConfigError("no conversion is recorded there", where=folder, expected=RECORD)
+    record = read_json(folder / RECORD)
+    found = parse(model)
+    place, _ = fetch_checkpoint(found, offline, progress)
+    with ExitStack() as stack:
+        target = find_target(str(record.get("to")))
+        plan = _plan(stack, place, found, target, record.get("task"), record.get("dtype"))
+        return _verify(plan, folder)
+
 
 _ROOM = 1 << 24  # what the files beside the weights may take
+
+
+@dataclass(slots=True)
+class _Plan:
+    """A conversion before anything is written.
+
+    Args:
+        place: the source, `raw` its file, opened.
+        source: the source's config and the graph of it.
+        config: what the written config follows from: the source's, but that it does not tie what the source has apart.
+        graph: the graph of that.
+        ours: the tensors under the names of the graph, `written` under the form's.
+        served: the graph of what is written.
+        quantised: the tensors that are stored as Q8_0.
+        near: the fields that the form's reader has nearly as the config has them.
+        texts: the tokenizer's files, for forms that hold it.
+    """
+
+    target: Target
+    place: Path
+    raw: Checkpoint
+    source: tuple[dict[str, Any], Graph]
+    config: dict[str, Any]
+    graph: Graph
+    ours: Checkpoint
+    written: Checkpoint
+    served: Graph
+    quantised: set[str]
+    near: list[Contradiction]
+    texts: Mapping[str, str]
+    dtype: str | None
+    result: Conversion
+
+
+def _plan(
+    stack: ExitStack, place: Path, found: Entry | SourceRef, target: Target, task: str | None, dtype: str | None
+) -> _Plan:
+    """What is to be written, as views of the source, which `stack` closes."""
+    from zoo.loading import config_of
+    from zoo.weights import as_saved, gathered, scattered
+    from zoo.wrapping import unwrapped
+
+    config = config_of(place, found)
+    graph = _graph_of(config, task)
+    if graph.meta.get("class"):
+        config = {**config, "architectures": [graph.meta["class"]]}
+    source = config, graph
+    file = stack.enter_context(open_checkpoint(place))
+    file.check_reads()
+    opened = unwrapped(file, config, graph)
+    raw, read = opened.raw, opened.read
+    dialect = dialect_of(raw) if read is not raw else None
+    whole = gathered(graph, read, as_published=read is raw)
+    config, graph, whole = _untied(config, graph, whole, target)
+    ours, served, gone = _in_graph_names(whole, graph, keep=target.dialect is None)
+    ours, placed, homeless = _in_places(ours, served, target, config)
+    restored: set[str] = set()  # put together with others and taken apart again: as it was
+    if target.dialect is None:
+        placed = as_saved(graph, scattered(graph, placed))
+        restored = {name for group in graph.stored for name in group.tensors if read is raw and name in raw.infos}
+    written: Checkpoint = target.view(placed, config)
+    kept = _used(written, ours)
+    stored = target.stored(written, dtype)
+    quantised = {name for name, kind in stored.items() if kind == "q8_0"}
+    written = Cast(written, {name: "float32" if name in quantised else kind for name, kind in stored.items()})
+    result = Conversion(
+        None,
+        raw.path,
+        dialect.NAME if dialect else "hf-torch",
+        target.name,
+        {name: name if name in restored else ", ".join(origins(written, name)) for name in written.infos},
+        {
+            **gone,
+            **homeless,
+            **(dropped(dialect, raw.infos, _used(read, raw)) if read is not raw else {}),
+            **opened.left,
+            **dropped(target.dialect_module(), ours.infos, kept),
+        },
+        nbytes=sum(
+            info.nbytes * 34 // 128 if name in quantised else info.nbytes  # a block of 32 values has 34 bytes
+            for name, info in written.infos.items()
+            if name not in written.aliases
+        ),
+    )
+    theirs = target.understood(target.described(written, config), target.config(config))
+    near = _unsaid(target, theirs, config, graph)
+    texts = _tokenizer_texts(place if place.is_dir() else place.parent, raw) if target.with_tokenizer else {}
+    result.notes = [*opened.notes, *(note(target.name, one) for one in near), *target.notes(config, texts, written)]
+    return _Plan(
+        target, place, raw, source, config, graph, ours, written, served, quantised, near, texts, dtype, result
+    )
+
+
+def _graph_of(config: Mapping[str, Any], task: str | None) -> Graph:
+    """The model's graph, or its names and shapes alone: one that cannot be captured can still be converted."""
+    from zoo.loading import graph_for
+
+    try:
+        return graph_for(config, task, "float32")
+    except CaptureError:
+        from zoo.capture.huggingface import config_from, parameters_of
+
+        return parameters_of(config_from(config), task)
+
+
+def _untied(
+    config: dict[str, Any], graph: Graph, checkpoint: Checkpoint, target: Target
+) -> tuple[dict[str, Any], Graph, Checkpoint]:
+    """The config, the graph and the tensors of a model whose config ties what its file has apart.
+
+    Readers go by the config, and would take the embedding for the output layer: the config has to change. What else it
+    ties is then apart, too, and written under each of its names.
+
+    Raises:
+        ConfigError: with the weights apart the config would say something else besides, as T5's does.
+    """
+    from zoo.weights import fit, untie
+
+    apart = untie(graph, checkpoint)
+    names = [name for name in apart.params if name not in graph.params]
+    if not names or config.get("tie_word_embeddings") is False:
+        return config, graph, checkpoint
+    changed = {**config, "tie_word_embeddings": False}
+    other = _graph_of(changed, None)
+    record = graph.meta["config"]
+    differing = [one for one in contradictions(changed, record) if one.field != "tie_word_embeddings"]
+    if differing or any(name not in other.params for name in names):
+        if target.dialect is None:
+            return config, graph, checkpoint  # transformers 5 looks whether the file has them apart
+        raise ConfigError(
+            f"the config ties {', '.join(names)} and the file has it apart: {target.name} cannot say so",
+            where=f"{checkpoint.path}, tie_word_embeddings",
+            got=", ".join(f"with false, {one.field} would be {one.got!r}" for one in differing) or None,
+            do="convert to safetensors",
+        )
+    first = {alias: param.name for param in apart.params.values() for alias in param.aliases}
+    own = fit(apart, {name: info.shape for name, info in checkpoint.infos.items()}, checkpoint.path, strict=False).names
+    copies = {
+        name: Recipe(own[first[name]])
+        for name in other.params
+        if name not in own and first.get(name) in own and name not in checkpoint.infos
+    }
+    if copies:
+        checkpoint = View(checkpoint, {**{name: Recipe(name) for name in checkpoint.infos}, **copies})
+    return changed, other, checkpoint
 
 
 def _in_graph_names(checkpoint: Checkpoint, graph: Graph, keep: bool) -> tuple[View, Graph, dict[str, str]]:
@@ -186,11 +336,14 @@ def _in_graph_names(checkpoint: Checkpoint, graph: Graph, keep: bool) -> tuple[V
     Args:
         keep: what the class does not use but another head may need is kept, under the name it has.
     """
-    from zoo.weights import fit, prune, untie
+    from zoo.weights import check_twins, fit, prune, untie
 
     graph = untie(graph, checkpoint)
     served = graph
-    fitted = fit(graph, {name: info.shape for name, info in checkpoint.infos.items()}, checkpoint.path)
+    infos = checkpoint.infos
+    dtypes = {name: info.dtype for name, info in infos.items()}
+    fitted = fit(graph, {name: info.shape for name, info in infos.items()}, checkpoint.path, dtypes=dtypes)
+    check_twins(checkpoint, fitted)
     if graph.nodes:
         served, _ = prune(graph, fitted, checkpoint.path)  # raises if the main output lacks a tensor
     elif lacking := [name for name in fitted.missing if not is_computed(name)]:
@@ -256,11 +409,69 @@ def _in_places(
     return ours, View(ours, {place: Recipe(name) for place, name in names.items()}), gone
 
 
-def _parameters(config: Mapping[str, Any], task: str | None) -> Graph:
-    """Names and shapes alone: a model that cannot be captured can still be converted."""
-    from zoo.capture.huggingface import config_from, parameters_of
+def _unsaid(
+    target: Target, theirs: Mapping[str, Any] | None, config: Mapping[str, Any], graph: Graph
+) -> list[Contradiction]:
+    """The fields that the form's reader has nearly as the config has them.
 
-    return parameters_of(config_from(config), task)
+    A field that changes nothing in this model's graph (what another head would have for an activation) is no matter.
+
+    Args:
+        theirs: the config as the form's reader has it, None if it honours config.json.
+
+    Raises:
+        ConfigError: the reader would compute something else; each field is named.
+    """
+    if theirs is None:
+        return []
+    found = _otherwise(theirs, config, graph)
+    near = [one for one in found if nearly(one)]
+    refuse(target.name, _mattering([one for one in found if one not in near], config, graph))
+    return _mattering(near, config, graph)
+
+
+def _otherwise(theirs: Mapping[str, Any], config: Mapping[str, Any], graph: Graph) -> list[Contradiction]:
+    """The fields in which a config is not the graph's own: what that, too, leaves out of a nested one is no matter."""
+    known = contradictions(config, graph.meta["config"])
+    return [one for one in unsaid(theirs, graph.meta["config"]) if one not in known]
+
+
+def _mattering(found: list[Contradiction], config: Mapping[str, Any], graph: Graph) -> list[Contradiction]:
+    """Those fields with which the model would be another network; all where it cannot be captured."""
+    if not found or not graph.nodes or _with_fields(config, found, graph) is None:
+        return found
+    if _alike(_with_fields(config, found, graph), graph):
+        return []
+    return [one for one in found if len(found) == 1 or not _alike(_with_fields(config, [one], graph), graph)]
+
+
+def _with_fields(config: Mapping[str, Any], changes: list[Contradiction], graph: Graph) -> Graph | None:
+    """The graph of a config with other values in some fields; None if there is none."""
+    from zoo.loading import graph_for
+
+    changed = current(config)
+    for one in changes:
+        changed = with_field(changed, one.field, one.got)
+    try:
+        return graph_for(changed, None, "float32")
+    except ZooError:
+        return None
+
+
+def _alike(one: Graph | None, other: Graph) -> bool:
+    """Whether two graphs are one network, under the same names."""
+    if one is None:
+        return False
+    same_values = one.constants.keys() == other.constants.keys() and all(
+        np.array_equal(value, other.constants[name]) for name, value in one.constants.items()
+    )
+    parts = [(g.inputs, g.params, [*map(_evaluated, g.nodes)], g.outputs) for g in (one, other)]
+    return same_values and parts[0] == parts[1]
+
+
+def _evaluated(node: Node) -> Node:
+    """A node as evaluation has it: that an embedding's row is no token's (`padding_idx`) counts in training alone."""
+    return replace(node, args=node.args[:2], kwargs={}) if node.op.partition(".")[0] == "embedding" else node
 
 
 class _Watched(View):
@@ -298,15 +509,14 @@ def _write(
     checkpoint: Checkpoint,
     config: Mapping[str, Any],
     graph: Graph,
+    texts: Mapping[str, str],
     limit: int | None,
     quantised: Collection[str],
 ) -> None:
     """The weights, in one file or in shards of at most `limit` bytes with their index."""
     infos = checkpoint.infos
     if limit is None or not target.sharded or sum(info.nbytes for info in infos.values()) <= limit:
-        tokenizer = folder / "tokenizer.json"
-        text = tokenizer.read_text("utf-8") if tokenizer.is_file() else None
-        target.write(folder / target.file, checkpoint, config, graph, text, quantised)
+        target.write(folder / target.file, checkpoint, config, graph, texts, quantised)
         return
     checkpoint, in_index = target.in_shards(checkpoint)
     groups: list[list[str]] = [[]]
@@ -330,23 +540,45 @@ def _write(
 
 def _companions(source: Path, folder: Path, config: Mapping[str, Any], raw: Checkpoint) -> None:
     """The files beside the weights, and those that follow from what the weights' own file says."""
-    from zoo.sources.local import companions, inside, names_in
+    from zoo.sources.local import copy_companions
 
-    for name in companions(names_in(source)):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        if name != "graph.json.gz":
-            shutil.copyfile(inside(source, name), folder / name)
+    copy_companions(source, folder)
     if not (folder / "tokenizer.json").is_file() and (tokenizer := derived_tokenizer(raw)) is not None:
         (folder / "tokenizer.json").write_text(tokenizer, "utf-8")
     (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
-def _record(result: Conversion, dtype: str | None) -> dict[str, Any]:
+def _config_beside(plan: _Plan) -> Mapping[str, Any]:
+    """config.json with the dtype that most of the file's numbers are stored in, if the conversion changed that."""
+    config = plan.target.config(plan.config)
+    if "model_type" not in config or plan.quantised:
+        return config
+    before, after = (most_floats(one.infos.values()) for one in (plan.ours, plan.written))
+    said = after if plan.dtype is not None or before != after else None
+    return saying_dtype(config, said, old=plan.target.dialect in ("hf_tf", "hf_flax"))
+
+
+def _tokenizer_texts(source: Path, raw: Checkpoint) -> dict[str, str]:
+    """The tokenizer's files by name, tokenizer.json as the tokenizers library spells it today; made where it lacks."""
+    from zoo.tasks.text import tokenizer_in
+
+    texts = {
+        name: (source / name).read_text("utf-8")
+        for name in TOKENIZER_FILES
+        if name != "tokenizer.json" and (source / name).is_file()
+    }
+    found = tokenizer_in(source)
+    text = derived_tokenizer(raw) if found is None else found.to_str()
+    return texts if text is None else {**texts, "tokenizer.json": text}
+
+
+def _record(result: Conversion, dtype: str | None, task: str | None) -> dict[str, Any]:
     return {
         "source": result.source.name,
         "from": result.dialect,
         "to": result.target,
         "dtype": dtype,
+        "task": task,
         "tensors": len(result.names),
         "dropped": result.dropped,
     }
@@ -368,26 +600,6 @@ def _keep_apart(place: Path, out: Path) -> None:
         )
 
 
-def _made(out: Path) -> Path:
-    """Where the output really goes, in a folder that exists."""
-    real = out.resolve()
-    real.parent.mkdir(parents=True, exist_ok=True)
-    return real
-
-
-@contextmanager
-def _written_to(out: Path) -> Iterator[None]:
-    """What the system refuses on the way (no permission, a full disk) is an error of ours that names the output."""
-    try:
-        yield
-    except ZooError:
-        raise
-    except OSError as error:
-        raise SourceError(
-            "the converted checkpoint cannot be written", where=out, got=error, do="choose another folder, or make room"
-        ) from error
-
-
 def _need_room(out: Path, nbytes: int) -> None:
     existing = next(folder for folder in (out, *out.absolute().parents) if folder.is_dir())
     free = shutil.disk_usage(existing).free
@@ -403,29 +615,64 @@ def _need_room(out: Path, nbytes: int) -> None:
 
 def _used(view: Checkpoint, bottom: Checkpoint | None = None) -> set[str]:
     """The tensors of `bottom` (of the file, if it is not given) that a view is made of."""
-    return {origin for name in view.infos for origin in _origins(view, name, bottom)}
+    return {origin for name in view.infos for origin in origins(view, name, bottom)}
 
 
-def _origins(view: Checkpoint, name: str, bottom: Checkpoint | None = None) -> list[str]:
-    """The tensors of `bottom` (of the file, if it is not given) that one tensor of a view is made of."""
-    if view is bottom or not isinstance(view, (View, Cast)):
-        return [name]
-    return [origin for source in view.sources(name) for origin in _origins(view.source, source, bottom)]
+def _verify(plan: _Plan, folder: Path) -> str:
+    """Open what was written by itself, and compare it with the source; what was compared.
+
+    Raises:
+        VerifyError: naming the first thing that differs.
+        ZooError: what was written cannot be loaded.
+    """
+    own, graph = _as_read(plan, folder)
+    exact = _same_tensors(plan, folder, own, graph)
+    _same_files(plan, folder)
+    compared = "every tensor"
+    if plan.graph.nodes and graph.nodes:
+        rounded = "" if exact and plan.dtype is None else plan.dtype or "float32"
+        compared += _compare_outputs(plan, folder, own, graph, rounded)
+    return compared
 
 
-def _verify(
-    ours: Checkpoint,
-    written: Checkpoint,
-    quantised: Collection[str],
-    folder: Path,
-    config: Mapping[str, Any],
-    graph: Graph,
-) -> bool:
+def _as_read(plan: _Plan, folder: Path) -> tuple[dict[str, Any], Graph]:
+    """The config that a folder's reader has, from the folder alone, and the graph of it.
+
+    The fields that are noted as nearly the same have the source's value.
+
+    Raises:
+        VerifyError: a field of it makes another network; each is named.
+    """
+    from zoo.loading import config_of
+
+    own: dict[str, Any] = config_of(folder, parse(folder))
+    with open_checkpoint(folder) as raw:
+        theirs = plan.target.understood(raw, own)
+    if theirs is not None:  # a file without config.json does not say of which class it is: its tensors do
+        own = {**theirs, "architectures": [plan.graph.meta["class"]]}
+    found = _otherwise(own, plan.config, plan.graph)
+    for one in plan.near:
+        if one in found:
+            own = with_field(current(own), one.field, one.expected)
+    differing = _mattering([one for one in found if one not in plan.near], plan.config, plan.graph)
+    if differing:
+        raise VerifyError(
+            "the config that is read there makes another network",
+            where=f"{folder}, {', '.join(one.field for one in differing)}",
+            expected="; ".join(repr(one.expected) for one in differing),
+            got="; ".join(repr(one.got) for one in differing),
+        )
+    record = plan.graph.meta["config"]
+    alike = contradictions(own, record) == contradictions(plan.config, record)
+    same_class = (own.get("architectures") or [None])[0] == plan.graph.meta["class"]
+    return own, plan.graph if alike and same_class else _graph_of(own, None)
+
+
+def _same_tensors(plan: _Plan, folder: Path, own: dict[str, Any], graph: Graph) -> bool:
     """Read back what was written: every tensor must be the source's, rounded as it was stored.
 
     Args:
-        ours: the source under canonical names.
-        written: the view of it that was written, of which `quantised` went into the file as Q8_0.
+        own: the config of the folder, `graph` that of it.
 
     Returns:
         Whether each is the same bit for bit, but for the dtype's rounding.
@@ -433,15 +680,22 @@ def _verify(
     Raises:
         VerifyError: naming the first tensor that differs.
     """
-    from zoo.weights import expected_shapes, gathered
+    from zoo.weights import expected_shapes, gathered, untie
 
-    stored = {own: info.dtype for name, info in written.infos.items() for own in _origins(written, name, ours)}
-    lossy = {own for name in quantised for own in _origins(written, name, ours)}
+    ours, written = plan.ours, plan.written
+    stored = {one: info.dtype for name, info in written.infos.items() for one in origins(written, name, ours)}
+    lossy = {one for name in plan.quantised for one in origins(written, name, ours)}
     expected = Cast(Subset(ours, sorted(stored)), stored)
     all_exact = True
     with open_checkpoint(folder) as raw:
-        read = canonical(raw, config, expected_shapes(graph))
-        back, _, _ = _in_graph_names(gathered(graph, read, as_published=read is raw), graph, keep=True)
+        read = canonical(raw, own, expected_shapes(graph))
+        whole = gathered(graph, read, as_published=read is raw)
+        apart = [name for name in untie(graph, whole).params if name not in graph.params]
+        if apart and own.get("tie_word_embeddings") is not False and plan.target.dialect is not None:
+            raise VerifyError(
+                "the config ties what the file has apart", where=f"{folder}, tensor {apart[0]!r}", got=", ".join(apart)
+            )
+        back, _, _ = _in_graph_names(whole, graph, keep=True)
         for name, info in expected.infos.items():
             if name not in back.infos:
                 raise VerifyError("a tensor is not in what was written", where=f"{folder}, tensor {name!r}")
@@ -457,31 +711,79 @@ def _verify(
     return all_exact
 
 
-def _compare_outputs(place: Path, folder: Path, config: dict[str, Any], graph: Graph, rounded: str) -> None:
-    """Both ends on the float64 reference: equal as `CONVERTED` has it for the dtype that weights were rounded to."""
+def _same_files(plan: _Plan, folder: Path) -> None:
+    """The files beside the weights must be what they were, the tokenizer's above all.
+
+    Raises:
+        VerifyError: naming the file, and of config.json the fields.
+    """
+    from zoo.model import read_json
+
+    with TemporaryDirectory() as made:
+        source = plan.place if plan.place.is_dir() else plan.place.parent
+        _companions(source, Path(made), _config_beside(plan), plan.raw)
+        for path in sorted(path for path in Path(made).rglob("*") if path.is_file()):
+            name = path.relative_to(made).as_posix()
+            written = folder / name
+            if not written.is_file():
+                raise VerifyError("a file is not in what was written", where=written)
+            if written.read_bytes() != path.read_bytes():
+                fields = ""
+                if name == "config.json":
+                    one, other = read_json(path), read_json(written)
+                    fields = ", ".join(k for k in sorted({*one, *other}) if one.get(k) != other.get(k))
+                raise VerifyError("a file is not what it was", where=written, got=fields or None)
+
+
+def _compare_outputs(plan: _Plan, folder: Path, own: dict[str, Any], graph: Graph, rounded: str) -> str:
+    """Both ends on the float64 reference: equal as `CONVERTED` has it for the dtype that weights were rounded to.
+
+    Returns:
+        What was compared, and what was not.
+    """
     from zoo.loading import assemble
     from zoo.samples import sample_inputs
-    from zoo.tolerances import CONVERTED
+    from zoo.tolerances import CONVERTED, VACUOUS
 
-    one, other = (assemble(str(path), "numpy", graph, path, config, True) for path in (place, folder))
+    config, first = plan.source
+    one = assemble(str(plan.place), "numpy", first, plan.place, config, True)
+    other = assemble(str(folder), "numpy", graph, folder, own, True)
     inputs = sample_inputs(one)
     left, right = one(**inputs), other(**inputs)
     limit = CONVERTED[rounded]
+    compared: list[str] = []
+    constant: list[str] = []
+    missing = [name for name in left if name not in right]
+    if next(iter(left)) in missing:
+        raise VerifyError(
+            "the converted model lacks the main output", where=folder, expected=next(iter(left)), got=", ".join(right)
+        )
     for name, value in left.items():
-        scale = float(np.abs(value[np.isfinite(value)]).max(initial=0.0)) or 1.0
-        if name not in right:
+        if name in missing:
             continue  # it needs a tensor that the form has no place for, and that is said
+        where = f"{folder}, output {name!r}"
+        if np.shape(value) != np.shape(right[name]):
+            raise VerifyError(
+                "an output has another shape", where=where, expected=np.shape(value), got=np.shape(right[name])
+            )
+        finite = np.asarray(value)[np.isfinite(value)]
+        scale = float(np.abs(finite).max(initial=0.0))
         with np.errstate(invalid="ignore"):  # weights that hold NaN or infinity make outputs that do, at both ends
             apart = np.abs(np.asarray(value, np.float64) - right[name])
         apart[(value == right[name]) | (np.isnan(value) & np.isnan(right[name]))] = 0
-        worst = float(apart.max(initial=0.0)) / scale
+        worst = float(apart.max(initial=0.0)) / (scale or 1.0)
         if not worst <= limit:
             raise VerifyError(
                 "the converted model computes something else",
-                where=f"{folder}, output {name!r}",
+                where=where,
                 expected=f"a relative difference of at most {limit:g}",
                 got=f"{worst:.3g}",
             )
+        varies = finite.size > 1 and float(np.std(np.asarray(finite, np.float64))) > VACUOUS * scale
+        (compared if varies or (finite.size == 1 and scale) else constant).append(name)
+    lines = " and the outputs" if compared else ""
+    lines += f"; {', '.join(constant)} is constant, which says nothing" if constant else ""
+    return lines + (f"; {', '.join(missing)} is not there" if missing else "")
 
 
 def _close(one: Checkpoint, other: Checkpoint, info: TensorInfo, quantised: bool) -> bool:

@@ -8,12 +8,17 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.errors import CaptureError, ConfigError, MissingFramework
+import numpy as np
+
+from converters.marks import ADAPTER_ADVICE, NOT_APPLIED, NOT_READ, QUANTISED_ADVICE, adapter_tensors, quantiser
+from zoo.errors import CaptureError, ConfigError, MissingFramework, WeightsError
 from zoo.graph.io import load_graph, save_graph
-from zoo.graph.ir import Graph
+from zoo.graph.ir import DTYPES, Graph
 from zoo.graph.key import differences
 from zoo.model import GRAPH_FILE, Model, Package, read_json
 from zoo.registry import Entry, SourceRef, parse
@@ -130,24 +135,59 @@ def capture(
         return _capture_reference(module, task, dtype, train)
     import torch
 
-    from zoo.arrays import to_numpy
+    from zoo.capture.modules import tensors_of, trainable, unwrapped
     from zoo.capture.torch_export import capture_module, capture_program
 
     if isinstance(module, torch.export.ExportedProgram):
-        graph = capture_program(module, train=train)
-        state: Mapping[str, Any] = module.state_dict
-    else:
+        return Package(*_snapshot(capture_program(module, train=train), module.state_dict))
+    with unwrapped(module) as inner:
         if not inputs:
             raise CaptureError(
                 "capturing a module needs example inputs",
-                where=type(module).__name__,
+                where=type(inner).__name__,
                 do="call zoo.capture(module, name=tensor, …) with the names of its forward",
             )
-        tensors = {name: torch.as_tensor(value) if _is_array(value) else value for name, value in inputs.items()}
-        graph = capture_module(module, tensors, train=train)
-        state = module.state_dict()
-    arrays = {name: to_numpy(state[name]) for name in graph.params}
-    return Package(graph, arrays)
+        tensors = {name: _tensors(value, name) for name, value in inputs.items()}
+        state = tensors_of(inner)
+        graph = capture_module(inner, tensors, train=train, frozen=state.keys() - trainable(inner))
+        return Package(*_snapshot(graph, state))
+
+
+def _snapshot(graph: Graph, state: Mapping[str, Any]) -> tuple[Graph, dict[str, np.ndarray]]:
+    """A graph, and its weights as they are now: what becomes of the module later does not reach them.
+
+    Raises:
+        CaptureError: a parameter is of a dtype that no graph holds.
+    """
+    from zoo.arrays import owned, to_numpy
+
+    for param in graph.params.values():
+        if param.dtype not in DTYPES:
+            raise CaptureError(
+                "a parameter is of a dtype that no graph holds",
+                where=param.name,
+                expected=", ".join(DTYPES),
+                got=param.dtype,
+            )
+    return graph, {name: owned(to_numpy(state[name])) for name in graph.params}
+
+
+def _tensors(value: Any, name: str) -> Any:
+    """An example input as tensors: arrays, lists of numbers, and dicts and lists of tensors.
+
+    Raises:
+        CaptureError: it is none.
+    """
+    import torch
+
+    if isinstance(value, Mapping):
+        return {key: _tensors(item, f"{name}.{key}") for key, item in value.items()}
+    if isinstance(value, (list, tuple)) and any(isinstance(item, (torch.Tensor, Mapping)) for item in value):
+        return type(value)(_tensors(item, f"{name}.{place}") for place, item in enumerate(value))
+    try:
+        return torch.as_tensor(value) if _is_array(value) else value
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise CaptureError("an example input is not an array", where=name, got=error) from None
 
 
 def graph_for(config: Mapping[str, Any], task: str | None, dtype: str, train: bool = False) -> Graph:
@@ -173,7 +213,10 @@ def graph_for(config: Mapping[str, Any], task: str | None, dtype: str, train: bo
 def find_graph(config: Mapping[str, Any], task: str | None = None, dtype: str = "float32") -> Graph | None:
     """The packaged graph that this config's network is, or None."""
     file = find_packaged(config, task, dtype)
-    return None if file is None else load_graph(GRAPHS / file)
+    if file is None:
+        return None
+    graph = load_graph(GRAPHS / file)
+    return replace(graph, meta={**graph.meta, "config": _records(GRAPHS)[file]})
 
 
 def find_packaged(config: Mapping[str, Any], task: str | None = None, dtype: str = "float32") -> str | None:
@@ -188,26 +231,33 @@ def find_packaged(config: Mapping[str, Any], task: str | None = None, dtype: str
     architectures = config.get("architectures") or []
     if task is None and not architectures:
         wanted = "feature-extraction"
-    records: dict[str, Any] = {}
     for file, facts in json.loads((GRAPHS / "index.json").read_text()).items():
         if facts["model_type"] != config.get("model_type") or facts["dtype"] != dtype:
             continue
         if facts["task"] != wanted if wanted else facts["class"] not in architectures:
             continue
-        records = records or json.loads(gzip.decompress((GRAPHS / "configs.json.gz").read_bytes()))
-        if not differences(config, records[file]):
+        if not differences(config, _records(GRAPHS)[file]):
             return file
     return None
 
 
+@cache
+def _records(folder: Path) -> dict[str, Any]:
+    """Packaged graph -> the shaping fields of its config."""
+    return json.loads(gzip.decompress((folder / "configs.json.gz").read_bytes()))
+
+
 def model_from(package: Package, backend: str) -> Model:
-    """A package's model on a backend."""
+    """A package's model on a backend; whatever is done to it, the package and its other models stay what they are."""
+    from zoo.arrays import owned
     from zoo.backends import get_backend
 
     module = get_backend(backend)
     if package.arrays is None:
         raise ConfigError("the package has no weights", do="load a checkpoint with zoo.load")
-    params = module.params_from(package.arrays, package.graph)
+    own = (lambda array: np.array(array, order="C")) if module.IN_PLACE else owned
+    arrays = {name: own(np.asarray(array)) for name, array in package.arrays.items()}
+    params = module.params_from(arrays, package.graph)
     name = package.graph.meta.get("class", "captured module")
     return Model(name, _canonical(module), package.graph, params, {}, package.folder, _backend=module)
 
@@ -217,20 +267,20 @@ def assemble(name: str, backend: str, graph: Graph, place: Path, config: dict[st
     from converters import open_checkpoint
     from converters.checkpoint import release
     from zoo.backends import get_backend
-    from zoo.graph.computed import is_computed
-    from zoo.weights import as_dtype, expected_shapes, fit, gathered, prune, untie
+    from zoo.weights import as_dtype, check_twins, fit, gathered, prune, untie
+    from zoo.wrapping import unwrapped
 
     module = get_backend(backend)
-    with open_checkpoint(place) as raw:
-        read, expected = raw, expected_shapes(graph)
-        if not all(name in expected or is_computed(name) for name in raw.infos):
-            from converters.dialects import canonical
-
-            read = canonical(raw, config, expected)
-        checkpoint = gathered(graph, read, as_published=read is raw)
+    with open_checkpoint(place) as file:
+        if module.COPIES or {info.dtype for info in file.infos.values()} - {p.dtype for p in graph.params.values()}:
+            file.check_reads()  # tensors are read whole now; others stay mapped, and `zoo verify --files` reads them
+        opened = unwrapped(file, config, graph)
+        checkpoint = gathered(graph, opened.read, as_published=opened.read is opened.raw)
         shapes = {name: info.shape for name, info in checkpoint.infos.items()}
         graph = untie(graph, checkpoint)
-        fitted = fit(graph, shapes, checkpoint.path, strict=strict)
+        dtypes = {name: info.dtype for name, info in checkpoint.infos.items()}
+        fitted = fit(graph, shapes, checkpoint.path, strict=strict, dtypes=dtypes)
+        check_twins(checkpoint, fitted)
         graph, dropped = prune(graph, fitted, checkpoint.path)
         params: dict[str, Any] = {}
         for param in graph.params.values():
@@ -242,11 +292,24 @@ def assemble(name: str, backend: str, graph: Graph, place: Path, config: dict[st
             params.update(module.params_from({param.name: array}, graph))
             if module.COPIES or array is not stored:
                 release(stored)
-    notes = [f"output {output!r} is left out: {why}" for output, why in dropped.items()]
+    notes = opened.told()
+    notes += [f"output {output!r} is left out: {why}" for output, why in dropped.items()]
     notes += [f"tensor {tensor!r} is not used: {why}" for tensor, why in fitted.unused.items()]
     notes += [f"in training {field} is off: it decides in Python" for field in graph.meta.get("train_without", ())]
     folder = place if place.is_dir() else place.parent
+    notes += _beside(folder)
     return Model(name, _canonical(module), graph, params, config, folder, notes, checkpoint.path, _backend=module)
+
+
+def _beside(folder: Path) -> list[str]:
+    """An adapter beside weights that were named themselves, or what is left of one."""
+    from converters.folder import ADAPTER_CONFIG, adapter_config, adapters_in
+
+    files = adapters_in(sorted(path.name for path in folder.iterdir()))
+    files += [ADAPTER_CONFIG] if (folder / ADAPTER_CONFIG).is_file() else []
+    base = adapter_config(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+    of = f" for the base {base!r}" if base else ""
+    return [f"the adapter{of} beside the weights is not applied: {', '.join(files)}"] if files else []
 
 
 def fetch_checkpoint(
@@ -298,10 +361,21 @@ def config_of(place: Path, found: Entry | SourceRef) -> dict[str, Any]:
     """The config of a checkpoint: its config.json, the registry's, or one that follows from the file itself.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or it says that the weights are quantised.
+        WeightsError: it is an adapter that has no config.
     """
+    from converters.folder import refuse_adapter
+
+    refuse_adapter(place)
     path = (place if place.is_dir() else place.parent) / "config.json"
     config = read_json(path) if path.is_file() else {}
+    if (how := quantiser(config)) is not None:
+        raise ConfigError(
+            NOT_READ,
+            where=path,
+            got=how,
+            do=f"{QUANTISED_ADVICE}; if its tensors are plain numbers after all, remove that field from config.json",
+        )
     if "model_type" in config:
         return config
     if isinstance(found, Entry) and found.has_config:
@@ -310,6 +384,13 @@ def config_of(place: Path, found: Entry | SourceRef) -> dict[str, Any]:
     from converters.dialects import derived_config
 
     with open_checkpoint(place) as checkpoint:
+        if adapters := adapter_tensors(checkpoint.infos):
+            raise WeightsError(
+                NOT_APPLIED,
+                where=checkpoint.path,
+                got=", ".join(adapters[:3]) + (f" and {len(adapters) - 3} more" if len(adapters) > 3 else ""),
+                do=ADAPTER_ADVICE,
+            )
         derived = derived_config(checkpoint)
     if derived or config:
         return derived or config
@@ -332,7 +413,10 @@ def _capture_reference(reference: str | os.PathLike[str], task: str | None, dtyp
     dtype = stored_dtype(place) if dtype == "auto" else dtype
     graph = capture_config(config_from(config), task, dtype, train=train)
     model = assemble(str(reference), "numpy", graph, place, config, True)
-    return Package(model.graph, model.state, model.folder)
+    package = model.package()
+    for array in (package.arrays or {}).values():
+        array.flags.writeable = False
+    return package
 
 
 def _need_torch() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import operator
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ import numpy as np
 
 from zoo.arrays import to_numpy
 from zoo.errors import ConfigError, InputError
-from zoo.graph.io import save_graph
+from zoo.graph.io import load_graph, save_graph
 from zoo.graph.ir import Graph, Ref, param_ref
 from zoo.graph.passes import RNG, keyed
 from zoo.inputs import named, prepare_inputs
@@ -29,24 +30,10 @@ if TYPE_CHECKING:
 
 __all__ = ["GRAPH_FILE", "Model", "Output", "Package", "prepare_inputs"]
 
+log = logging.getLogger(__name__)
+
 GRAPH_FILE = "graph.json.gz"
 """What a package folder's graph is called."""
-
-_TRAVELS = (
-    "config.json",
-    "generation_config.json",
-    "preprocessor_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "modules.json",
-    "sentence_bert_config.json",
-    "config_sentence_transformers.json",
-    "1_Pooling/config.json",
-)
 
 
 class Output(dict):
@@ -78,28 +65,40 @@ class Package:
         graph: what it computes.
         arrays: weights by canonical name, or None.
         folder: where the files beside the weights (config, tokenizer) come from, if anywhere.
+        config: config.json's fields, where the folder's own file does not say them.
+        tokenizer: tokenizer.json's text, for where the folder has no such file.
     """
 
     graph: Graph
     arrays: Mapping[str, np.ndarray] | None = None
     folder: Path | None = None
+    config: Mapping[str, Any] | None = None
+    tokenizer: str | None = None
 
-    def save(self, folder: str | os.PathLike[str]) -> Path:
+    def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
         """Write a folder that `zoo.load` takes on every backend, with neither torch nor transformers.
 
-        The graph, its constants, the weights as model.safetensors in the tensors that the class's checkpoints have, and
-        the config and tokenizer if there are any.
-        The folder appears complete or not at all.
+        The graph, its constants, the weights as model.safetensors in the tensors that the class's checkpoints have, the
+        config, tokenizer, chat templates and all else that belongs to a checkpoint, and conversion.json, which lists
+        these files. The folder appears complete or not at all.
+
+        Args:
+            folder: a new or empty folder.
+            overwrite: it may be one that was written before: files that its conversion.json lists, unchanged since,
+                give way to the new ones; all others stay.
 
         Raises:
-            ConfigError: the package has no weights, or the folder exists and is not a package.
+            ConfigError: the package has no weights, or the folder holds something else, or what was written before and
+                is not to be overwritten, or was changed.
+            FormatError: a parameter is of a dtype that safetensors does not have (complex128).
+            SourceError: the system refuses to write; the folder is as it was.
         """
-        import shutil
-
         from converters import safetensors
-        from converters.atomic import replacing
         from converters.checkpoint import MemoryCheckpoint
+        from converters.said_dtype import most_floats, saying_dtype
+        from zoo.sources.local import copy_companions
         from zoo.weights import scattered
+        from zoo.written import may_write, writing
 
         target = Path(folder)
         if self.arrays is None:
@@ -108,18 +107,26 @@ class Package:
                 where=target,
                 do="load the model with its weights first, then call model.save",
             )
-        if target.exists() and any(target.iterdir()) and not (target / GRAPH_FILE).exists():
-            raise ConfigError("the folder holds something else", where=target, do="choose an empty or a new folder")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(target) as work:
-            work.mkdir()
+        may_write(target, overwrite)
+        with writing(target, overwrite) as (work, record):
+            record |= {"to": "package", "class": self.graph.meta.get("class"), "tensors": len(self.arrays)}
             save_graph(self.graph, work / GRAPH_FILE)
+            load_graph(work / GRAPH_FILE)  # what cannot be loaded is not written
             weights = scattered(self.graph, MemoryCheckpoint(self.arrays))
             safetensors.write(work / "model.safetensors", weights, {"format": "pt"})
-            for name in _TRAVELS:
-                if self.folder is not None and (self.folder / name).is_file():
-                    (work / name).parent.mkdir(exist_ok=True)
-                    shutil.copyfile(self.folder / name, work / name)
+            if self.folder is not None and self.folder.is_dir():
+                copy_companions(self.folder, work)
+            elif self.folder is not None:
+                log.warning("%s is gone: tokenizer and the like cannot be saved from there", self.folder)
+            there = read_json(work / "config.json") if (work / "config.json").is_file() else {}
+            config: Mapping[str, Any] = self.config or there
+            if "model_type" in config:
+                config = saying_dtype(config, most_floats(weights.infos.values()))
+            if config != there:
+                text = json.dumps(config, indent=2, ensure_ascii=False)
+                (work / "config.json").write_text(text + "\n", "utf-8")
+            if self.tokenizer is not None and not (work / "tokenizer.json").is_file():
+                (work / "tokenizer.json").write_text(self.tokenizer, "utf-8")
         return target
 
     def load(self, backend: str = "torch") -> Model:
@@ -308,8 +315,10 @@ class Model:
 
         return embed(self, [texts] if isinstance(texts, str) else list(texts), batch_size)
 
-    def save(self, folder: str | os.PathLike[str], params: Mapping[str, Any] | None = None) -> Path:
-        """Write the model as a package: graph, weights and buffers, config and tokenizer.
+    def save(
+        self, folder: str | os.PathLike[str], params: Mapping[str, Any] | None = None, *, overwrite: bool = False
+    ) -> Path:
+        """Write the model as a package: graph, weights and buffers, config, tokenizer; see `Package.save`.
 
         Args:
             params: weights to write in place of the model's own, as `apply` takes them; by default those of now.
@@ -318,10 +327,21 @@ class Model:
             WeightsError: names or shapes in `params` are not the graph's, or `module` is no longer a module of the
                 graph; all are listed.
         """
-        state = self.state
+        return self.package(params).save(folder, overwrite=overwrite)
+
+    def package(self, params: Mapping[str, Any] | None = None) -> Package:
+        """The model without its backend: graph, weights (or `params`) as they are now, and the files beside them."""
+        from zoo.tasks.text import derived_tokenizer_of
+
+        state = self._state()
         if params is not None:
             state = complete(self.graph, params, state, self._backend.INPUTS.own)
-        return Package(self.graph, {name: to_numpy(value) for name, value in state.items()}, self.folder).save(folder)
+        arrays = {name: to_numpy(value) for name, value in state.items()}
+        has_file = self.folder is not None and (self.folder / "tokenizer.json").is_file()
+        tokenizer = (
+            None if has_file or self.weights is None or not self.weights.is_file() else derived_tokenizer_of(self)
+        )
+        return Package(self.graph, arrays, self.folder, self.config or None, tokenizer)
 
     def fast_report(self) -> FastReport:
         """Which of our kernels run in place of the framework's own, and at which sizes: those met by calls so far.
@@ -431,8 +451,11 @@ def read_json(path: Path) -> dict[str, Any]:
         ConfigError: no such file, not JSON, or not an object.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        text = path.read_text(encoding="utf-8")
+        found = json.loads(text)
+        if "\\u" in text:
+            json.dumps(found, ensure_ascii=False).encode()  # an escape may be half of a UTF-16 pair
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError("the file cannot be read as JSON", where=path, got=error) from error
     if not isinstance(found, dict):
         raise ConfigError("the file does not hold a JSON object", where=path, got=type(found).__name__)

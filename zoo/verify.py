@@ -173,7 +173,9 @@ class Report:
         from rich.console import Group
         from rich.table import Table
 
-        outputs = Table(title=f"{self.model}, {self.dtype}: error against float64", title_justify="left")
+        from zoo.console import plain
+
+        outputs = Table(title=f"{plain(self.model)}, {self.dtype}: error against float64", title_justify="left")
         outputs.add_column("backend", no_wrap=True)
         outputs.add_column("output", no_wrap=True, overflow="ellipsis")
         for column in ("max abs", "relative", "allowed", "vs torch", "scale", "ms"):
@@ -182,7 +184,7 @@ class Report:
         for row in self.rows:
             numbers = (row.max_abs, row.relative, row.tolerance, row.versus_torch, row.scale)
             time_ms = "" if row.seconds is None else f"{row.seconds * 1e3:.1f}"
-            outputs.add_row(row.backend, row.output, *map(_short, numbers), time_ms, _verdict(row))
+            outputs.add_row(row.backend, plain(row.output), *map(_short, numbers), time_ms, _verdict(row))
         for name, extra in self.missing.items():
             outputs.add_row(name, *[""] * 7, f"not installed ({extra})", style="dim")
         if not self.gradients:
@@ -191,7 +193,7 @@ class Report:
         for column in ("backend", "against", "parameters", "worst parameter", "relative", "allowed", ""):
             gradients.add_column(column, justify="right" if column in ("parameters", "relative", "allowed") else "left")
         for item in self.gradients:
-            cells = (item.backend, item.reference, str(item.parameters), item.parameter)
+            cells = (item.backend, item.reference, str(item.parameters), plain(item.parameter))
             gradients.add_row(*cells, _short(item.relative), _short(item.tolerance), _verdict(item))
         return Group(outputs, gradients)
 
@@ -578,9 +580,9 @@ def said(error: Exception) -> str:
 
 
 def _verdict(row: OutputRow | GradientRow) -> str:
-    from rich.markup import escape
+    from zoo.console import plain
 
-    return "[green]ok[/]" if row.ok else f"[red]{escape(row.reason)}[/]"
+    return "[green]ok[/]" if row.ok else f"[red]{plain(row.reason)}[/]"
 
 
 def _short(value: float | None) -> str:

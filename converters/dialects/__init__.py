@@ -10,9 +10,13 @@ Canonical names are those of the torch checkpoint. A dialect is one file of this
                                                 where it can be written: the other way, from canonical tensors
     def config(checkpoint) -> dict | None       where it can tell: the config.json of a checkpoint that has none
     def tokenizer(checkpoint) -> str | None     where it can tell: the tokenizer.json of a checkpoint that has none
-    def metadata(config, tokenizer) -> dict     where its format holds any: what to write about the model beside tensors
+    def metadata(config, texts, checkpoint) -> dict
+                                                where its format holds any: what to write about the model beside tensors
+    def notes(config, texts, checkpoint) -> list[str]
+                                                where its readers will do something otherwise: what to tell the user
     def stored_as(info, dtype) -> str           where its readers want another dtype of a tensor than was asked for
     def foreign_config(config) -> dict          where its readers want another config.json than Hugging Face's
+    def understood(checkpoint, config) -> dict  where its readers do not honour config.json: see `fields`
     DROPPED: tuple[tuple[str, str], ...]        patterns of its own names that are no weights, each with the reason
 
 `config` is the model's config.json. What a dialect does not know keeps its own name, for `zoo.weights.fit` to accept

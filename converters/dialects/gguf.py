@@ -12,20 +12,36 @@ both in https://github.com/ggml-org/llama.cpp.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from converters.checkpoint import Checkpoint, TensorInfo
-from converters.dialects.gguf_config import architecture_of, config
+from converters.dialects.gguf_config import architecture_of, computed, config, scaling_tensors
+from converters.dialects.gguf_config import config as derived
 from converters.dialects.gguf_config import metadata as model_metadata
+from converters.dialects.gguf_config import notes as model_notes
 from converters.dialects.shared import Dropped
 from converters.dialects.tabled import read, write
 from converters.dialects.tables import Row, Table
-from converters.gguf_tokenizer import tokenizer_json, tokenizer_metadata
-from converters.view import Concatenate, Layout, Permute, Recipe, RotaryRows, Shift, is_float
+from converters.gguf_tokenizer import tokenizer_json
+from converters.gguf_vocabulary import vocabulary
+from converters.view import Concatenate, Layout, Made, Permute, Recipe, RotaryRows, Shift, is_float
 from zoo.errors import ConfigError, WeightsError
 
-__all__ = ["DROPPED", "NAME", "canonical", "config", "foreign", "metadata", "recognises", "stored_as", "tokenizer"]
+__all__ = [
+    "DROPPED",
+    "NAME",
+    "canonical",
+    "config",
+    "foreign",
+    "metadata",
+    "notes",
+    "recognises",
+    "stored_as",
+    "tokenizer",
+    "understood",
+]
 
 NAME = "gguf"
 
@@ -54,25 +70,55 @@ def canonical(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Re
     return read(_table(architecture, config, checkpoint.metadata), checkpoint, config, DROPPED)
 
 
-def foreign(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Recipe | Concatenate]:
+def foreign(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Recipe | Concatenate | Made]:
     """llama.cpp's name -> recipe.
 
     Raises:
         ConfigError: a model type that is not known here, or no number of heads.
-        WeightsError: tensors that llama.cpp has no name for, or Gemma's norms in less than float32.
+        WeightsError: tensors that llama.cpp has no name or no place for, or Gemma's norms in less than float32.
     """
     architecture = architecture_of(config)
     table = _table(architecture, config, {})
     ties = (("lm_head.weight", "model.embed_tokens.weight"), ("lm_head.weight", "transformer.wte.weight"))
     if architecture in _GEMMA:
         _need_float32(checkpoint)
-    return write(table, checkpoint, ties, DROPPED)
+    found: dict[str, Recipe | Concatenate | Made] = dict(write(table, checkpoint, ties, DROPPED))
+    lacking = [name for name in found if re.fullmatch(_ABSENT.get(architecture, "(?!)"), name)]
+    if lacking:
+        raise WeightsError(
+            f"llama.cpp's {architecture} has no place for tensors of this model",
+            where=checkpoint.path,
+            got=", ".join(lacking),
+            do="convert to a form that has, such as safetensors",
+        )
+    for name, array in scaling_tensors(config).items():
+        found[name] = Made(array.shape, array.dtype.name, array.view)
+    return found
 
 
-def metadata(config: Mapping[str, Any], tokenizer: str | None = None) -> dict[str, Any]:
-    """The key/values of a GGUF file: the model's, and those of its tokenizer.json where llama.cpp has names for it."""
+def metadata(
+    config: Mapping[str, Any], texts: Mapping[str, str] | None = None, checkpoint: Checkpoint | None = None
+) -> dict[str, Any]:
+    """The key/values of a GGUF file: the model's, and those of its tokenizer.
+
+    Args:
+        texts: of the tokenizer's files, by name; None leaves the tokenizer out.
+        checkpoint: a view of this form; its embedding says how many tokens there have to be.
+    """
     found = model_metadata(config)
-    return found if tokenizer is None else {**found, **(tokenizer_metadata(tokenizer) or {})}
+    return found if texts is None else found | _vocabulary(config, texts, checkpoint)[0]
+
+
+def notes(config: Mapping[str, Any], texts: Mapping[str, str], checkpoint: Checkpoint) -> list[str]:
+    """What llama.cpp will do otherwise, mostly with the text it is given; the arguments are those of `metadata`."""
+    return [*model_notes(config), *_vocabulary(config, texts, checkpoint)[1]]
+
+
+def understood(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of what llama.cpp computes, which reads the file alone; `_NOTHING` is no part of that."""
+    same = {name: config[name] for name in _NOTHING if name in config}
+    found = derived(checkpoint)
+    return {**(config if found is None else computed(found, config)), **same}
 
 
 def stored_as(info: TensorInfo, dtype: str | None) -> str:
@@ -87,14 +133,25 @@ def stored_as(info: TensorInfo, dtype: str | None) -> str:
 
 
 def tokenizer(checkpoint: Checkpoint) -> str | None:
-    """The tokenizer.json that a file's key/values describe, for BPE of bytes and SentencePiece's."""
+    """The tokenizer.json that a file's key/values describe, for BPE of bytes, SentencePiece's and WordPiece."""
     return tokenizer_json(checkpoint.metadata)
 
+
+_NOTHING = ("bos_token_id", "eos_token_id", "pad_token_id", "max_window_layers")
+"""Ids of tokens, and where windows begin in models that are written only if they have none."""
 
 # From prepare_tensors of convert_hf_to_gguf.py.
 _IN_FLOAT32 = ("_norm.weight", "position_embd.weight", "token_types.weight", "ffn_gate_inp.weight")
 
 _GEMMA = ("gemma", "gemma2", "gemma3")
+
+_NO_BIAS = r".*\.bias"
+_ABSENT = {
+    **dict.fromkeys(_GEMMA, rf"output\.weight|{_NO_BIAS}"),  # the embedding is the output layer, always
+    **dict.fromkeys(("qwen3", "qwen3moe", "phi3"), _NO_BIAS),
+    **dict.fromkeys(("qwen2", "qwen2moe"), r"blk\.\d+\.(?!attn_[qkv]\.).*\.bias"),
+}
+"""Architecture -> what llama.cpp's code for it never asks for; it refuses a file with tensors left over."""
 
 _SHARED = {
     "model.embed_tokens": "token_embd",
@@ -200,6 +257,14 @@ _ROWS = {
     "nomic-bert": ("qkv",),
 }
 _PREFIXES = {"gpt2": "transformer.", "bert": "bert.", "nomic-bert": ""}
+
+
+def _vocabulary(
+    config: Mapping[str, Any], texts: Mapping[str, str], checkpoint: Checkpoint | None
+) -> tuple[dict[str, Any], list[str]]:
+    embedding = None if checkpoint is None else checkpoint.infos.get("token_embd.weight")
+    rows = embedding.shape[0] if embedding is not None and embedding.shape else None
+    return vocabulary(texts, config, rows, architecture_of(config))
 
 
 def _table(architecture: str, config: Mapping[str, Any], metadata: Mapping[str, Any]) -> Table:

@@ -30,6 +30,9 @@ register_trees()
 COPIES = True
 """Whether `params_from` copies, so that the checkpoint's pages are not needed any more."""
 
+IN_PLACE = False
+"""Whether training writes into the arrays that `params_from` was given."""
+
 
 def compile_graph(graph: Graph, operations: Mapping[str, Callable[..., Any]] | None = None) -> Any:
     """A pure function (params, inputs) -> outputs, jitted; traced again for each new set of shapes.

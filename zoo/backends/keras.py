@@ -41,6 +41,9 @@ register_trees()
 COPIES = keras.backend.backend() != "torch"
 """Whether `params_from` copies, so that the checkpoint's pages are not needed any more; on torch it does not."""
 
+IN_PLACE = keras.backend.backend() == "torch"
+"""Whether training writes into the arrays that `params_from` was given."""
+
 FRAMEWORKS = ("jax", "tensorflow", "torch")
 """Keras's own backends that a graph runs on."""
 

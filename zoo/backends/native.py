@@ -43,6 +43,9 @@ library()  # what is not there is said when the backend is asked for
 COPIES = False
 """Whether `params_from` copies, so that the checkpoint's pages are not needed any more."""
 
+IN_PLACE = False
+"""Whether training writes into the arrays that `params_from` was given."""
+
 
 def compile_graph(graph: Graph, precision: str = "float32") -> Any:
     """A function (params, inputs) -> outputs on NumPy arrays, in the graph's own dtype. Threads may share it.

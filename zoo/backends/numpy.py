@@ -22,6 +22,9 @@ __all__ = ["INPUTS", "NumpyNamespace", "compile_graph", "evaluating", "key_from"
 COPIES = False
 """Whether `params_from` copies, so that the checkpoint's pages are not needed any more."""
 
+IN_PLACE = False
+"""Whether training writes into the arrays that `params_from` was given."""
+
 
 def compile_graph(graph: Graph) -> Any:
     """A function (params, inputs) -> outputs that computes in float64, whatever the graph's dtype."""

@@ -43,6 +43,9 @@ register_trees()
 COPIES = True
 """Whether `params_from` copies, so that the checkpoint's pages are not needed any more."""
 
+IN_PLACE = False
+"""Whether training writes into the arrays that `params_from` was given."""
+
 
 def compile_graph(graph: Graph, operations: Mapping[str, Callable[..., Any]] | None = None) -> Any:
     """A function (params, inputs) -> outputs on tensors or variables: one tf.function, traced once with None dims.

