@@ -231,6 +231,15 @@ def test_inputs_that_are_not_the_models_are_refused_by_name(backend: str) -> Non
         with pytest.raises(InputError, match="dtype") as caught:
             call(ids=IDS.astype(np.float32))
         assert len(str(caught.value)) < 500
+        for ids in (
+            [[1, 2], [3]],
+            [["a", "b"]],
+            object(),
+            np.ma.array(IDS, mask=IDS > 3),
+            torch.empty(2, 4, device="meta"),
+        ):
+            with pytest.raises(InputError, match="ids"):
+                call(ids=ids)
 
 
 @every_backend
@@ -305,6 +314,8 @@ def test_parameters_of_other_names_or_shapes_are_refused(backend: str, tmp_path:
         with pytest.raises(WeightsError, match=part):
             model.save(tmp_path / "package", params=given)
     assert not (tmp_path / "package").exists()
+    with pytest.raises(WeightsError, match="list"):
+        model.apply([1], ids=IDS)  # type: ignore[arg-type]
 
 
 @every_backend
@@ -382,6 +393,26 @@ def test_jax_gradients_and_optax_take_the_parameters(checkpoint) -> None:
     assert {name: slope.shape for name, slope in slopes.items()} == {n: p.shape for n, p in model.params.items()}
 
 
+@pytest.mark.parametrize("backend", ["jax", "numpy", "native"])
+def test_a_parameter_or_buffer_that_was_taken_out_is_missed(backend: str) -> None:
+    for holder, name in (("params", "head.bias"), ("buffers", "shift")):
+        _, model = load_table(backend)
+        del getattr(model, holder)[name]
+        with pytest.raises(WeightsError, match=f"no {name}"):
+            model(ids=IDS)
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax", "tensorflow", "numpy", "native"])
+def test_arrays_that_change_between_calls_of_apply(backend: str) -> None:
+    module, model = load_table(backend)
+    params = {name: np.array(to_numpy(array), np.float64) for name, array in model.params.items()}
+    close(backend, to_numpy(model.apply(params, ids=IDS)["output"]).astype(np.float64), by_module(module))
+    for name, parameter in module.named_parameters():
+        params[name] *= 2
+        parameter.data *= 2
+    close(backend, to_numpy(model.apply(params, ids=IDS)["output"]).astype(np.float64), by_module(module))
+
+
 # torch's modules
 
 
@@ -447,6 +478,18 @@ def test_a_graph_as_a_module_is_one_like_any_other(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="bfloat16"):
         copied.bfloat16()(ids=ids)
     assert len(repr(module)) < 1000
+
+
+def test_a_graph_as_a_module_can_be_exported_and_captured_again() -> None:
+    original, model = load_table("torch")
+    ids, expected = torch.from_numpy(IDS), by_module(original)
+    program = torch.export.export(model.module, (), {"ids": ids}, strict=False)
+    close("torch", program.module()(ids=ids)["output"].detach().double().numpy(), expected)
+    again = zoo.capture(model.module, ids=ids).load("numpy")
+    close("numpy", again(ids=np.concatenate([IDS, IDS]))["output"][2:], expected)
+    assert set(again.state) == set(model.state)
+    rows = torch.vmap(lambda row: model.apply(model.params, ids=row[None])["output"][0])(ids)
+    close("torch", rows.detach().double().numpy(), expected)
 
 
 def test_a_name_that_is_a_module_and_a_parameter_at_once() -> None:
@@ -586,8 +629,9 @@ def test_outputs_are_trees() -> None:
     assert type(jitted) is zoo.Output
     close("jax", np.asarray(jitted.output, np.float64), np.asarray(out.output, np.float64))
     assert [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(out)] == ["['output']"]
-    slopes = jax.vmap(lambda ids: model(ids=ids[None]))(IDS)
-    assert type(slopes) is zoo.Output and slopes.output.shape == (2, 1, 3)
+    close("jax", np.asarray(jax.jit(model)(ids=IDS).output, np.float64), np.asarray(out.output, np.float64))
+    rows = jax.vmap(lambda ids: model(ids=ids[None]))(IDS)
+    assert type(rows) is zoo.Output and rows.output.shape == (2, 1, 3)
 
 
 @every_backend

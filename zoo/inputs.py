@@ -179,6 +179,8 @@ def _numpy(item: Input, value: Any) -> np.ndarray:
     except Exception as error:  # rows of different lengths, or what a framework says of arrays without values
         got = f"{type(value).__name__}: {str(error).partition(chr(10))[0][:200]}"
         raise InputError("an input is not an array", where=item.name, expected=_wanted(item), got=got) from None
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        raise InputError("an input has masked elements", where=item.name, do="fill them, and pass a mask of your own")
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 

@@ -132,28 +132,26 @@ def complete(graph: Graph, given: Mapping[str, Any], own: Mapping[str, Any], is_
     Raises:
         WeightsError: names or shapes are not the graph's; all are listed.
     """
+    if not isinstance(given, Mapping):
+        raise WeightsError("parameters are a mapping of names to arrays", got=type(given).__name__, do="pass m.params")
     arrays: dict[str, Any] = {}
-    shapes: dict[str, Any] = {}
-    for name in given:
-        if name not in graph.params:
-            shapes[name] = None
+    wrong = len(given.keys() - graph.params.keys()) > 0
     for name, param in graph.params.items():
-        if name not in given:
-            if graph.trains(name) or name not in own:
-                shapes[name] = ()
-                continue
-            arrays[name] = own[name]
+        if name in given:
+            value = given[name]
+            if value is not own.get(name):
+                value = value if is_array(value) else to_numpy(value)
+                wrong = wrong or tuple(value.shape) != param.shape
+        elif name in own and not graph.trains(name):
+            value = own[name]
+        else:
+            wrong = True
             continue
-        value = given[name]
-        if value is not own.get(name):
-            value = value if is_array(value) else to_numpy(value)
-            if tuple(value.shape) != param.shape:
-                shapes[name] = None
         arrays[name] = value
-    if shapes:
-        have = {name: tuple(value.shape) if hasattr(value, "shape") else () for name, value in given.items()}
-        rest = {name: param.shape for name, param in graph.params.items() if not graph.trains(name)}
-        check_params(graph, {**rest, **have}, "the parameters given")
+    if wrong:
+        unknown = {name: () for name in given if name not in graph.params}
+        shapes = {name: tuple(value.shape) for name, value in arrays.items()}
+        check_params(graph, {**shapes, **unknown}, "the parameters given")
     return arrays
 
 

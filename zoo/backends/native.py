@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from zoo.arrays import numpy_dtype
 from zoo.backends.execute import resolve_over
 from zoo.backends.namespace import Namespace
 from zoo.backends.numpy import NumpyNamespace
@@ -59,7 +60,7 @@ def compile_graph(graph: Graph, precision: str = "float32") -> Any:
             "float32", "bfloat16", or "int8" (weights scaled per output, activations per row). Below float32, attention
             multiplies in bfloat16 where the processor does.
     """
-    weights = Weights(precision)
+    weights = Weights(precision, {param.name: numpy_dtype(param.dtype) for param in graph.params.values()})
     graph = canonical(passes.evaluating(graph))
 
     def program_of(graph: Graph) -> Program:
@@ -127,8 +128,8 @@ AT_ONCE = 16 << 20
 class Weights:
     """Parameters in the kernels' layout: packed when first used, and kept while they are the same arrays."""
 
-    def __init__(self, precision: str) -> None:
-        self.precision = precision
+    def __init__(self, precision: str, dtypes: Mapping[str, np.dtype]) -> None:
+        self.precision, self.dtypes = precision, dtypes
         self.pack = [functools.partial(_pack_all, precision, turned) for turned in (False, True)]
         self.params: list[Any] = []
         self.known: dict[tuple[int, ...], tuple[tuple[Any, ...], Any]] = {}
@@ -145,7 +146,10 @@ class Weights:
         What was packed is forgotten if they are not those of the call before.
         """
         if not same(list(params.values()), self.params):
-            params = {name: array.copy() if array.flags.writeable else array for name, array in params.items()}
+            params = {
+                name: array.astype(self.dtypes[name]) if array.flags.writeable else array
+                for name, array in params.items()
+            }
             self.params, self.known, self.met = list(params.values()), {}, set()
         return params
 

@@ -58,8 +58,11 @@ def compile_graph(graph: Graph, operations: Mapping[str, Callable[..., Any]] | N
     program = Program(graph, lambda name: given.get(name) or _resolve(name), lambda dtype: getattr(torch, dtype.name))
     constants = {name: tensor_from(array) for name, array in graph.constants.items()}
 
+    def given_tensor(name: str, array: np.ndarray) -> torch.Tensor:
+        return tensor_from(array).to(getattr(torch, graph.params[name].dtype))
+
     def apply(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
-        params = {name: tensor_from(p) if isinstance(p, np.ndarray) else p for name, p in params.items()}
+        params = {name: given_tensor(name, p) if isinstance(p, np.ndarray) else p for name, p in params.items()}
         device = next(iter(params.values())).device if params else torch.device("cpu")
         placed = constants if device.type == "cpu" else {name: c.to(device) for name, c in constants.items()}
         inputs = {name: _placed(value, device) for name, value in inputs.items()}
