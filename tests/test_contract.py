@@ -352,6 +352,19 @@ def test_what_is_put_among_the_parameters_shows_everywhere(backend: str, tmp_pat
         model(ids=IDS)
 
 
+@pytest.mark.parametrize("backend", ["tensorflow", "keras"])
+def test_a_variable_that_is_replaced_in_a_module_is_named(backend: str) -> None:
+    _, model = load_table(backend)
+    module = model.module
+    if backend == "keras":
+        module.params["head.bias"] = module.params["norm.bias"]
+    else:
+        at = next(i for i, variable in enumerate(module.weights) if variable is model.params["head.bias"])
+        module.weights[at] = tf.Variable(np.ones(3, np.float32))
+    with pytest.raises(WeightsError, match=r"head\.bias"):
+        model(ids=IDS)
+
+
 @every_backend
 def test_all_parameters_are_replaced_at_once(backend: str) -> None:
     module, model = load_table(backend)
@@ -496,15 +509,15 @@ def test_a_name_that_is_a_module_and_a_parameter_at_once() -> None:
     class Both(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.train_ = torch.nn.Parameter(torch.tensor([2.0, 3.0]))
-            self.type = torch.nn.Parameter(torch.tensor([5.0, 7.0]))
+            self.scale = torch.nn.Parameter(torch.tensor([2.0, 3.0]))
+            self.bias = torch.nn.Parameter(torch.tensor([5.0, 7.0]))
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x * self.train_ + self.type
+            return x * self.scale + self.bias
 
     x = torch.randn(3, 2)
     package = zoo.capture(Both(), x=x)
-    to = {"train_": "a", "type": "a.type"}
+    to = {"scale": "a", "bias": "a.type"}
     graph = package.graph
     params = {to[n]: dataclasses.replace(p, name=to[n]) for n, p in graph.params.items()}
 

@@ -56,6 +56,9 @@ class Output(dict):
     def copy(self) -> Output:
         return Output(self)
 
+    def __reduce__(self) -> Any:
+        return Output, (dict(self),)
+
 
 @dataclass(eq=False)
 class Package:
@@ -284,8 +287,8 @@ class Model:
         """
         if self._module is None:
             self._module = self._backend.module_of(self)
-            if hasattr(self._backend, "Held"):
-                held = self._backend.Held(self._module, self.graph)
+            if hasattr(self._backend, "held"):
+                held = self._backend.held(self._module, self.graph)
                 for arrays in (self._params, self._buffers):
                     if isinstance(arrays, Params):
                         arrays.held = held

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from zoo.arrays import to_numpy
 from zoo.errors import WeightsError
 from zoo.graph.ir import Graph, Param
 
-__all__ = ["Params", "check_params", "complete", "split"]
+__all__ = ["HeldVariables", "Params", "check_params", "complete", "split"]
 
 
 class Params(dict):
@@ -25,7 +25,7 @@ class Params(dict):
     """
 
     held: Any = None
-    """Once there is a module: reads and writes its arrays by name (`zoo.backends.torch.Held`)."""
+    """Once there is a module: reads and writes its arrays by name (`zoo.backends.torch.Held`, `HeldVariables`)."""
 
     def __init__(
         self,
@@ -114,6 +114,32 @@ class Params(dict):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return dict, (self.copy(),)
+
+
+class HeldVariables:
+    """What a module of variables holds: they are assigned to, so none may be put in another's place.
+
+    Args:
+        now: gives the module's variables by name.
+    """
+
+    def __init__(self, now: Callable[[], Mapping[str, Any]]) -> None:
+        self._now, self._variables = now, dict(now())
+
+    def read(self, names: Iterable[str], whole: bool = False) -> dict[str, Any]:
+        """The variables; with `whole` those of the module are compared. WeightsError names what was replaced."""
+        now = self._now() if whole else self._variables
+        wrong = [name for name, variable in self._variables.items() if now.get(name) is not variable]
+        if wrong:
+            raise WeightsError(
+                "variables of m.module were replaced, which its functions may not see",
+                where=", ".join(wrong[:5]),
+                do="assign to m.params instead: m.params[name] = array",
+            )
+        return {name: self._variables[name] for name in names}
+
+    def write(self, name: str, variable: Any) -> None:
+        """Nothing: the variable is the module's and has its value."""
 
 
 def split(graph: Graph, arrays: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -22,7 +22,7 @@ from zoo.graph.io import from_json, to_json
 from zoo.graph.ir import DTYPES, Dim, Graph, Input
 from zoo.graph.passes import RNG, keyed
 from zoo.inputs import Arrays, check_names
-from zoo.params import check_params
+from zoo.params import HeldVariables, check_params
 from zoo.trees import register_trees
 
 try:
@@ -34,7 +34,17 @@ except ModuleNotFoundError as error:
         do="set the environment variable KERAS_BACKEND to a framework that is installed: jax, tensorflow or torch",
     ) from error
 
-__all__ = ["INPUTS", "GraphModel", "compile_graph", "evaluating", "key_from", "module_of", "params_from", "replaced"]
+__all__ = [
+    "INPUTS",
+    "GraphModel",
+    "compile_graph",
+    "evaluating",
+    "held",
+    "key_from",
+    "module_of",
+    "params_from",
+    "replaced",
+]
 
 register_trees()
 
@@ -113,6 +123,11 @@ def key_from(rng: Any) -> Any:
 def module_of(model: Any) -> GraphModel:
     """The model as a `keras.Model` over the model's own variables."""
     return GraphModel(model.graph, {**getattr(model, "buffers", {}), **model.params})
+
+
+def held(module: GraphModel, graph: Graph) -> HeldVariables:
+    """What the module holds."""
+    return HeldVariables(lambda: module.params)
 
 
 @keras.saving.register_keras_serializable(package="anyzoo")

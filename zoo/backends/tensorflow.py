@@ -23,6 +23,7 @@ from zoo.graph.ir import Graph
 from zoo.graph.passes import RNG, keyed
 from zoo.inputs import Arrays, named, prepare_inputs
 from zoo.ops.random import key_of
+from zoo.params import HeldVariables
 from zoo.trees import register_trees
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "TensorflowNamespace",
     "compile_graph",
     "evaluating",
+    "held",
     "key_from",
     "module_of",
     "namespace",
@@ -159,6 +161,11 @@ class Module(tf.Module):
                 served[left_out, integer] = self.__call__.get_concrete_function(**spec)  # type: ignore[attr-defined]
         names = {(): "serving_default", tuple(optional): "required"}
         return {name: served[left_out, tf.int64] for left_out, name in reversed(names.items())}
+
+
+def held(module: Module, graph: Graph) -> HeldVariables:
+    """What the module holds."""
+    return HeldVariables(lambda: dict(zip(module._names, module.weights, strict=False)))
 
 
 _MOST = 4

@@ -26,6 +26,7 @@ __all__ = [
     "Held",
     "compile_graph",
     "evaluating",
+    "held",
     "key_from",
     "module_of",
     "params_from",
@@ -158,6 +159,11 @@ class GraphModule(torch.nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._compile()
+
+
+def held(module: torch.nn.Module, graph: Graph) -> Held:
+    """What the module holds."""
+    return Held(module, graph)
 
 
 class Held:
