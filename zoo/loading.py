@@ -57,6 +57,7 @@ def load(
     train: bool = False,
     strict: bool = True,
     fast: bool = False,
+    mmap: bool = True,
     offline: bool | None = None,
     progress: Progress | None = None,
 ) -> Model:
@@ -79,6 +80,9 @@ def load(
         strict: False accepts tensors that the model does not know; they are noted.
         fast: True puts our own kernels into the graph of torch, JAX or TensorFlow where they were measured to be
             faster than the framework's (float32 on a CPU); `model.fast_report()` says which.
+        mmap: False reads files into memory instead of mapping them. A mapped file that another program cuts short ends
+            the process (SIGBUS), and pickles of a model on torch, NumPy or native refer to it. On JAX and TensorFlow,
+            which copy, loading then needs twice the memory.
         offline: True uses only what is on this machine; None follows HF_HUB_OFFLINE.
         progress: called with (description, bytes done, bytes in all or None) while files are fetched.
 
@@ -88,6 +92,7 @@ def load(
     Raises:
         UnknownModel, UnknownBackend, MissingFramework, SourceError, ConfigError, WeightsError, CaptureError: see each.
     """
+    from converters.checkpoint import unmapped
     from zoo.backends import backend_name, get_backend
 
     get_backend(backend)  # what cannot work is said before anything is downloaded
@@ -111,7 +116,8 @@ def load(
         except MissingFramework:
             need_torch(place)
             raise
-    loaded = assemble(name, backend, graph, place, config, strict)
+    with unmapped(not mmap):
+        loaded = assemble(name, backend, graph, place, config, strict)
     loaded._precision = precision
     if fast:
         from zoo.native.fast import Fast
@@ -223,8 +229,8 @@ def graph_for(
     return graph
 
 
-def at_length(model: Model, length: int) -> Model:
-    """A model whose graph is of one length alone with a graph of another, over the same parameters.
+def at_length(model: Model, length: int) -> Graph:
+    """A graph of another length over the same parameters, for a model whose own graph is of one length alone.
 
     Raises:
         InputError: the model has no config to capture it from, what captures it is not installed, or it cannot be
@@ -265,9 +271,7 @@ def at_length(model: Model, length: int) -> Model:
     graph, _ = prune(
         graph, fit(graph, {name: array.shape for name, array in blank.items()}, where, strict=False), where
     )
-    other = replace(model, graph=graph)
-    other._fast, other._precision = model._fast, model._precision
-    return other
+    return graph
 
 
 def find_graph(config: Mapping[str, Any], task: str | None = None, dtype: str = "float32") -> Graph | None:

@@ -302,7 +302,7 @@ def weights_of(model: Any, task: str | None, dtype: str, progress: Progress | No
         return load(model, REFERENCE, task, dtype=dtype, progress=progress)
     if model.backend == REFERENCE:
         return model
-    params = {name: to_numpy(value) for name, value in model.params.items()}
+    params = {name: to_numpy(value) for name, value in model.state.items()}
     return Model(
         model.name, REFERENCE, model.graph, params, model.config, model.folder, _backend=get_backend(REFERENCE)
     )
@@ -310,7 +310,7 @@ def weights_of(model: Any, task: str | None, dtype: str, progress: Progress | No
 
 def on_backend(source: Model, backend: str) -> Model:
     module = get_backend(backend)
-    params = module.params_from(source.params, source.graph)
+    params = module.params_from(source.state, source.graph)
     return Model(source.name, backend, source.graph, params, source.config, source.folder, _backend=module)
 
 
@@ -472,7 +472,7 @@ def loss_weights(truth: np.ndarray, mask: np.ndarray | None, seed: int) -> np.nd
 
 
 def _trainable(model: Model) -> list[str]:
-    return [p.name for p in model.graph.params.values() if p.trainable and "float" in p.dtype]
+    return list(model.params)
 
 
 def _torch_gradients(model: Model, feed: Mapping[str, Any], main: str, weights: np.ndarray) -> dict[str, np.ndarray]:
@@ -492,10 +492,9 @@ def _jax_gradients(model: Model, feed: Mapping[str, Any], main: str, weights: np
     import jax.numpy as jnp
 
     names = _trainable(model)
-    rest = {name: value for name, value in model.params.items() if name not in set(names)}
 
     def loss(trained: Mapping[str, Any]) -> Any:
-        output = model.apply({**rest, **trained}, **feed)[main].astype(jnp.float32)
+        output = model.apply(trained, **feed)[main].astype(jnp.float32)
         return jnp.sum(jnp.square(output) * weights)
 
     return {n: to_numpy(slope) for n, slope in jax.grad(loss)({name: model.params[name] for name in names}).items()}

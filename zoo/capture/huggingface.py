@@ -413,14 +413,15 @@ def native_module(
         renamed: canonical name -> the module's own, where they differ.
     """
     cls = getattr(transformers, class_name)
-    dtype = next(iter(params.values())).dtype
+    dtype = next(tensor.dtype for tensor in params.values() if tensor.is_floating_point())
     module = build(config, cls, str(dtype).removeprefix("torch."))
     own = {renamed.get(name, name): tensor for name, tensor in params.items()}
     for name, tensor in own.items():
         parent, _, leaf = name.rpartition(".")
         owner = module.get_submodule(parent)
         if leaf in owner._parameters:
-            owner._parameters[leaf] = tensor
+            trained = isinstance(tensor, torch.nn.Parameter)
+            owner._parameters[leaf] = tensor if trained else torch.nn.Parameter(tensor, requires_grad=False)
         else:
             owner._buffers[leaf] = tensor.detach()
     # names that were given arrays of their own stay apart; the others are tied to them
