@@ -24,7 +24,16 @@ from converters.gguf_vocabulary import FILES as TOKENIZER_FILES
 from converters.said_dtype import most_floats, saying_dtype
 from converters.targets import TARGETS, Target, find_target
 from converters.view import Cast, Made, Recipe, Subset, View, origins
-from zoo.errors import CaptureError, ConfigError, MissingFramework, SourceError, VerifyError, WeightsError, ZooError
+from zoo.errors import (
+    CaptureError,
+    ConfigError,
+    InputError,
+    MissingFramework,
+    SourceError,
+    VerifyError,
+    WeightsError,
+    ZooError,
+)
 from zoo.graph.computed import COMPUTED, is_computed, sinusoids
 from zoo.graph.key import Contradiction, contradictions, current
 from zoo.registry import Entry, SourceRef, parse
@@ -832,14 +841,17 @@ def _compare_outputs(plan: _Plan, folder: Path, own: dict[str, Any], graph: Grap
         What was compared, and what was not.
     """
     from zoo.loading import assemble
-    from zoo.samples import sample_inputs
+    from zoo.samples import fitting
     from zoo.tolerances import CONVERTED, VACUOUS
 
     config, first = plan.source
     one = assemble(str(plan.place), "numpy", first, plan.place, config, True)
     other = assemble(str(folder), "numpy", graph, folder, own, True)
-    inputs = sample_inputs(one)
-    left, right = one(**inputs), other(**inputs)
+    try:
+        inputs, left = fitting(one, lambda drawn: one(**drawn))
+    except InputError as error:
+        raise VerifyError("the outputs cannot be compared", where=plan.place, got=error) from error
+    right = other(**inputs)
     limit = CONVERTED[rounded]
     compared: list[str] = []
     constant: list[str] = []

