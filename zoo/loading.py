@@ -24,11 +24,11 @@ from converters.marks import (
     quantiser,
     why_beside,
 )
-from zoo.errors import CaptureError, ConfigError, MissingFramework, WeightsError
+from zoo.errors import CaptureError, ConfigError, InputError, MissingFramework, WeightsError
 from zoo.graph.io import load_graph, save_graph
 from zoo.graph.ir import DTYPES, Graph
 from zoo.graph.key import differences
-from zoo.model import GRAPH_FILE, Model, Package, read_json
+from zoo.model import GRAPH_FILE, Model, Package, fixed_length, read_json
 from zoo.registry import Entry, SourceRef, parse
 
 if TYPE_CHECKING:
@@ -131,14 +131,15 @@ def capture(
         task: for names and folders: which head.
         dtype: for names and folders, as for `load`.
         train: keep dropout, as for `load`.
-        inputs: example tensors or arrays; give each dim that should vary a size above 1.
+        inputs: example tensors or arrays; give each dim that should vary a size above 1. For names and folders only
+            `input_ids` [B, T]: a model of which a graph holds for one length alone is captured at T.
 
     Raises:
         CaptureError: the operation or the data-dependent expression that cannot be captured is named.
     """
     need_torch()
     if isinstance(module, (str, os.PathLike)):
-        return _capture_reference(module, task, dtype, train)
+        return _capture_reference(module, task, dtype, train, inputs)
     import torch
 
     from zoo.capture.modules import tensors_of, trainable, unwrapped
@@ -196,24 +197,77 @@ def _tensors(value: Any, name: str) -> Any:
         raise CaptureError("an example input is not an array", where=name, got=error) from None
 
 
-def graph_for(config: Mapping[str, Any], task: str | None, dtype: str, train: bool = False) -> Graph:
-    """The graph of a config: packaged, captured before, or captured now.
+def graph_for(
+    config: Mapping[str, Any],
+    task: str | None,
+    dtype: str,
+    train: bool = False,
+    length: int | None = None,
+) -> Graph:
+    """The graph of a config: packaged, captured before, or captured now; with `length` of texts of that many tokens.
 
     Raises:
         MissingFramework: it has to be captured, and torch or transformers is not installed.
     """
-    graph = None if train else find_graph(config, task, dtype)  # the packaged ones evaluate only
+    graph = None if train or length else find_graph(config, task, dtype)  # the packaged ones evaluate only
     if graph is not None:
         return graph
-    cached = _cache_path(config, task, dtype, train)
+    cached = _cache_path(config, task, dtype, train, length)
     if cached.is_file():
         return load_graph(cached)
     need_torch()
     from zoo.capture.huggingface import capture_config, config_from
 
-    graph = capture_config(config_from(config), task, dtype, train=train)
+    graph = capture_config(config_from(config), task, dtype, train=train, length=length)
     save_graph(graph, cached)
     return graph
+
+
+def at_length(model: Model, length: int) -> Model:
+    """A model whose graph is of one length alone with a graph of another, over the same parameters.
+
+    Raises:
+        InputError: the model has no config to capture it from, what captures it is not installed, or it cannot be
+            captured at that length either.
+    """
+    from converters.checkpoint import MemoryCheckpoint
+    from zoo.weights import fit, prune, untie
+
+    own, meta = fixed_length(model.graph), model.graph.meta
+    where = f"input_ids of {length} tokens"
+    advice = f"pass {own} tokens"
+    if "model_type" not in model.config:
+        raise InputError(
+            "the graph holds for one length alone, and the model has no config to capture another from",
+            where=where,
+            expected=f"{own} tokens",
+            do=f"{advice}, or load the model from its checkpoint",
+        )
+    try:
+        graph = graph_for(
+            model.config, meta.get("task"), meta.get("dtype", "float32"), bool(meta.get("train")), length=length
+        )
+    except (MissingFramework, CaptureError) as error:
+        raise InputError(
+            "the graph holds for one length alone, and cannot be captured at another here",
+            where=where,
+            expected=f"{own} tokens",
+            got=error,
+            do=f"{advice}, or pip install 'anyzoo[capture]'",
+        ) from error
+    if fixed_length(graph) not in (None, length):
+        raise InputError(
+            "the model cannot be captured at this length", where=where, expected=f"{own} tokens", do=advice
+        )
+    # no values: what the checkpoint kept apart or lacked shows in the names and shapes of the parameters
+    blank = {p.name: np.broadcast_to(np.zeros((), np.uint8), p.shape) for p in model.graph.params.values()}
+    graph = untie(graph, MemoryCheckpoint(blank))
+    graph, _ = prune(
+        graph, fit(graph, {name: array.shape for name, array in blank.items()}, where, strict=False), where
+    )
+    other = replace(model, graph=graph)
+    other._fast, other._precision = model._fast, model._precision
+    return other
 
 
 def find_graph(config: Mapping[str, Any], task: str | None = None, dtype: str = "float32") -> Graph | None:
@@ -301,6 +355,8 @@ def assemble(name: str, backend: str, graph: Graph, place: Path, config: dict[st
     notes = opened.told()
     notes += [f"output {output!r} is left out: {why}" for output, why in dropped.items()]
     notes += [f"tensor {tensor!r} is not used: {why}" for tensor, why in fitted.unused.items()]
+    if (length := fixed_length(graph)) is not None:
+        notes.append(f"a graph of it holds for one length alone, {length} here; others are captured when they are met")
     notes += [f"in training {field} is off: it decides in Python" for field in graph.meta.get("train_without", ())]
     folder = place if place.is_dir() else place.parent
     notes += _beside(folder)
@@ -408,17 +464,28 @@ def config_of(place: Path, found: Entry | SourceRef) -> dict[str, Any]:
     )
 
 
-def _capture_reference(reference: str | os.PathLike[str], task: str | None, dtype: str, train: bool) -> Package:
+def _capture_reference(
+    reference: str | os.PathLike[str], task: str | None, dtype: str, train: bool, inputs: Mapping[str, Any]
+) -> Package:
     from zoo.capture.huggingface import capture_config, config_from
 
     _check_dtype(dtype)
+    shape = np.shape(inputs["input_ids"]) if "input_ids" in inputs else None
+    if inputs.keys() - {"input_ids"} or (shape is not None and len(shape) != 2):
+        raise CaptureError(
+            "a checkpoint's example inputs are made from its config",
+            where=", ".join(inputs),
+            expected="none, or input_ids [batch, sequence] for their length",
+            do="build the module and capture that, to give it inputs of your own",
+        )
+    length = shape[1] if shape else None
     found = parse(reference)
     if task is None and isinstance(found, Entry):
         task = found.head
     place, _ = fetch_checkpoint(found)
     config = config_of(place, found)
     dtype = stored_dtype(place) if dtype == "auto" else dtype
-    graph = capture_config(config_from(config), task, dtype, train=train)
+    graph = capture_config(config_from(config), task, dtype, train=train, length=length)
     model = assemble(str(reference), "numpy", graph, place, config, True)
     package = model.package()
     for array in (package.arrays or {}).values():
@@ -450,7 +517,9 @@ def need_torch(place: Path | None = None) -> None:
         )
 
 
-def _cache_path(config: Mapping[str, Any], task: str | None, dtype: str, train: bool) -> Path:
+def _cache_path(
+    config: Mapping[str, Any], task: str | None, dtype: str, train: bool, length: int | None = None
+) -> Path:
     """Where a graph captured on this machine is kept; the versions that made it are part of the key."""
     from importlib.metadata import version
 
@@ -463,7 +532,16 @@ def _cache_path(config: Mapping[str, Any], task: str | None, dtype: str, train: 
             versions.append(version(package))
         except ImportError:
             versions.append("none")
-    parts = [FORMAT, _CAPTURE, versions, _full_task(task), dtype, config, *(["train"] * train)]
+    parts = [
+        FORMAT,
+        _CAPTURE,
+        versions,
+        _full_task(task),
+        dtype,
+        config,
+        *(["train"] * train),
+        *([length] if length else []),
+    ]
     key = json.dumps(parts, sort_keys=True)
     name = f"{config.get('model_type', 'model')}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.json.gz"
     return cache_root() / "graphs" / name

@@ -153,6 +153,7 @@ class Model:
     _training: Callable[..., Any] | None = field(default=None, init=False)
     _tokenizer: Any = field(default=None, init=False)
     _limits: dict[str, int] | None = field(default=None, init=False)
+    _lengths: dict[int, Model] = field(default_factory=dict, init=False)
 
     def __call__(self, *, rng: Any = None, packed: bool = False, **inputs: Any) -> Output:
         """Run the model.
@@ -174,6 +175,8 @@ class Model:
             InputError: a name, dtype, rank or size is wrong; the input is named.
             ConfigError: `rng` was given, and the model was not loaded for training.
         """
+        if (other := self._of_length(inputs)) is not self:
+            return other(rng=rng, packed=packed, **inputs)
         if self._limits is None:
             self._limits = _index_limits(self.graph)
         prepared = prepare_inputs(self.graph.inputs, self.graph.symbols, inputs)
@@ -187,7 +190,8 @@ class Model:
         Inputs that may be left out are filled in. Values are not checked, so that traced arrays can pass.
         `rng` as in a call: it may be traced, too.
         """
-        return self._run(params, fill_defaults(self.graph.inputs, inputs), rng)
+        model = self._of_length(inputs)
+        return model._run(params, fill_defaults(model.graph.inputs, inputs), rng)
 
     @property
     def module(self) -> Any:
@@ -214,15 +218,28 @@ class Model:
             self._tokenizer = load_tokenizer(self)
         return self._tokenizer
 
-    def embed(self, texts: str | Sequence[str], batch_size: int = 32) -> np.ndarray:
-        """One vector per text: float32 [len(texts), D], pooled and normalised as the checkpoint says.
+    def embed(
+        self,
+        texts: str | Sequence[str],
+        batch_size: int = 32,
+        *,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+    ) -> np.ndarray:
+        """One vector per text: float32 [len(texts), D], pooled, projected and normalised as the checkpoint says.
+
+        Args:
+            prompt: what is put before each text; "" puts nothing. Without it the prompt of `prompt_name`, or else the
+                one that the checkpoint's sentence-transformers files name as the default.
+            prompt_name: of the checkpoint's prompts, such as "query".
 
         Raises:
-            ConfigError: the model has no tokenizer, or gives no hidden states.
+            ConfigError: the model has no tokenizer, gives no hidden states, or has no such prompt.
         """
         from zoo.tasks.text import embed
 
-        return embed(self, [texts] if isinstance(texts, str) else list(texts), batch_size)
+        listed = [texts] if isinstance(texts, str) else list(texts)
+        return embed(self, listed, batch_size, prompt=prompt, prompt_name=prompt_name)
 
     def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
         """Write the model as a package: graph, weights as they are now, config, tokenizer; see `Package.save`."""
@@ -257,6 +274,21 @@ class Model:
         kind = self.graph.meta.get("class", "graph")
         return f"<{self.name}: {kind}, {self.parameter_count() / 1e6:.1f}M parameters, on {self.backend}>"
 
+    def _of_length(self, inputs: Mapping[str, Any]) -> Model:
+        """This model, or the same with a graph of the inputs' length, where a graph can be of one length alone."""
+        own, shape = fixed_length(self.graph), getattr(inputs.get("input_ids"), "shape", None)
+        if own is None:
+            return self
+        if shape is None and isinstance(inputs.get("input_ids"), (list, tuple)):
+            shape = np.shape(inputs["input_ids"])
+        if shape is None or len(shape) != 2 or not isinstance(shape[1], int) or shape[1] == own:
+            return self
+        if shape[1] not in self._lengths:
+            from zoo.loading import at_length
+
+            self._lengths[shape[1]] = at_length(self, shape[1])
+        return self._lengths[shape[1]]
+
     def _run(
         self, params: Mapping[str, Any], inputs: Mapping[str, Any], rng: Any, packed: bool = False
     ) -> dict[str, Any]:
@@ -289,6 +321,12 @@ class Model:
                 # no tensor of the checkpoint: what is computed from it must not look like a result
                 param.detach().fill_(float("nan"))
         return module
+
+
+def fixed_length(graph: Graph) -> int | None:
+    """How many tokens the texts have that a graph of a transformers model takes; None where any number will do."""
+    shapes = (item.shape for item in graph.inputs if item.name == "input_ids" and "model_type" in graph.meta)
+    return next((shape[1] for shape in shapes if len(shape) == 2 and isinstance(shape[1], int)), None)
 
 
 def prepare_inputs(

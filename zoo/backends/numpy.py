@@ -11,6 +11,7 @@ import numpy as np
 from zoo.arrays import numpy_dtype
 from zoo.backends.execute import Program, resolve_over
 from zoo.backends.namespace import BINARY, UNARY, Namespace
+from zoo.errors import GraphError, ZooError
 from zoo.graph.ir import Graph
 from zoo.ops.random import key_of
 
@@ -31,11 +32,16 @@ def compile_graph(graph: Graph) -> Any:
 
     def apply(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
         with np.errstate(all="ignore"):
-            return program(
-                {name: _widened(array) for name, array in params.items()},
-                {name: _widened(np.asarray(array)) for name, array in inputs.items()},
-                constants,
-            )
+            widened = {name: _widened(array) for name, array in params.items()}
+            given = {name: _widened(np.asarray(array)) for name, array in inputs.items()}
+            try:
+                return program(widened, given, constants)
+            except ZooError:
+                raise
+            except Exception as error:  # a graph whose nodes do not fit each other can make NumPy raise anything
+                where = "; ".join(getattr(error, "__notes__", ())) or None
+                what = "a node of the graph cannot be computed"
+                raise GraphError(what, where=where, got=f"{type(error).__name__}: {error}") from error
 
     return apply
 

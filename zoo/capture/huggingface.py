@@ -154,9 +154,16 @@ def build(
 
 
 def capture_config(
-    config: transformers.PretrainedConfig, task: str | None = None, dtype: str = "float32", *, train: bool = False
+    config: transformers.PretrainedConfig,
+    task: str | None = None,
+    dtype: str = "float32",
+    *,
+    train: bool = False,
+    length: int | None = None,
 ) -> Graph:
     """The graph of a transformers model, from its config; with `train` it keeps dropout, at the config's rates.
+
+    `length` is how many tokens the example's texts have: for models of which a graph holds for no other.
 
     Raises:
         CaptureError: torch.export refuses the model, with and without transformers' own export patches.
@@ -170,7 +177,7 @@ def capture_config(
     cls = model_class(config, task)
 
     def inputs_of(module: Any, count: int) -> dict[str, torch.Tensor]:
-        return example_inputs(module, dtype, batch=count, length=6 + _chunk(config))
+        return example_inputs(module, dtype, batch=count, length=length or 6 + _chunk(config))
 
     def capturing(count: int, one: Mapping[str, torch.Tensor] | None = None) -> _Capture:
         module = build(config, cls, dtype, tied=False)
