@@ -411,3 +411,20 @@ def test_a_train_state_in_orbax(tmp_path: Path) -> None:
         model = zoo.load(folder, "numpy")
         assert all(np.array_equal(model.params[name], expected[name]) for name in expected)
         assert any("trainer" in note for note in model.notes)
+
+
+@pytest.mark.parametrize(("family", "form"), [("resnet", "torchvision"), ("vit", "timm")])
+def test_another_program_s_names_inside_a_wrapper(family: str, form: str, tmp_path: Path) -> None:
+    """What ImageNet's training scripts write: the names of torchvision under `module.` under `state_dict`."""
+    if not FIXTURES.is_dir():
+        pytest.skip("no shared fixtures beside this checkout")
+    source = FIXTURES / family / "torch"
+    zoo.convert(source, tmp_path / "named", form)
+    with zoo_checkpoint(tmp_path / "named") as found:
+        tensors = {name: torch.from_numpy(np.array(found.read(name))) for name in found.infos}
+    content = {"arch": "net", "state_dict": under("module.", tensors), "best_acc1": torch.tensor(1.0)}
+    model = zoo.load(lying(source, tmp_path / "c", content, "model_best.pth.tar"), "numpy")
+    expected = zoo.load(source, "numpy").params
+    kept = [name for name in expected if not name.endswith("num_batches_tracked")]
+    assert kept and all(np.array_equal(model.params[name], expected[name]) for name in kept)
+    assert any("state_dict.module." in note for note in model.notes)

@@ -15,7 +15,7 @@ from typing import Any
 
 from converters.dialects import canonical
 from converters.dialects.shared import same_values
-from converters.marks import is_average, why_beside
+from converters.marks import ADAPTER_ADVICE, NOT_APPLIED, adapter_tensors, is_average, why_beside
 from converters.view import Recipe, Subset, View, origins
 from zoo.errors import WeightsError, ZooError
 from zoo.graph.computed import is_computed
@@ -59,7 +59,8 @@ def unwrapped(file: Any, config: Mapping[str, Any], graph: Graph) -> Unwrapped:
         config: the model's config.json.
 
     Raises:
-        WeightsError: the file holds the parameters several times, and it is not clear which are meant.
+        WeightsError: the file holds the parameters several times, and it is not clear which are meant; or in parts that
+            have to be put together; or an adapter beside them.
         FormatError, ConfigError: what the file's dialect says, where nothing leads to the model.
     """
     expected = expected_shapes(graph)
@@ -229,10 +230,10 @@ def _finished(file: Any, reading: _Reading, expected: Mapping[str, Any]) -> Unwr
     }
     left = {own: why for name, why in strays.items() for own in origins(reading.read, name, file)}
     inside = set(reading.names.values()) if reading.names else set(file.infos)
-    for name in file.infos:
-        if name not in inside:
-            beside = f"it is not under {reading.prefix!r}, where the model's parameters are"
-            left[name] = why_beside(name, tops) or beside
+    beside = f"it is not under {reading.prefix!r}, where the model's parameters are"
+    left |= {name: why_beside(name, tops) or beside for name in file.infos if name not in inside}
+    if adapters := adapter_tensors(name for name, why in left.items() if why == beside):
+        raise WeightsError(NOT_APPLIED, where=file.path, got=", ".join(adapters[:3]), do=ADAPTER_ADVICE)
     notes = []
     wrapper = getattr(file, "wrapper", "")
     if prefix := (f"{wrapper}." if wrapper else "") + reading.prefix:
