@@ -251,6 +251,7 @@ def _raw_plan(stack: ExitStack, place: Path, target: Target, dtype: str | None) 
             do="name one of these with --to, or leave out --raw",
         )
     file = stack.enter_context(open_checkpoint(place))
+    file.check_reads()
     return file, Cast(file, target.stored(file, dtype))
 
 
