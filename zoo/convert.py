@@ -116,9 +116,9 @@ def convert(
     _keep_apart(place, out)
     config = config_of(place, found)
     try:
-        graph = graph_for(config, task, "float32")
+        graph = graph_for(config, task, "float32", place=place)
     except CaptureError:
-        graph = _parameters(config, task)
+        graph = _parameters(config, task, place)
     if graph.meta.get("class"):
         config = {**config, "architectures": [graph.meta["class"]]}
 
@@ -257,11 +257,12 @@ def _in_places(
     return ours, View(ours, {place: Recipe(name) for place, name in names.items()}), gone
 
 
-def _parameters(config: Mapping[str, Any], task: str | None) -> Graph:
+def _parameters(config: Mapping[str, Any], task: str | None, place: Path) -> Graph:
     """Names and shapes alone: a model that cannot be captured can still be converted."""
     from zoo.capture.huggingface import config_from, parameters_of
+    from zoo.loading import fitting
 
-    return parameters_of(config_from(config), task)
+    return parameters_of(config_from(config), task, size=fitting(config, place))
 
 
 class _Watched(View):
