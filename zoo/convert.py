@@ -367,17 +367,18 @@ def _plan(
 
 def _graph_of(config: Mapping[str, Any], task: str | None, place: Path | None = None) -> Graph:
     """The model's graph, or its names and shapes alone: one that cannot be captured can still be converted."""
-    from zoo.loading import graph_for, need_torch
+    from zoo.loading import fitting, graph_for, need_torch
 
     try:
-        return graph_for(config, task, "float32")
+        return graph_for(config, task, "float32", place=place)
     except MissingFramework:
         need_torch(place)
         raise
     except CaptureError:
         from zoo.capture.huggingface import config_from, parameters_of
 
-        return parameters_of(config_from(config), task)
+        size = None if place is None else fitting(config, place)
+        return parameters_of(config_from(config), task, size=size)
 
 
 def _untied(
