@@ -442,6 +442,19 @@ def test_longrope_is_two_tensors_and_a_note(tmp_path: Path) -> None:
     assert found["phi3.rope.scaling.attn_factor"] == pytest.approx(factor, rel=1e-6)
 
 
+def test_a_byte_put_in_or_taken_out_is_found(llama: Path, tmp_path: Path) -> None:
+    """Wherever it is: the tensors behind it would be read one byte off."""
+    zoo.convert(llama, tmp_path / "out", "gguf")
+    path = tmp_path / "out" / "model.gguf"
+    whole = path.read_bytes()
+    begin = gguf.GGUFReader(path).data_offset
+    for place in (begin, begin + 1, (begin + len(whole)) // 2, len(whole)):
+        for damaged in (whole[:place] + b"\0" + whole[place:], whole[: place - 1] + whole[place:]):
+            path.write_bytes(damaged)
+            with pytest.raises(zoo.ZooError, match=r"model\.gguf"):
+                zoo.load(path, "numpy")
+
+
 def small(model_type: str, cls: str, changes: dict[str, Any]) -> Any:
     sizes = {"hidden_size": 48, "num_attention_heads": 8, "num_key_value_heads": 4, "intermediate_size": 36}
     sizes |= {"num_hidden_layers": 1, "vocab_size": ROWS, "max_position_embeddings": 31}
