@@ -276,6 +276,9 @@ def test_special_tokens_and_chat_templates_come_back(llama: Path, tmp_path: Path
         tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / f"back{number}")
         assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == ("<s>", "</s>", "c")
         assert tokenizer.get_chat_template() == "{{ a }}"
+        zoo.load(alone, "numpy").save(tmp_path / f"saved{number}")
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            assert (tmp_path / f"saved{number}" / name).read_text() == (tmp_path / f"back{number}" / name).read_text()
         assert (
             tokenizer("the cat").input_ids
             == tokenizers.Tokenizer.from_file(str(llama / "tokenizer.json")).encode("the cat").ids
