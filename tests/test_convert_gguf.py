@@ -276,6 +276,9 @@ def test_special_tokens_and_chat_templates_come_back(llama: Path, tmp_path: Path
         tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / f"back{number}")
         assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == ("<s>", "</s>", "c")
         assert tokenizer.get_chat_template() == "{{ a }}"
+        zoo.load(alone, "numpy").save(tmp_path / f"saved{number}")
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            assert (tmp_path / f"saved{number}" / name).read_text() == (tmp_path / f"back{number}" / name).read_text()
         assert (
             tokenizer("the cat").input_ids
             == tokenizers.Tokenizer.from_file(str(llama / "tokenizer.json")).encode("the cat").ids
@@ -440,6 +443,19 @@ def test_longrope_is_two_tensors_and_a_note(tmp_path: Path) -> None:
     config = transformers.AutoConfig.from_pretrained(tmp_path / "in")
     _, factor = transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS["longrope"](config, "cpu")
     assert found["phi3.rope.scaling.attn_factor"] == pytest.approx(factor, rel=1e-6)
+
+
+def test_a_byte_put_in_or_taken_out_is_found(llama: Path, tmp_path: Path) -> None:
+    """Wherever it is: the tensors behind it would be read one byte off."""
+    zoo.convert(llama, tmp_path / "out", "gguf")
+    path = tmp_path / "out" / "model.gguf"
+    whole = path.read_bytes()
+    begin = gguf.GGUFReader(path).data_offset
+    for place in (begin, begin + 1, (begin + len(whole)) // 2, len(whole)):
+        for damaged in (whole[:place] + b"\0" + whole[place:], whole[: place - 1] + whole[place:]):
+            path.write_bytes(damaged)
+            with pytest.raises(zoo.ZooError, match=r"model\.gguf"):
+                zoo.load(path, "numpy")
 
 
 def small(model_type: str, cls: str, changes: dict[str, Any]) -> Any:

@@ -70,6 +70,7 @@ class Package:
         folder: where the files beside the weights (config, tokenizer) come from, if anywhere.
         config: config.json's fields, where the folder's own file does not say them.
         tokenizer: tokenizer.json's text, for where the folder has no such file.
+        tokenizer_config: the same of tokenizer_config.json.
     """
 
     graph: Graph
@@ -77,6 +78,7 @@ class Package:
     folder: Path | None = None
     config: Mapping[str, Any] | None = None
     tokenizer: str | None = None
+    tokenizer_config: str | None = None
 
     def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
         """Write a folder that `zoo.load` takes on every backend, with neither torch nor transformers.
@@ -130,6 +132,8 @@ class Package:
                 (work / "config.json").write_text(text + "\n", "utf-8")
             if self.tokenizer is not None and not (work / "tokenizer.json").is_file():
                 (work / "tokenizer.json").write_text(self.tokenizer, "utf-8")
+                if self.tokenizer_config is not None and not (work / "tokenizer_config.json").is_file():
+                    (work / "tokenizer_config.json").write_text(self.tokenizer_config, "utf-8")
         return target
 
     def load(self, backend: str = "torch") -> Model:
@@ -350,17 +354,17 @@ class Model:
 
     def package(self, params: Mapping[str, Any] | None = None) -> Package:
         """The model without its backend: graph, weights (or `params`) as they are now, and the files beside them."""
-        from zoo.tasks.text import derived_tokenizer_of
+        from zoo.tasks.text import derived_texts_of
 
         state = self._state()
         if params is not None:
             state = complete(self.graph, params, state, self._backend.INPUTS.own)
         arrays = {name: to_numpy(value) for name, value in state.items()}
         has_file = self.folder is not None and (self.folder / "tokenizer.json").is_file()
-        tokenizer = (
-            None if has_file or self.weights is None or not self.weights.is_file() else derived_tokenizer_of(self)
+        texts = (
+            (None, None) if has_file or self.weights is None or not self.weights.is_file() else derived_texts_of(self)
         )
-        return Package(self.graph, arrays, self.folder, self.config or None, tokenizer)
+        return Package(self.graph, arrays, self.folder, self.config or None, *texts)
 
     def fast_report(self) -> FastReport:
         """Which of our kernels run in place of the framework's own, and at which sizes: those met by calls so far.

@@ -16,7 +16,7 @@ from zoo.model import Model
 from zoo.tasks.sentence import Sentences, read_sentences
 from zoo.tasks.tokenizer import read_settings, read_tokenizer, tokenizer_in, worded
 
-__all__ = ["derived_tokenizer_of", "embed", "load_tokenizer", "tokenize", "tokenizer_in"]
+__all__ = ["derived_texts_of", "embed", "load_tokenizer", "tokenize", "tokenizer_in"]
 
 
 def load_tokenizer(model: Model) -> Any:
@@ -31,7 +31,7 @@ def load_tokenizer(model: Model) -> Any:
         raise ConfigError("the model has no files, so no tokenizer", where=model.name, do="load it from a checkpoint")
     settings = read_settings(folder)
     usual = model.config.get("tokenizer_class") or model.config.get("model_type", "")
-    tokenizer = read_tokenizer(folder, settings, usual, lambda: derived_tokenizer_of(model))
+    tokenizer = read_tokenizer(folder, settings, usual, lambda: derived_texts_of(model)[0])
     sentences = read_sentences(folder)
     if sentences.lower:
         _lower(tokenizer)
@@ -48,15 +48,15 @@ def load_tokenizer(model: Model) -> Any:
     return tokenizer
 
 
-def derived_tokenizer_of(model: Model) -> str | None:
-    """tokenizer.json's text out of the file of weights (GGUF), or None."""
+def derived_texts_of(model: Model) -> tuple[str | None, str | None]:
+    """tokenizer.json's text and tokenizer_config.json's out of the file of weights (GGUF), each None if it has none."""
     from converters import open_checkpoint
-    from converters.dialects import derived_tokenizer
+    from converters.dialects import derived_tokenizer, derived_tokenizer_config
 
     if model.weights is None:
-        return None
+        return None, None
     with open_checkpoint(model.weights) as checkpoint:
-        return derived_tokenizer(checkpoint)
+        return derived_tokenizer(checkpoint), derived_tokenizer_config(checkpoint)
 
 
 def tokenize(model: Model, texts: Sequence[str]) -> dict[str, Any]:
