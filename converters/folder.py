@@ -10,7 +10,16 @@ from typing import Any
 from converters.marks import ADAPTER_ADVICE, NOT_APPLIED
 from zoo.errors import SourceError, WeightsError
 
-__all__ = ["ADAPTER_CONFIG", "USUAL", "adapter_config", "adapters_in", "like", "refuse_adapter", "weights_in"]
+__all__ = [
+    "ADAPTER_CONFIG",
+    "USUAL",
+    "adapter_config",
+    "adapters_in",
+    "is_beside",
+    "like",
+    "refuse_adapter",
+    "weights_in",
+]
 
 # Best first: exact and mapped before quantised and streamed.
 _FORMATS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -29,7 +38,7 @@ USUAL = tuple(usual for usual, _ in _FORMATS if usual)
 
 _OTHERS = (
     "graph.safetensors", "training_args.bin", "optimizer.*", "scheduler.*", "rng_state*", "tokenizer*.bin",
-    "scaler.pt", "sampler*.bin", "*optim_states.pt", "n_averaged*",
+    "scaler.pt", "sampler*.bin", "*optim_states.pt", "zero_pp_rank_*",
     "group*-shard*of*",  # TensorFlow.js: model.json lists them
 )  # fmt: skip
 
@@ -61,6 +70,8 @@ def weights_in(names: Sequence[str], where: object) -> str | None:
         here = [name for name in names if "/" not in name and not _matches(name, _OTHERS)]
         found = [name for name in here if _matches(name, [f"{pattern}.index.json" for pattern in patterns])]
         found = found or [name for name in here if _matches(name, patterns)]
+        if len(found) > 1 and "*.index" in patterns and "checkpoint" in names and Path(str(where)).is_dir():
+            return "checkpoint"  # TensorFlow's note of which is the latest
         if len(found) > 1:
             raise SourceError(
                 "several files of weights, and no telling which to take",
@@ -71,7 +82,30 @@ def weights_in(names: Sequence[str], where: object) -> str | None:
             )
         if found:
             return found[0]
+    for pattern, what, do in _IN_PARTS:
+        if any(like(name, pattern) for name in names):
+            raise SourceError(what, where=where, expected="tensors put together", got=pattern, do=do)
     return None
+
+
+def is_beside(name: str) -> bool:
+    """Whether a file's name says that it holds tensors, but no model's weights."""
+    return _matches(name, _OTHERS) or _matches(name, _ADAPTERS)
+
+
+_IN_PARTS = (
+    (
+        "*.distcp",
+        "the checkpoint is in parts of torch.distributed",
+        "put them together: python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER model.pt",
+    ),
+    (
+        "zero_pp_rank_*",
+        "the checkpoint is in parts of DeepSpeed's ZeRO",
+        "put them together with zero_to_fp32.py, which DeepSpeed writes beside its checkpoints",
+    ),
+)
+"""Files of training on several devices, each of which has a part of every tensor."""
 
 
 def adapters_in(names: Sequence[str]) -> list[str]:

@@ -54,7 +54,7 @@ def open_file(path: Path) -> GgufCheckpoint:
     unnoticed, but bytes that are missing, put in or too many do not.
 
     Raises:
-        FormatError: truncated, corrupt, big-endian, of version 1, a tensor outside the file, or bytes outside all tensors.
+        FormatError: truncated, corrupt, big-endian, of version 1, a tensor outside the file, or bytes of no tensor.
         SourceError: the file cannot be read.
     """
     data = map_file(path)
@@ -266,7 +266,8 @@ def _written_as(path: Path, info: TensorInfo, wanted: str | None) -> int:
     own = _KIND_OF.get(info.dtype)
     where = f"{path}, tensor {info.name!r}"
     if own is None:
-        raise FormatError(f"GGUF has no dtype {info.dtype}", where=where, expected=", ".join(_KIND_OF))
+        do = "choose one, as with --dtype float32" if info.dtype.startswith("float8") else None
+        raise FormatError(f"GGUF has no dtype {info.dtype}", where=where, expected=", ".join(_KIND_OF), do=do)
     if wanted is None or wanted == own:
         return _NUMBERS[own]
     if wanted not in _WRITABLE or info.dtype not in _FLOATS:

@@ -107,7 +107,10 @@ def _check(path: Path, checkpoint: Checkpoint, metadata: Mapping[str, str]) -> N
     for info in checkpoint.infos.values():
         where = f"{path}, tensor {info.name!r}"
         if info.dtype not in _DTYPES:
-            raise FormatError(f"HDF5 weights have no dtype {info.dtype}", where=where, expected=", ".join(_DTYPES))
+            do = "choose one, as with --dtype float32" if info.dtype.startswith("float8") else None
+            raise FormatError(
+                f"HDF5 weights have no dtype {info.dtype}", where=where, expected=", ".join(_DTYPES), do=do
+            )
         if any(part in ("", ".") or "\0" in part for part in info.name.split("/")):
             raise FormatError("a name is no path", where=where, expected="parts between slashes", do="rename it")
         if info.name in groups:

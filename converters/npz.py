@@ -168,7 +168,7 @@ def _descr(dtype: str) -> Any:
 def _check_writable(path: Path, info: TensorInfo) -> None:
     where = f"{path}, tensor {info.name!r}"
     if info.dtype.startswith("float8"):
-        raise FormatError(f"npz has no dtype {info.dtype}", where=where, do="convert it to float16 or float32 first")
+        raise FormatError(f"npz has no dtype {info.dtype}", where=where, do="choose another, as with --dtype float32")
     # zipfile would cut a name at a null byte, and turn this system's separator into a slash.
     raw = info.name.encode(errors="replace")
     valid = raw.decode() == info.name and len(raw) < 1 << 15

@@ -394,8 +394,8 @@ def origins(view: Checkpoint, name: str, bottom: Checkpoint | None = None) -> li
 
 
 def is_float(info: TensorInfo) -> bool:
-    """Whether a tensor is of a dtype that `Cast` changes."""
-    return info.dtype in ("float16", "bfloat16", "float32", "float64")
+    """Whether a tensor is of a dtype that `Cast` changes: the floating-point ones, those of 8 bits, too."""
+    return info.dtype in ("float16", "bfloat16", "float32", "float64") or info.dtype.startswith("float8")
 
 
 def _boxed(array: np.ndarray, sizes: tuple[int, ...], place: tuple[int, ...]) -> np.ndarray:

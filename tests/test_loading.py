@@ -91,7 +91,8 @@ def sha256(path: Path) -> str:
 def test_every_backend_computes_what_transformers_does(kind, backend, folders, references) -> None:
     model = zoo.load(folders(kind), backend)
     agree(backend, run(model, checkpoints.inputs_of(kind)), references(kind))
-    assert set(model.params) == set(checkpoints.tensors(folders(kind)))
+    assert {*model.params, *model.buffers} == set(checkpoints.tensors(folders(kind)))
+    assert [name for name in model.buffers if "running" not in name and "num_batches" not in name] == []
     assert not model.notes
 
 

@@ -105,7 +105,7 @@ class BenchReport:
             difference = "" if row.difference is None else f"{row.difference:.1e}"
             table.add_row(shape, row.backend, ms, ratio, difference, plain(row.reason))
         for name, extra in self.missing.items():
-            table.add_row("", name, "", "", "", f"not installed ({extra})", style="dim")
+            table.add_row("", name, "", "", "", plain(f"not installed ({extra})"), style="dim")
         return table
 
 
@@ -149,7 +149,10 @@ def bench(
             get_backend(name)  # raises
     present = [name for name in names if installed(name)]
     if not present:
-        raise InputError("there is no backend to measure", do="install a framework, or name a backend")
+        raise InputError(
+            "there is no backend to measure",
+            do=how_to_install("jax") + ", or another backend's extra; or name a backend",
+        )
     against = FIRST if FIRST in present else present[0]
     with _pinned(threads, present):
         source = weights_of(model, task, dtype, progress)

@@ -20,7 +20,7 @@ from zoo.console import console, import_frameworks, plain, progress_bars, quiet,
 from zoo.errors import ConfigError, InputError, SourceError, ZooError, printable
 
 if TYPE_CHECKING:
-    from zoo.files import FilesReport
+    from zoo.checksums import FilesReport
     from zoo.model import Model
     from zoo.native.check import KernelReport
     from zoo.verify import Report
@@ -311,7 +311,7 @@ def _verify_kernels(name: str | None, wanted: list[str] | None, as_json: bool) -
 
 
 def _verify_files(name: str | None, as_json: bool) -> None:
-    from zoo.files import check_files
+    from zoo.checksums import check_files
 
     if name is None:
         raise InputError("there is no model whose files to verify", do="zoo verify NAME --files")
@@ -399,9 +399,14 @@ def convert_model(
     ] = None,
     shard_size: Annotated[str | None, typer.Option(metavar="SIZE", help="Largest file, such as 5GB or 200MB.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print which tensor becomes which.")] = False,
-    verify: Annotated[bool, typer.Option("--verify", help="Read both ends and compare tensors and outputs.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Open what was written by itself and compare tensors, files and outputs.")
+    ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="A tensor that holds NaN is an error.")] = False,
     overwrite: _Overwrite = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Tensors alone under their own names, to safetensors, npz or torch.")
+    ] = False,
     as_json: _Json = False,
 ) -> None:
     """Write a checkpoint in another framework's form: safetensors, torch, tf-h5, flax, npz, gguf and others."""
@@ -410,7 +415,7 @@ def convert_model(
     with progress_bars() as progress:
         done = convert(
             source, output, to, task=task, dtype=dtype, shard_size=_bytes(shard_size), dry_run=dry_run, verify=verify,
-            strict=strict, overwrite=overwrite, progress=progress,
+            strict=strict, overwrite=overwrite, raw=raw, progress=progress,
         )  # fmt: skip
     if as_json:
         _write_json(done.to_json())

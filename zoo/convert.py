@@ -17,13 +17,23 @@ import numpy as np
 
 from converters import open_checkpoint
 from converters.checkpoint import BLOCK, Checkpoint, TensorInfo, little_endian
-from converters.dialects import canonical, derived_tokenizer, dialect_of, dropped
+from converters.dialects import canonical, derived_tokenizer, derived_tokenizer_config, dialect_of, dropped
 from converters.dialects.fields import nearly, note, refuse, unsaid, with_field
 from converters.gguf_quants import q8_0_error
 from converters.gguf_vocabulary import FILES as TOKENIZER_FILES
-from converters.targets import Target, find_target
+from converters.said_dtype import most_floats, saying_dtype
+from converters.targets import TARGETS, Target, find_target
 from converters.view import Cast, Made, Recipe, Subset, View, origins
-from zoo.errors import CaptureError, ConfigError, InputError, SourceError, VerifyError, WeightsError, ZooError
+from zoo.errors import (
+    CaptureError,
+    ConfigError,
+    InputError,
+    MissingFramework,
+    SourceError,
+    VerifyError,
+    WeightsError,
+    ZooError,
+)
 from zoo.graph.computed import COMPUTED, is_computed, sinusoids
 from zoo.graph.key import Contradiction, contradictions, current
 from zoo.registry import Entry, SourceRef, parse
@@ -50,8 +60,8 @@ class Conversion:
         nbytes: size of the tensors written.
         verified: what was compared; outputs only of models that can be captured.
         notes: what was taken off to reach the model's tensors, prefixes and what trainers put around them; what readers
-            of the form will do otherwise than those of the source; fields of the config that they have nearly as the
-            model has them.
+            of the form will do otherwise than those of the source; fields of the config that they have otherwise,
+            nearly the same, or ignored where it stands.
     """
 
     folder: Path | None
@@ -82,6 +92,7 @@ def convert(
     verify: bool = False,
     strict: bool = False,
     overwrite: bool = False,
+    raw: bool = False,
     offline: bool | None = None,
     progress: Progress | None = None,
 ) -> Conversion:
@@ -101,6 +112,8 @@ def convert(
         strict: tensors that hold NaN are an error.
         overwrite: the folder may be one that was written before: files that its conversion.json lists, unchanged since,
             give way to the new ones; all others stay.
+        raw: write the tensors alone, under the names and in the layouts that the source has them in, to safetensors,
+            npz or torch. Nothing is asked of them: no config is needed or written, and `verify` compares every tensor.
         offline: True uses only what is on this machine.
         progress: told (what, bytes done, bytes in all).
 
@@ -122,6 +135,10 @@ def convert(
     may_write(out, overwrite)
     place, _ = fetch_checkpoint(found, offline, progress)
     _keep_apart(place, out)
+    if raw:
+        if task is not None:
+            raise ConfigError("tensors alone have no task", got=task, do="leave out the task, or --raw")
+        return _convert_raw(place, out, target, dtype, shard_size, dry_run, verify, strict, overwrite, progress)
     with ExitStack() as stack:
         plan = _plan(stack, place, found, target, task, dtype)
         result = plan.result
@@ -131,7 +148,7 @@ def convert(
             out, result.nbytes * (2 if target.with_graph else 1)
         )  # an archive's weights are a file of their own first
         with writing(out, overwrite) as (fresh, record):
-            _companions(place if place.is_dir() else place.parent, fresh, target.config(plan.config), plan.raw)
+            _companions(place if place.is_dir() else place.parent, fresh, _config_beside(plan), plan.raw)
             watched = _Watched(plan.written, progress, strict)
             _write(fresh, target, watched, plan.config, plan.served, plan.texts, shard_size, plan.quantised)
             result.nans = watched.nans
@@ -176,8 +193,81 @@ def verify_conversion(
     place, _ = fetch_checkpoint(found, offline, progress)
     with ExitStack() as stack:
         target = find_target(str(record.get("to")))
+        if record.get("raw"):
+            return _verify_raw(_raw_plan(stack, place, target, record.get("dtype"))[1], folder)
         plan = _plan(stack, place, found, target, record.get("task"), record.get("dtype"))
         return _verify(plan, folder)
+
+
+def _convert_raw(
+    place: Path,
+    out: Path,
+    target: Target,
+    dtype: str | None,
+    shard_size: int | None,
+    dry_run: bool,
+    verify: bool,
+    strict: bool,
+    overwrite: bool,
+    progress: Progress | None,
+) -> Conversion:
+    """The tensors of a checkpoint as they are, in another format."""
+    from zoo.graph.ir import Graph
+
+    with ExitStack() as stack:
+        file, tensors = _raw_plan(stack, place, target, dtype)
+        dialect = dialect_of(file)
+        result = Conversion(
+            None,
+            file.path,
+            dialect.NAME if dialect else file.format,
+            target.name,
+            dict(zip(tensors.infos, tensors.infos, strict=True)),
+            nbytes=sum(info.nbytes for info in tensors.infos.values()),
+        )
+        if dry_run:
+            return result
+        _need_room(out, result.nbytes)
+        with writing(out, overwrite) as (fresh, record):
+            watched = _Watched(tensors, progress, strict)
+            plain = replace(target, metadata={}, shard_metadata=None)  # it says nothing of names and layouts
+            _write(fresh, plain, watched, {}, Graph((), {}, {}, [], {}), {}, shard_size, ())
+            result.nans = watched.nans
+            record |= {**_record(result, dtype, None), "raw": True}
+            if verify:
+                result.verified = _verify_raw(tensors, fresh)
+    result.folder = out
+    return result
+
+
+def _raw_plan(stack: ExitStack, place: Path, target: Target, dtype: str | None) -> tuple[Checkpoint, Checkpoint]:
+    """A checkpoint, and its tensors as they are to be written; `stack` closes them."""
+    forms = [name for name, form in TARGETS.items() if form.dialect is None]
+    if target.name not in forms:
+        raise ConfigError(
+            "this form has names and layouts of its own: it does not take tensors alone",
+            expected=", ".join(forms),
+            got=target.name,
+            do="name one of these with --to, or leave out --raw",
+        )
+    file = stack.enter_context(open_checkpoint(place))
+    file.check_reads()
+    return file, Cast(file, target.stored(file, dtype))
+
+
+def _verify_raw(tensors: Checkpoint, folder: Path) -> str:
+    """Read back what was written; what was compared.
+
+    Raises:
+        VerifyError: naming the first tensor that differs.
+    """
+    with open_checkpoint(folder) as back:
+        if unlike := sorted(back.infos.keys() ^ tensors.infos.keys()):
+            raise VerifyError("what was written has other tensors than the source", where=folder, got=unlike[0])
+        for name, info in tensors.infos.items():
+            if not _same(tensors, back, info):
+                raise VerifyError("a tensor is not what it was", where=f"{folder}, tensor {name!r}")
+    return "every tensor"
 
 
 _ROOM = 1 << 24  # what the files beside the weights may take
@@ -224,7 +314,7 @@ def _plan(
     from zoo.wrapping import unwrapped
 
     config = config_of(place, found)
-    graph = _graph_of(config, task)
+    graph = _graph_of(config, task, place)
     if graph.meta.get("class"):
         config = {**config, "architectures": [graph.meta["class"]]}
     source = config, graph
@@ -266,24 +356,29 @@ def _plan(
         ),
     )
     theirs = target.understood(target.described(written, config), target.config(config))
-    near = _unsaid(target, theirs, config, graph)
+    near, unheard = _unsaid(target, theirs, config, graph)
     texts = _tokenizer_texts(place if place.is_dir() else place.parent, raw) if target.with_tokenizer else {}
-    result.notes = [*opened.notes, *(note(target.name, one) for one in near), *target.notes(config, texts, written)]
+    unequal = (note(target.name, one) for one in (*near, *unheard))
+    result.notes = [*opened.notes, *unequal, *target.notes(config, texts, written)]
     return _Plan(
         target, place, raw, source, config, graph, ours, written, served, quantised, near, texts, dtype, result
     )
 
 
-def _graph_of(config: Mapping[str, Any], task: str | None) -> Graph:
+def _graph_of(config: Mapping[str, Any], task: str | None, place: Path | None = None) -> Graph:
     """The model's graph, or its names and shapes alone: one that cannot be captured can still be converted."""
-    from zoo.loading import graph_for
+    from zoo.loading import fitting, graph_for, need_torch
 
     try:
-        return graph_for(config, task, "float32")
+        return graph_for(config, task, "float32", place=place)
+    except MissingFramework:
+        need_torch(place)
+        raise
     except CaptureError:
         from zoo.capture.huggingface import config_from, parameters_of
 
-        return parameters_of(config_from(config), task)
+        size = None if place is None else fitting(config, place)
+        return parameters_of(config_from(config), task, size=size)
 
 
 def _untied(
@@ -402,6 +497,9 @@ def _in_places(
             gone[name] = "no output needs it, and the form has no place for it" if own else COMPUTED
     if not known:  # the form does not know the class, and says so itself
         return ours, ours, {}
+    if target.unties(config):
+        tied = {alias: name for name in ours.infos if name in graph.params for alias in graph.params[name].aliases}
+        names |= {alias: name for alias, name in tied.items() if has_place(alias)}
     order = {name: number for number, name in enumerate(ours.infos)}
     names = dict(sorted(names.items(), key=lambda item: order[item[1]]))
     ours = Subset(ours, names.values())
@@ -410,8 +508,8 @@ def _in_places(
 
 def _unsaid(
     target: Target, theirs: Mapping[str, Any] | None, config: Mapping[str, Any], graph: Graph
-) -> list[Contradiction]:
-    """The fields that the form's reader has nearly as the config has them.
+) -> tuple[list[Contradiction], list[Contradiction]]:
+    """The fields that the form's reader has nearly as the config has them, and those that it ignores.
 
     A field that changes nothing in this model's graph (what another head would have for an activation) is no matter.
 
@@ -419,14 +517,16 @@ def _unsaid(
         theirs: the config as the form's reader has it, None if it honours config.json.
 
     Raises:
-        ConfigError: the reader would compute something else; each field is named.
+        ConfigError: the form cannot say a field, and its reader would compute something else; each is named.
     """
     if theirs is None:
-        return []
+        return [], []
     found = _otherwise(theirs, config, graph)
-    near = [one for one in found if nearly(one)]
-    refuse(target.name, _mattering([one for one in found if one not in near], config, graph))
-    return _mattering(near, config, graph)
+    near = _mattering([one for one in found if nearly(one)], config, graph)
+    other = _mattering([one for one in found if not nearly(one)], config, graph)
+    if not target.says_config:
+        refuse(target.name, other)
+    return near, other
 
 
 def _otherwise(theirs: Mapping[str, Any], config: Mapping[str, Any], graph: Graph) -> list[Contradiction]:
@@ -544,7 +644,19 @@ def _companions(source: Path, folder: Path, config: Mapping[str, Any], raw: Chec
     copy_companions(source, folder)
     if not (folder / "tokenizer.json").is_file() and (tokenizer := derived_tokenizer(raw)) is not None:
         (folder / "tokenizer.json").write_text(tokenizer, "utf-8")
+        if not (folder / "tokenizer_config.json").is_file() and (said := derived_tokenizer_config(raw)) is not None:
+            (folder / "tokenizer_config.json").write_text(said, "utf-8")
     (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _config_beside(plan: _Plan) -> Mapping[str, Any]:
+    """config.json with the dtype that most of the file's numbers are stored in, if the conversion changed that."""
+    config = plan.target.config(plan.config)
+    if "model_type" not in config or plan.quantised:
+        return config
+    before, after = (most_floats(one.infos.values()) for one in (plan.ours, plan.written))
+    said = after if plan.dtype is not None or before != after else None
+    return saying_dtype(config, said, old=plan.target.dialect in ("hf_tf", "hf_flax"))
 
 
 def _tokenizer_texts(source: Path, raw: Checkpoint) -> dict[str, str]:
@@ -710,7 +822,7 @@ def _same_files(plan: _Plan, folder: Path) -> None:
 
     with TemporaryDirectory() as made:
         source = plan.place if plan.place.is_dir() else plan.place.parent
-        _companions(source, Path(made), plan.target.config(plan.config), plan.raw)
+        _companions(source, Path(made), _config_beside(plan), plan.raw)
         for path in sorted(path for path in Path(made).rglob("*") if path.is_file()):
             name = path.relative_to(made).as_posix()
             written = folder / name

@@ -5,8 +5,10 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import logging
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
@@ -15,8 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from converters.marks import ADAPTER_ADVICE, NOT_APPLIED, NOT_READ, QUANTISED_ADVICE, adapter_tensors, quantiser
-from zoo.errors import CaptureError, ConfigError, InputError, MissingFramework, WeightsError
+from converters.marks import (
+    ADAPTER_ADVICE,
+    NOT_APPLIED,
+    NOT_READ,
+    QUANTISED_ADVICE,
+    adapter_tensors,
+    quantiser,
+    why_beside,
+)
+from zoo.errors import CaptureError, ConfigError, InputError, MissingFramework, WeightsError, ZooError
 from zoo.graph.io import load_graph, save_graph
 from zoo.graph.ir import DTYPES, Graph
 from zoo.graph.key import differences
@@ -24,9 +34,12 @@ from zoo.model import GRAPH_FILE, Model, Package, fixed_length, read_json
 from zoo.registry import Entry, SourceRef, parse
 
 if TYPE_CHECKING:
+    from zoo.capture.plausible import Size
     from zoo.sources import Progress
 
 __all__ = ["capture", "find_graph", "load", "model_from"]
+
+log = logging.getLogger(__name__)
 
 GRAPHS = Path(__file__).parent / "graphs"
 """The packaged graphs, and index.json that says which is which."""
@@ -35,6 +48,9 @@ _DTYPES = ("float32", "bfloat16", "float16")
 
 _PRODUCTS = ("bfloat16", "int8")
 """What the native engine multiplies in beside float32, on the float32 graph."""
+
+_LACKING = 64
+"""As many tensors may always be missing before a model is captured: what outputs need is known then."""
 
 _CAPTURE = 2
 """Counts up when capture records more than it did: graphs that were kept before are captured again."""
@@ -49,6 +65,7 @@ def load(
     train: bool = False,
     strict: bool = True,
     fast: bool = False,
+    mmap: bool = True,
     offline: bool | None = None,
     progress: Progress | None = None,
 ) -> Model:
@@ -72,6 +89,9 @@ def load(
         strict: False accepts tensors that the model does not know; they are noted.
         fast: True puts our own kernels into the graph of torch, JAX or TensorFlow where they were measured to be
             faster than the framework's (float32 on a CPU); `model.fast_report()` says which.
+        mmap: False reads files into memory instead of mapping them. A mapped file that another program cuts short ends
+            the process (SIGBUS), and pickles of a model on torch, NumPy or native refer to it. On JAX and TensorFlow,
+            which copy, loading then needs twice the memory.
         offline: True uses only what is on this machine; None follows HF_HUB_OFFLINE.
         progress: called with (description, bytes done, bytes in all or None) while files are fetched.
 
@@ -81,6 +101,7 @@ def load(
     Raises:
         UnknownModel, UnknownBackend, MissingFramework, SourceError, ConfigError, WeightsError, CaptureError: see each.
     """
+    from converters.checkpoint import unmapped
     from zoo.backends import backend_name, get_backend
 
     get_backend(backend)  # what cannot work is said before anything is downloaded
@@ -95,14 +116,23 @@ def load(
         precision, dtype = dtype, "float32"
     _check_dtype(dtype)
     place, name = fetch_checkpoint(found, offline, progress)
+    notes: list[str] = []
     if (place / GRAPH_FILE).is_file():
         config = read_json(place / "config.json") if (place / "config.json").is_file() else {}
         graph = load_graph(place / GRAPH_FILE)
         _check_package(graph, place, wanted, precision if precision == "int8" else dtype, train)
     else:
         config = config_of(place, found)
-        graph = graph_for(config, task, stored_dtype(place) if dtype == "auto" else dtype, train)
-    loaded = assemble(name, backend, graph, place, config, strict)
+        try:
+            graph = graph_for(
+                config, task, stored_dtype(place) if dtype == "auto" else dtype, train, place=place, notes=notes
+            )
+        except MissingFramework:
+            need_torch(place)
+            raise
+    with unmapped(not mmap):
+        loaded = assemble(name, backend, graph, place, config, strict)
+    loaded.notes += notes
     loaded._precision = precision
     if fast:
         from zoo.native.fast import Fast
@@ -184,7 +214,7 @@ def capture(
     Raises:
         CaptureError: the operation or the data-dependent expression that cannot be captured is named.
     """
-    _need_torch()
+    need_torch()
     if isinstance(module, (str, os.PathLike)):
         return _capture_reference(module, task, dtype, train, inputs)
     import torch
@@ -245,29 +275,44 @@ def _tensors(value: Any, name: str) -> Any:
 
 
 def graph_for(
-    config: Mapping[str, Any], task: str | None, dtype: str, train: bool = False, length: int | None = None
+    config: Mapping[str, Any],
+    task: str | None,
+    dtype: str,
+    train: bool = False,
+    length: int | None = None,
+    place: Path | None = None,
+    notes: list[str] | None = None,
 ) -> Graph:
     """The graph of a config: packaged, captured before, or captured now; with `length` of texts of that many tokens.
 
+    Args:
+        place: the checkpoint that it is for: a config that does not fit it is refused before it is captured.
+        notes: gets what the user should know: that the graph could not be kept.
+
     Raises:
         MissingFramework: it has to be captured, and torch or transformers is not installed.
+        ConfigError: the config's fields do not make a model, or one that the checkpoint cannot hold.
     """
     graph = None if train or length else find_graph(config, task, dtype)  # the packaged ones evaluate only
     if graph is not None:
         return graph
     cached = _cache_path(config, task, dtype, train, length)
-    if cached.is_file():
-        return load_graph(cached)
-    _need_torch()
-    from zoo.capture.huggingface import capture_config, config_from
-
-    graph = capture_config(config_from(config), task, dtype, train=train, length=length)
-    save_graph(graph, cached)
+    if (kept := _kept(cached)) is not None:
+        return kept
+    need_torch()
+    graph = _captured(config, task, dtype, train, length, place)
+    try:
+        save_graph(graph, cached)
+    except OSError as error:
+        note = f"the captured graph cannot be kept, the next load captures it again: {error}; ZOO_CACHE moves the cache"
+        log.warning("%s", note)
+        if notes is not None:
+            notes.append(note)
     return graph
 
 
-def at_length(model: Model, length: int) -> Model:
-    """A model whose graph is of one length alone with a graph of another, over the same parameters.
+def at_length(model: Model, length: int) -> Graph:
+    """A graph of another length over the same parameters, for a model whose own graph is of one length alone.
 
     Raises:
         InputError: the model has no config to capture it from, what captures it is not installed, or it cannot be
@@ -287,7 +332,9 @@ def at_length(model: Model, length: int) -> Model:
             do=f"{advice}, or load the model from its checkpoint",
         )
     try:
-        graph = graph_for(model.config, meta.get("task"), meta.get("dtype", "float32"), bool(meta.get("train")), length)
+        graph = graph_for(
+            model.config, meta.get("task"), meta.get("dtype", "float32"), bool(meta.get("train")), length=length
+        )
     except (MissingFramework, CaptureError) as error:
         raise InputError(
             "the graph holds for one length alone, and cannot be captured at another here",
@@ -306,9 +353,72 @@ def at_length(model: Model, length: int) -> Model:
     graph, _ = prune(
         graph, fit(graph, {name: array.shape for name, array in blank.items()}, where, strict=False), where
     )
-    other = replace(model, graph=graph)
-    other._fast, other._precision = model._fast, model._precision
-    return other
+    return graph
+
+
+def _kept(path: Path) -> Graph | None:
+    """A graph that was captured before; None where there is none, or one that cannot be read and is captured again."""
+    try:
+        return load_graph(path) if path.exists() else None
+    except (ZooError, OSError) as error:
+        log.warning("the graph kept in %s cannot be read, it is captured again: %s", path, error)
+        return None
+
+
+def _captured(
+    config: Mapping[str, Any], task: str | None, dtype: str, train: bool, length: int | None, place: Path | None
+) -> Graph:
+    """The graph of a config, which the checkpoint must have the sizes for."""
+    from zoo.capture.huggingface import capture_config, config_from, parameters_of
+
+    size = None if place is None else fitting(config, place)
+    built = config_from(config)
+    if place is not None:
+        _check_served(parameters_of(built, task, size=size), config, place)
+    return capture_config(config_from(config), task, dtype, train=train, length=length, size=size)
+
+
+def fitting(config: Mapping[str, Any], place: Path) -> Size:
+    """The size of a checkpoint, of which the config's counts ask no more.
+
+    Raises:
+        ConfigError: naming the field that does.
+    """
+    from converters import open_checkpoint
+    from zoo.capture.plausible import Size, check_counts
+
+    with open_checkpoint(place) as checkpoint:
+        size = Size(len(checkpoint.infos), sum(math.prod(info.shape) for info in checkpoint.infos.values()))
+    check_counts(config, size)
+    return size
+
+
+def _check_served(parameters: Graph, config: Mapping[str, Any], place: Path) -> None:
+    """A checkpoint that lacks most of a model's tensors is not of this config: to capture that may take long.
+
+    Raises:
+        WeightsError: naming the tensors.
+    """
+    from converters import open_checkpoint
+    from zoo.weights import fit, gathered
+    from zoo.wrapping import unwrapped
+
+    with open_checkpoint(place) as raw:
+        try:
+            opened = unwrapped(raw, config, parameters)
+            checkpoint = gathered(parameters, opened.read, as_published=opened.read is opened.raw)
+            shapes = {name: info.shape for name, info in checkpoint.infos.items()}
+            missing = fit(parameters, shapes, raw.path, strict=False).missing
+        except ZooError:
+            return  # said with the graph, which may need less
+    if len(missing) > max(_LACKING, 3 * len(parameters.params) // 4):
+        shown = ", ".join(missing[:10])
+        raise WeightsError(
+            f"the checkpoint lacks {len(missing)} of the {len(parameters.params)} tensors that the config asks for",
+            where=place,
+            got=f"without {shown} and {len(missing) - 10} more",
+            do="check that the weights belong to this config and task",
+        )
 
 
 def find_graph(config: Mapping[str, Any], task: str | None = None, dtype: str = "float32") -> Graph | None:
@@ -325,11 +435,16 @@ def find_packaged(config: Mapping[str, Any], task: str | None = None, dtype: str
 
     Without a task it is the graph of the class that the config names as its own, or of the base model if it names
     none.
+
+    Raises:
+        ConfigError: a field is of a wrong type.
     """
     if not (GRAPHS / "index.json").is_file():
         return None
     wanted = _full_task(task)
     architectures = config.get("architectures") or []
+    if not (isinstance(architectures, list) and all(isinstance(name, str) for name in architectures)):
+        raise ConfigError("not a list of classes", where="config.json, architectures", got=architectures)
     if task is None and not architectures:
         wanted = "feature-extraction"
     for file, facts in json.loads((GRAPHS / "index.json").read_text()).items():
@@ -337,8 +452,12 @@ def find_packaged(config: Mapping[str, Any], task: str | None = None, dtype: str
             continue
         if facts["task"] != wanted if wanted else facts["class"] not in architectures:
             continue
-        if not differences(config, _records(GRAPHS)[file]):
-            return file
+        try:
+            if not differences(config, _records(GRAPHS)[file]):
+                return file
+        except (TypeError, ValueError, AttributeError) as error:
+            what = "the config's fields are not of the types that they should be"
+            raise ConfigError(what, where="config.json", got=f"{type(error).__name__}: {error}") from error
     return None
 
 
@@ -449,7 +568,7 @@ def stored_dtype(place: Path) -> str:
     counts = dict.fromkeys(_DTYPES, 0)
     with open_checkpoint(place) as checkpoint:
         for info in checkpoint.infos.values():
-            if info.dtype in counts:
+            if info.dtype in counts and why_beside(info.name) is None:
                 counts[info.dtype] += math.prod(info.shape)
     return max(counts, key=counts.__getitem__)
 
@@ -501,15 +620,14 @@ def config_of(place: Path, found: Entry | SourceRef) -> dict[str, Any]:
     raise ConfigError(
         "the checkpoint has no config.json",
         where=place,
-        do="add the config of the model, or capture the module with zoo.capture and load the package",
+        do="add the config of the model, or capture the module with zoo.capture and load the package; "
+        "its tensors alone are written by `zoo convert --raw` or zoo.convert(raw=True)",
     )
 
 
 def _capture_reference(
     reference: str | os.PathLike[str], task: str | None, dtype: str, train: bool, inputs: Mapping[str, Any]
 ) -> Package:
-    from zoo.capture.huggingface import capture_config, config_from
-
     _check_dtype(dtype)
     shape = np.shape(inputs["input_ids"]) if "input_ids" in inputs else None
     if inputs.keys() - {"input_ids"} or (shape is not None and len(shape) != 2):
@@ -526,7 +644,7 @@ def _capture_reference(
     place, _ = fetch_checkpoint(found)
     config = config_of(place, found)
     dtype = stored_dtype(place) if dtype == "auto" else dtype
-    graph = capture_config(config_from(config), task, dtype, train=train, length=length)
+    graph = _captured(config, task, dtype, train, length, place)
     model = assemble(str(reference), "numpy", graph, place, config, True)
     package = model.package()
     for array in (package.arrays or {}).values():
@@ -534,16 +652,27 @@ def _capture_reference(
     return package
 
 
-def _need_torch() -> None:
-    import importlib.util
+def need_torch(place: Path | None = None) -> None:
+    """Raises MissingFramework where torch or transformers is not installed, which capturing needs.
 
-    lacking = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
-    if lacking:
+    Args:
+        place: a checkpoint, so that the error names what reading it lacks, too.
+    """
+    from converters import open_checkpoint
+    from zoo.backends import how_to_install, lacks_capture
+
+    if lacking := lacks_capture():
+        also = []
+        if place is not None:
+            try:
+                open_checkpoint(place).close()
+            except MissingFramework:
+                also.append("convert")
         raise MissingFramework(
             "no packaged graph fits this model, and capturing it needs torch and transformers once",
             expected="torch, transformers",
             got=f"without {' and '.join(lacking)}",
-            do="pip install 'anyzoo[capture]', or capture it elsewhere with `zoo capture` and load the package",
+            do=f"{how_to_install('capture', *also)}, or capture it elsewhere with `zoo capture` and load the package",
         )
 
 
@@ -573,7 +702,8 @@ def _cache_path(
         *([length] if length else []),
     ]
     key = json.dumps(parts, sort_keys=True)
-    name = f"{config.get('model_type', 'model')}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.json.gz"
+    kind = re.sub(r"[^\w.-]", "_", str(config.get("model_type", "model")), flags=re.ASCII)[:64]
+    name = f"{kind}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.json.gz"
     return cache_root() / "graphs" / name
 
 

@@ -145,7 +145,9 @@ class Report:
         if self.ok:
             return
         if not self.failures:
-            raise VerifyError("nothing was compared", where=self.model, do="install a framework")
+            raise VerifyError(
+                "nothing was compared", where=self.model, do=how_to_install("jax") + ", or another backend's extra"
+            )
         worst = self.failures[0]
         tensor, what = _tensor(worst), worst.reason
         others = len(self.failures) - 1
@@ -186,7 +188,7 @@ class Report:
             time_ms = "" if row.seconds is None else f"{row.seconds * 1e3:.1f}"
             outputs.add_row(row.backend, plain(row.output), *map(_short, numbers), time_ms, _verdict(row))
         for name, extra in self.missing.items():
-            outputs.add_row(name, *[""] * 7, f"not installed ({extra})", style="dim")
+            outputs.add_row(name, *[""] * 7, plain(f"not installed ({extra})"), style="dim")
         if not self.gradients:
             return outputs
         gradients = Table(title="gradients", title_justify="left")
@@ -313,7 +315,7 @@ def weights_of(model: Any, task: str | None, dtype: str, progress: Progress | No
         return load(model, REFERENCE, task, dtype=dtype, progress=progress)
     if model.backend == REFERENCE:
         return model
-    params = {name: to_numpy(value) for name, value in model.params.items()}
+    params = {name: to_numpy(value) for name, value in model.state.items()}
     return Model(
         model.name, REFERENCE, model.graph, params, model.config, model.folder, _backend=get_backend(REFERENCE)
     )
@@ -321,7 +323,7 @@ def weights_of(model: Any, task: str | None, dtype: str, progress: Progress | No
 
 def on_backend(source: Model, backend: str) -> Model:
     module = get_backend(backend)
-    params = module.params_from(source.params, source.graph)
+    params = module.params_from(source.state, source.graph)
     return Model(source.name, backend, source.graph, params, source.config, source.folder, _backend=module)
 
 
@@ -483,7 +485,7 @@ def loss_weights(truth: np.ndarray, mask: np.ndarray | None, seed: int) -> np.nd
 
 
 def _trainable(model: Model) -> list[str]:
-    return [p.name for p in model.graph.params.values() if p.trainable and "float" in p.dtype]
+    return list(model.params)
 
 
 def _torch_gradients(model: Model, feed: Mapping[str, Any], main: str, weights: np.ndarray) -> dict[str, np.ndarray]:
@@ -503,10 +505,9 @@ def _jax_gradients(model: Model, feed: Mapping[str, Any], main: str, weights: np
     import jax.numpy as jnp
 
     names = _trainable(model)
-    rest = {name: value for name, value in model.params.items() if name not in set(names)}
 
     def loss(trained: Mapping[str, Any]) -> Any:
-        output = model.apply({**rest, **trained}, **feed)[main].astype(jnp.float32)
+        output = model.apply(trained, **feed)[main].astype(jnp.float32)
         return jnp.sum(jnp.square(output) * weights)
 
     return {n: to_numpy(slope) for n, slope in jax.grad(loss)({name: model.params[name] for name in names}).items()}

@@ -11,9 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Literal
 
-from converters import FOLDERS
+from converters import FOLDERS, unnamed
 from converters.folder import USUAL, like, weights_in
 from zoo.errors import ChecksumError, FormatError, SourceError, UnsafeFile
+from zoo.files import write_whole
 from zoo.registry import parse_uri
 from zoo.sources import NO_HASHES, Progress, cache_root
 
@@ -52,6 +53,8 @@ def fetch(
     if root.is_file():
         _check_hash(root, root.name, sha256)
         return root
+    if root.with_name(f"{root.name}.index").is_file() and not root.is_dir():
+        return root  # the prefix of a TensorFlow checkpoint
     if not root.is_dir():
         raise SourceError("no such file or folder", where=root, do="check the path")
     names = names_in(root)
@@ -71,6 +74,9 @@ def fetch(
         if inside(root, name).is_file() and name not in names:
             names.append(name)
     whole = any(format_.recognises_folder(root) for format_ in FOLDERS)
+    whole = whole or (
+        weights_in([name for name in names if "/" not in name], root) is None and unnamed(root) is not None
+    )
     for name in select(names, files, where=str(root), weights=not whole, modules=_modules_of(root)):
         _check_hash(inside(root, name), name, sha256)
     return root
@@ -271,13 +277,7 @@ def stated(root: Path) -> dict[str, str]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a small file in one step, so that no reader ever sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
-    try:
-        temporary.write_text(text, "utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, text.encode())
 
 
 _COMPANIONS = (
@@ -322,7 +322,7 @@ def _weights(names: list[str], where: str, *, optional: bool) -> list[str]:
         where=where,
         expected=f"{', '.join(USUAL)} or another checkpoint format, or graph.json.gz",
         got=_some(names) or "nothing",
-        do="if they are in a subfolder, give the path of that folder, of a local copy where they are on a hub",
+        do="if they are in a subfolder, give the path of that folder; of a local copy where they are on a hub",
     )
 
 

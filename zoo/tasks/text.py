@@ -167,5 +167,5 @@ def _max_length(model: Model, settings: dict[str, Any], sentences: Sentences) ->
         if sentences.modules:
             limits.append(model.config.get("max_position_embeddings"))
     # transformers writes 1e30 for "no limit", and XLNet's config -1
-    known = [int(limit) for limit in limits if limit and 0 < limit < 1e9]
+    known = [int(limit) for limit in limits if isinstance(limit, (int, float)) and 0 < limit < 1e9]
     return min(known) if known else None
