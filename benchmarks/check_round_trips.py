@@ -53,10 +53,11 @@ import zoo.loading
 from converters import atomic, open_checkpoint
 from converters.checkpoint import Checkpoint
 from converters.targets import TARGETS
-from zoo.convert import RECORD, convert
+from zoo.convert import convert
 from zoo.errors import ZooError
 from zoo.sources import cache_root
 from zoo.tolerances import ROUNDING
+from zoo.written import RECORD
 
 FAMILIES = (
     "bert roberta xlm-roberta camembert distilbert albert electra mpnet deberta deberta-v2 esm roformer mobilebert "

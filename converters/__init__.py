@@ -8,12 +8,12 @@ from types import ModuleType
 
 from converters import orbax, safetensors, saved_model
 from converters.checkpoint import DTYPES, Checkpoint, TensorInfo, read_head, refuse_impostor
-from converters.folder import USUAL, weights_in
+from converters.folder import USUAL, is_beside, weights_in
 from converters.safetensors import save_safetensors
 from converters.sharded import open_index
-from zoo.errors import FormatError, SourceError
+from zoo.errors import FormatError, SourceError, ZooError
 
-__all__ = ["DTYPES", "Checkpoint", "TensorInfo", "open_checkpoint", "save_safetensors"]
+__all__ = ["DTYPES", "Checkpoint", "TensorInfo", "open_checkpoint", "save_safetensors", "unnamed"]
 
 FORMATS = (
     "safetensors",
@@ -52,6 +52,15 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         UnsafeFile: the file asks for code to be run, or leads out of its folder.
     """
     path = Path(path)
+    try:
+        return _open(path)
+    except ZooError:
+        raise
+    except OSError as error:  # a name in the checkpoint that the system does not take, a folder that it does not show
+        raise SourceError("the checkpoint cannot be opened", where=path, got=error) from error
+
+
+def _open(path: Path) -> Checkpoint:
     if path.is_dir():
         for format_ in FOLDERS:
             if format_.recognises_folder(path):
@@ -87,8 +96,25 @@ def _open_file(path: Path) -> Checkpoint:
     )
 
 
+def unnamed(folder: Path) -> str | None:
+    """The one file of a folder that is a checkpoint by how it begins, whatever it is called; None if not one is."""
+    formats = [importlib.import_module(f"converters.{name}") for name in _TELLING]
+    found = []
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.stat().st_size and path.suffix not in _TEXTS and not is_beside(path.name):
+            head = read_head(path)
+            found += [path.name] if any(format_.recognises(head) for format_ in formats) else []
+    return found[0] if len(found) == 1 else None
+
+
+_TELLING = ("safetensors", "npz", "torch_pickle", "h5", "msgpack", "gguf")
+"""Formats whose files begin as no others do."""
+
+_TEXTS = (".json", ".txt", ".md", ".py", ".jinja", ".yaml", ".yml", ".model", ".gz")
+
+
 def _in_folder(folder: Path) -> Path:
-    found = weights_in(sorted(path.name for path in folder.iterdir()), folder)
+    found = weights_in(sorted(path.name for path in folder.iterdir()), folder) or unnamed(folder)
     if found is None:
         raise SourceError(
             "the folder holds no checkpoint",

@@ -150,12 +150,18 @@ _OLD = ".old"
 
 
 def _sync(path: Path) -> None:
-    """Flushes a file, or every file of a folder, to the disk."""
+    """Flushes a file, or every file of a folder, to the disk; one that must not be opened was not written here."""
     for item in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if item.is_symlink():
+            continue
         if item.is_file():
-            with item.open("rb+") as f:
-                os.fsync(f.fileno())
-        else:
+            try:
+                with item.open("rb" if os.name == "posix" else "rb+") as f:
+                    os.fsync(f.fileno())
+            except PermissionError:
+                if os.name == "posix" and item.stat().st_nlink == 1:
+                    raise
+        elif item.is_dir():
             _sync_folder(item)
     if path.is_dir():
         _sync_folder(path)

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-from zoo.errors import SourceError
+from converters.marks import ADAPTER_ADVICE, NOT_APPLIED
+from zoo.errors import SourceError, WeightsError
 
-__all__ = ["USUAL", "like", "weights_in"]
+__all__ = [
+    "ADAPTER_CONFIG",
+    "USUAL",
+    "adapter_config",
+    "adapters_in",
+    "is_beside",
+    "like",
+    "refuse_adapter",
+    "weights_in",
+]
 
 # Best first: exact and mapped before quantised and streamed.
 _FORMATS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("model.safetensors", ("*.safetensors",)),
-    ("pytorch_model.bin", ("*.bin", "*.pt", "*.pth", "*.ckpt")),
+    ("pytorch_model.bin", ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pth.tar", "*.pt.tar")),
     ("tf_model.h5", ("*.h5", "*.hdf5", "*.keras")),
     ("flax_model.msgpack", ("*.msgpack",)),
     ("", ("*.npz",)),
@@ -25,7 +38,14 @@ USUAL = tuple(usual for usual, _ in _FORMATS if usual)
 
 _OTHERS = (
     "graph.safetensors", "training_args.bin", "optimizer.*", "scheduler.*", "rng_state*", "tokenizer*.bin",
+    "scaler.pt", "sampler*.bin", "*optim_states.pt", "zero_pp_rank_*",
     "group*-shard*of*",  # TensorFlow.js: model.json lists them
+)  # fmt: skip
+
+# Source: PEFT, AdapterHub, diffusers, mlx-lm.
+_ADAPTERS = (
+    "adapter_model.*", "adapter_model-*", "pytorch_adapter.bin", "pytorch_lora_weights.*", "adapters.safetensors",
+    "*_adapters.safetensors", "adapters.npz",
 )  # fmt: skip
 
 
@@ -38,24 +58,101 @@ def weights_in(names: Sequence[str], where: object) -> str | None:
 
     Raises:
         SourceError: several, and no telling which.
+        WeightsError: an adapter is there, which would not be applied.
     """
+    if adapters := adapters_in(names):
+        raise _refused(adapters, names, where)
     for usual, patterns in _FORMATS:
         if usual in names:
             return usual
         if f"{usual}.index.json" in names:
             return f"{usual}.index.json"
-        found = [name for name in names if "/" not in name and _matches(name, patterns) and not _matches(name, _OTHERS)]
+        here = [name for name in names if "/" not in name and not _matches(name, _OTHERS)]
+        found = [name for name in here if _matches(name, [f"{pattern}.index.json" for pattern in patterns])]
+        found = found or [name for name in here if _matches(name, patterns)]
+        if len(found) > 1 and "*.index" in patterns and "checkpoint" in names and Path(str(where)).is_dir():
+            return "checkpoint"  # TensorFlow's note of which is the latest
         if len(found) > 1:
             raise SourceError(
                 "several files of weights, and no telling which to take",
                 where=where,
                 expected=f"{' or '.join(USUAL)}, an index of shards, or one file",
                 got=", ".join(found[:10]) + (f" and {len(found) - 10} more" if len(found) > 10 else ""),
-                do="give the path of the file itself, or name the ones you want: files=[...]",
+                do="download what you want and give the path of the file itself",
             )
         if found:
             return found[0]
+    for pattern, what, do in _IN_PARTS:
+        if any(like(name, pattern) for name in names):
+            raise SourceError(what, where=where, expected="tensors put together", got=pattern, do=do)
     return None
+
+
+def is_beside(name: str) -> bool:
+    """Whether a file's name says that it holds tensors, but no model's weights."""
+    return _matches(name, _OTHERS) or _matches(name, _ADAPTERS)
+
+
+_IN_PARTS = (
+    (
+        "*.distcp",
+        "the checkpoint is in parts of torch.distributed",
+        "put them together: python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER model.pt",
+    ),
+    (
+        "zero_pp_rank_*",
+        "the checkpoint is in parts of DeepSpeed's ZeRO",
+        "put them together with zero_to_fp32.py, which DeepSpeed writes beside its checkpoints",
+    ),
+)
+"""Files of training on several devices, each of which has a part of every tensor."""
+
+
+def adapters_in(names: Sequence[str]) -> list[str]:
+    """The files that hold an adapter instead of a model's weights."""
+    return [name for name in names if "/" not in name and _matches(name, _ADAPTERS)]
+
+
+def refuse_adapter(file: Path) -> None:
+    """Raises the same WeightsError for a file that was named itself."""
+    if adapters_in([file.name]):
+        raise _refused([file.name], [file.name], file.parent)
+
+
+def _refused(adapters: list[str], names: Sequence[str], where: object) -> WeightsError:
+    """An adapter, with what its config says of it where that can be read."""
+    try:
+        base = weights_in([name for name in names if not _matches(name, _ADAPTERS)], where)
+    except SourceError:  # several
+        base = None
+    config = Path(str(where)) / ADAPTER_CONFIG
+    said = adapter_config(config) if config.is_file() else {}
+    kind = f" ({said['peft_type']})" if said.get("peft_type") else ""
+    of = f", for the base {said['base_model_name_or_path']!r}" if said.get("base_model_name_or_path") else ""
+    beside = f"; to have the base without it, give the path of {base}" if base else ""
+    return WeightsError(
+        NOT_APPLIED,
+        where=where,
+        expected="the weights of a whole model",
+        got=f"{', '.join(adapters)}{kind}{of}" + (f", beside {base}" if base else ""),
+        do=ADAPTER_ADVICE + beside,
+    )
+
+
+ADAPTER_CONFIG = "adapter_config.json"
+"""What PEFT writes beside an adapter: its kind, and its base."""
+
+
+def adapter_config(path: Path) -> dict[str, Any]:
+    """Its fields that are text, {} if it is no JSON."""
+    try:
+        said = json.loads(path.read_bytes()[:_MOST])
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return {key: value for key, value in said.items() if isinstance(value, str)} if isinstance(said, dict) else {}
+
+
+_MOST = 1 << 20
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

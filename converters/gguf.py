@@ -50,8 +50,11 @@ def recognises(head: bytes) -> bool:
 def open_file(path: Path) -> GgufCheckpoint:
     """Opens a .gguf file, checking its header and where every tensor lies, and reading none.
 
+    What is checked is all that the format lets one check: it has no checksums, so a changed byte of a tensor goes
+    unnoticed, but bytes that are missing, put in or too many do not.
+
     Raises:
-        FormatError: truncated, corrupt, big-endian, of version 1, or a tensor outside the file.
+        FormatError: truncated, corrupt, big-endian, of version 1, a tensor outside the file, or bytes of no tensor.
         SourceError: the file cannot be read.
     """
     data = map_file(path)
@@ -76,7 +79,7 @@ def open_file(path: Path) -> GgufCheckpoint:
             )
         infos[info.name], kinds[info.name] = info, kind
         ranges.append((entry.offset, entry.offset + size, info.name))
-    _refuse_overlap(path, ranges)
+    _check_places(path, ranges, alignment, len(body), sized=all(kind.nbytes for kind in kinds.values()))
     return GgufCheckpoint(path, infos, kinds, {name: start for start, _, name in ranges}, body, header)
 
 
@@ -222,12 +225,40 @@ def _check_entry(path: Path, entry: TensorEntry) -> tuple[TensorInfo, GgmlType]:
     return info, kind
 
 
-def _refuse_overlap(path: Path, ranges: list[tuple[int, int, str]]) -> None:
-    last = 0
-    for start, end, name in sorted(ranges):
-        if start < last and end > start:
+def _check_places(path: Path, ranges: list[tuple[int, int, str]], alignment: int, size: int, sized: bool) -> None:
+    """Each tensor has to begin where the one before it ends, and the file where the last does, but for padding.
+
+    The format has no checksums: this is how bytes that were put in, or left out, are found.
+
+    Args:
+        ranges: first byte, the byte after the last, and name of each tensor, in the `size` bytes that hold tensors.
+        sized: whether the size of every tensor is known.
+    """
+    end, before = 0, "the header"
+    for start, stop, name in sorted(ranges):
+        if start < end:
             raise FormatError(f"tensor {name!r} overlaps another", where=path, got=f"offset {start}", do=AGAIN)
-        last = max(last, end)
+        if sized and start != _padded(end, alignment):
+            raise FormatError(
+                f"there are bytes between {before} and tensor {name!r} that belong to neither",
+                where=path,
+                expected=f"offset {_padded(end, alignment)}",
+                got=f"offset {start}",
+                do=AGAIN,
+            )
+        end, before = stop, f"tensor {name!r}"
+    if sized and size not in (end, _padded(end, alignment)):
+        raise FormatError(
+            f"the file does not end where {before} does: bytes were put in, or follow it",
+            where=path,
+            expected=f"{end} bytes of tensors, or {_padded(end, alignment)} with padding",
+            got=size,
+            do=AGAIN,
+        )
+
+
+def _padded(position: int, alignment: int) -> int:
+    return -(-position // alignment) * alignment
 
 
 def _written_as(path: Path, info: TensorInfo, wanted: str | None) -> int:
@@ -235,7 +266,8 @@ def _written_as(path: Path, info: TensorInfo, wanted: str | None) -> int:
     own = _KIND_OF.get(info.dtype)
     where = f"{path}, tensor {info.name!r}"
     if own is None:
-        raise FormatError(f"GGUF has no dtype {info.dtype}", where=where, expected=", ".join(_KIND_OF))
+        do = "choose one, as with --dtype float32" if info.dtype.startswith("float8") else None
+        raise FormatError(f"GGUF has no dtype {info.dtype}", where=where, expected=", ".join(_KIND_OF), do=do)
     if wanted is None or wanted == own:
         return _NUMBERS[own]
     if wanted not in _WRITABLE or info.dtype not in _FLOATS:

@@ -1,7 +1,8 @@
 """The tokenizer inside a GGUF file as a tokenizer.json, and back.
 
-llama.cpp's model "gpt2" is byte-level BPE, "llama" SentencePiece's BPE (`converters.spm_tokenizer`). Of the former,
-what a text is cut into before the merges apply stands in tokenizer.ggml.pre, as the name of a published tokenizer.
+llama.cpp's model "gpt2" is byte-level BPE, "llama" SentencePiece's BPE (`converters.spm_tokenizer`), "bert" WordPiece
+(`converters.gguf_wordpiece`). Of the first, what a text is cut into before the merges apply stands in
+tokenizer.ggml.pre, as the name of a published tokenizer, and so does whether a word that is a token is left whole.
 Sources: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, llama.cpp's src/llama-vocab.cpp for what each name
 means, and the tokenizer.json of the models that are so called for how the tokenizers library says the same.
 """
@@ -9,13 +10,13 @@ means, and the tokenizer.json of the models that are so called for how the token
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from converters import spm_tokenizer
+from converters import gguf_wordpiece, spm_tokenizer
 from zoo.errors import FormatError
 
-__all__ = ["tokenizer_json", "tokenizer_metadata"]
+__all__ = ["marks_around", "tokenizer_json", "tokenizer_metadata", "unused_name"]
 
 
 def tokenizer_json(metadata: Mapping[str, Any]) -> str | None:
@@ -27,9 +28,12 @@ def tokenizer_json(metadata: Mapping[str, Any]) -> str | None:
     Raises:
         FormatError: lists of tokens, types and merges that do not belong together.
     """
+    metadata = _without_filling(metadata)
     tokens, merges = metadata.get("tokenizer.ggml.tokens"), metadata.get("tokenizer.ggml.merges")
     if metadata.get("tokenizer.ggml.model") == "llama" and tokens:
         return _sentencepiece(metadata, list(tokens))
+    if metadata.get("tokenizer.ggml.model") == "bert" and tokens:
+        return gguf_wordpiece.to_json(metadata, list(tokens))
     pre = metadata.get("tokenizer.ggml.pre", "default")
     if metadata.get("tokenizer.ggml.model") != "gpt2" or not tokens or merges is None or pre not in _PRE:
         return None
@@ -46,7 +50,7 @@ def tokenizer_json(metadata: Mapping[str, Any]) -> str | None:
     unknown = [pair for pair in pairs if not {*pair, "".join(pair)} <= vocabulary.keys()]
     if unknown:
         raise FormatError("merges of tokens that are not in the vocabulary", got=str(unknown[:4]))
-    normalizer, steps = _PRE[pre]
+    normalizer, steps, whole = _PRE[pre]
     return json.dumps(
         {
             "version": "1.0",
@@ -69,7 +73,7 @@ def tokenizer_json(metadata: Mapping[str, Any]) -> str | None:
                 "end_of_word_suffix": None,
                 "fuse_unk": False,
                 "byte_fallback": False,
-                "ignore_merges": pre in _WHOLE_WORDS,
+                "ignore_merges": whole,
                 "vocab": vocabulary,
                 "merges": pairs,
             },
@@ -88,31 +92,92 @@ def tokenizer_metadata(text: str) -> dict[str, Any] | None:
         found = json.loads(text)
         model, added = found["model"], found["added_tokens"]
         if (spm := spm_tokenizer.pieces_of(found)) is not None:
-            return _sentencepiece_metadata(found, *spm)
+            return _marked(_sentencepiece_metadata(found, *spm), found)
+        if model.get("type") == "WordPiece":
+            pieces = gguf_wordpiece.from_json(found)
+            return None if pieces is None else _marked(pieces, found)
         if model.get("type") != "BPE" or model.get("byte_fallback"):
             return None
         tokens = {number: token for token, number in model["vocab"].items()}
         tokens |= {one["id"]: one["content"] for one in added}
         special = {one["id"]: one["special"] for one in added}
-        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+        merges = [_merge(pair) for pair in model["merges"]]
         steps = found["pre_tokenizer"] or {}
-        said = found["normalizer"], steps.get("pretokenizers", [steps])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        said = found["normalizer"], steps.get("pretokenizers", [steps]), bool(model.get("ignore_merges"))
+        pre = next((name for name, known in _PRE.items() if _same(known, said)), None)
+        plain = not any(model.get(key) for key in ("continuing_subword_prefix", "end_of_word_suffix", "unk_token"))
+        if pre is None or not plain or len(set(tokens.values())) != len(tokens) or max(tokens, default=0) >= 1 << 22:
+            return None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise FormatError("the text is no tokenizer.json", got=f"{type(error).__name__}: {error}") from error
-    pre = next((name for name, known in _PRE.items() if _same(known, said)), None)
-    if pre is None or sorted(tokens) != list(range(len(tokens))):
-        return None
     kinds = {number: _CONTROL if flag else _USER for number, flag in special.items()}
-    return {
+    taken, count = set(tokens.values()), max(tokens, default=-1) + 1
+    listed = [tokens.get(number) or unused_name(number, taken) for number in range(count)]
+    said_so = {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": pre,
-        "tokenizer.ggml.tokens": [tokens[number] for number in range(len(tokens))],
-        "tokenizer.ggml.token_type": [kinds.get(number, _NORMAL) for number in range(len(tokens))],
+        "tokenizer.ggml.tokens": listed,
+        "tokenizer.ggml.token_type": [
+            kinds.get(number, _NORMAL) if number in tokens else _UNUSED for number in range(count)
+        ],
         "tokenizer.ggml.merges": merges,
     }
+    return _marked(said_so, found)
+
+
+def marks_around(said: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """The special tokens that a tokenizer.json puts before a text and after it."""
+    step = said.get("post_processor") or {}
+    before: list[str] = []
+    after: list[str] = []
+    for one in step.get("processors", [step]):
+        if one.get("type") == "TemplateProcessing":
+            single = one["single"]
+            text = next((place for place, item in enumerate(single) if "Sequence" in item), len(single))
+            before += [item["SpecialToken"]["id"] for item in single[:text]]
+            after += [item["SpecialToken"]["id"] for item in single[text + 1 :]]
+        elif one.get("type") in ("BertProcessing", "RobertaProcessing"):
+            before.append(one["cls"][0])
+            after.append(one["sep"][0])
+    return before, after
+
+
+def unused_name(number: int, taken: Collection[str]) -> str:
+    """What a number without a token is called, as convert_hf_to_gguf.py has it."""
+    name = f"[PAD{number}]"
+    while name in taken:
+        name = f"[{name}]"
+    return name
 
 
 _NORMAL, _CONTROL, _USER = spm_tokenizer.NORMAL, spm_tokenizer.CONTROL, spm_tokenizer.USER
+_UNUSED = spm_tokenizer.UNUSED
+
+
+def _marked(found: dict[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
+    """With llama.cpp's flag and number for what stands at each end of every text: one token, or none."""
+    last = "sep" if found["tokenizer.ggml.model"] == "bert" else "eos"
+    for which, around in zip(("bos", last), marks_around(said), strict=True):
+        known = [token for token in around if token in found["tokenizer.ggml.tokens"]]
+        found[f"tokenizer.ggml.add_{which}_token"] = bool(known)
+        if known:
+            key = "seperator" if which == "sep" else which  # as GGUF spells it
+            found[f"tokenizer.ggml.{key}_token_id"] = found["tokenizer.ggml.tokens"].index(known[0])
+    return found
+
+
+def _without_filling(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The same without the unused tokens that only make the list as long as the embedding."""
+    tokens, kinds = metadata.get("tokenizer.ggml.tokens"), metadata.get("tokenizer.ggml.token_type")
+    if not isinstance(tokens, list) or not isinstance(kinds, list) or len(tokens) != len(kinds):
+        return metadata
+    count = len(tokens)
+    while count and kinds[count - 1] == _UNUSED and tokens[count - 1] == f"[PAD{count - 1}]":
+        count -= 1
+    if count == len(tokens):
+        return metadata
+    lists = ("tokenizer.ggml.tokens", "tokenizer.ggml.token_type", "tokenizer.ggml.scores")
+    return {**metadata, **{key: metadata[key][:count] for key in lists if isinstance(metadata.get(key), list)}}
 
 
 def _sentencepiece(metadata: Mapping[str, Any], pieces: list[str]) -> str | None:
@@ -140,12 +205,9 @@ def _sentencepiece_metadata(
         "tokenizer.ggml.token_type": kinds,
         "tokenizer.ggml.add_space_prefix": prefix,
     }
-    steps = (found.get("post_processor") or {}).get("single", [])
-    text = next((place for place, step in enumerate(steps) if "Sequence" in step), 0)
-    for which, around in (("bos", steps[:text]), ("eos", steps[text + 1 :])):
-        said[f"tokenizer.ggml.add_{which}_token"] = bool(around)
-        if around:
-            said[f"tokenizer.ggml.{which}_token_id"] = pieces.index(around[0]["SpecialToken"]["id"])
+    unknown = found["model"].get("unk_token")
+    if unknown in pieces:
+        said["tokenizer.ggml.unknown_token_id"] = pieces.index(unknown)
     return said
 
 
@@ -161,12 +223,31 @@ _TAIL = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _WORD = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
 
-# Name -> normalizer and the steps of the pre-tokenizer. The first of equal ones is written.
-_PRE: Mapping[str, tuple[Any, list[dict[str, Any]]]] = {
-    "gpt-2": (None, [_byte_level(use_regex=True)]),
-    "smollm": (None, [{"type": "Digits", "individual_digits": True}, _byte_level(use_regex=True)]),
-    "llama-bpe": (None, [_split(_WORD + r"\p{N}{1,3}" + _TAIL), _byte_level(use_regex=False)]),
-    "qwen2": ({"type": "NFC"}, [_split(_WORD + r"\p{N}" + _TAIL), _byte_level(use_regex=False)]),
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_SLASH = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+def _cased(after: str) -> str:
+    """Words that begin again at an upper-case letter; `after` follows each."""
+    first = r"[^\r\n\p{L}\p{N}]?"
+    return f"{first}{_UPPER}*{_LOWER}+{after}|{first}{_UPPER}+{_LOWER}*{after}|"
+
+
+# Name -> normalizer, the steps of the pre-tokenizer, and whether a word that is a token as a whole is not made of
+# merges. The first of equal ones is written.
+_PRE: Mapping[str, tuple[Any, list[dict[str, Any]], bool]] = {
+    "gpt-2": (None, [_byte_level(use_regex=True)], False),
+    "smollm": (None, [{"type": "Digits", "individual_digits": True}, _byte_level(use_regex=True)], False),
+    "llama-bpe": (None, [_split(_WORD + r"\p{N}{1,3}" + _TAIL), _byte_level(use_regex=False)], True),
+    "dbrx": (None, [_split(_WORD + r"\p{N}{1,3}" + _TAIL), _byte_level(use_regex=False)], False),
+    "qwen2": ({"type": "NFC"}, [_split(_WORD + r"\p{N}" + _TAIL), _byte_level(use_regex=False)], False),
+    "stablelm2": (None, [_split(_WORD + r"\p{N}" + _TAIL), _byte_level(use_regex=False)], False),
+    "tekken": (None, [_split(_cased("") + r"\p{N}" + _SLASH), _byte_level(use_regex=False)], True),
+    "gpt-4o": (
+        None,
+        [_split(_cased(r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?") + r"\p{N}{1,3}" + _SLASH), _byte_level(use_regex=False)],
+        False,
+    ),
     # What llama.cpp does where a file has no name or "default".
     "default": (
         None,
@@ -174,10 +255,9 @@ _PRE: Mapping[str, tuple[Any, list[dict[str, Any]]]] = {
             *map(_split, (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
             _byte_level(use_regex=False),
         ],
+        False,
     ),
 }
-_WHOLE_WORDS = ("llama-bpe",)
-"""Where a word that is a token as a whole is not made of merges."""
 
 
 def _pair(merge: Any) -> list[str]:
@@ -211,10 +291,19 @@ def _post_processor(metadata: Mapping[str, Any], tokens: list[str]) -> dict[str,
     return {"type": "Sequence", "processors": [bytes_, template]}
 
 
-def _same(known: tuple[Any, list[dict[str, Any]]], said: tuple[Any, Any]) -> bool:
-    """Whether a tokenizer.json does that; what only shapes offsets does not count."""
+def _merge(pair: Any) -> str:
+    """Two parts with a space between them; one inside a part (the tokenizers library allows it) is spelled "Ġ"."""
+    return pair if isinstance(pair, str) else " ".join(part.replace(" ", "Ġ") for part in pair)
+
+
+def _same(known: tuple[Any, list[dict[str, Any]], bool], said: tuple[Any, Any, bool]) -> bool:
+    """Whether a tokenizer.json does that; what only shapes offsets does not count, and defaults may be left out."""
 
     def bare(steps: Any) -> Any:
-        return [{k: v for k, v in step.items() if k != "trim_offsets"} for step in steps]
+        defaults = {"ByteLevel": {"use_regex": True}, "Split": {"invert": False}}
+        return [
+            {k: v for k, v in (defaults.get(step.get("type"), {}) | step).items() if k != "trim_offsets"}
+            for step in steps
+        ]
 
-    return known[0] == said[0] and bare(known[1]) == bare(said[1])
+    return known[0] == said[0] and known[2] == said[2] and bare(known[1]) == bare(said[1])

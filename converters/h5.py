@@ -14,6 +14,7 @@ keras/src/legacy/saving/legacy_h5_format.py.
 from __future__ import annotations
 
 import mmap
+import os
 import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -34,10 +35,10 @@ from converters.checkpoint import (
     refuse_impostor,
     tensor_info,
 )
-from converters.h5_process import Reader
 from converters.h5_write import write
+from converters.reader_process import Reader
 from converters.zips import MAGIC as ZIP
-from converters.zips import Member, open_zip
+from converters.zips import Member, checked_members, open_zip
 from zoo.errors import FormatError, SourceError
 
 __all__ = ["SUFFIXES", "H5Checkpoint", "open_file", "recognises", "write"]
@@ -48,6 +49,10 @@ MAGIC = b"\x89HDF\r\n\x1a\n"
 MAX_RATIO = 1100
 """How much larger than its stored bytes a dataset may be; deflate reaches 1032."""
 MAX_TEXT = 1 << 24
+CPU_SECONDS = 1.25
+"""CPU time for listing, and one second more for each 2 MB: 10,000 datasets are 15 MB and take about one second."""
+MAX_CPU_SECONDS = 20
+MEMORY = 1 << 26
 _STEP = 1 << 16  # compressed bytes at a time: what zlib does not take of them is copied
 
 
@@ -86,6 +91,7 @@ class H5Checkpoint(Checkpoint):
         data: memoryview,
         reader: Reader | None,
         *,
+        member: Member | None,
         metadata: Mapping[str, Any],
         aliases: Mapping[str, str],
     ) -> None:
@@ -93,6 +99,19 @@ class H5Checkpoint(Checkpoint):
         self._places = places
         self._data = data
         self._reader = reader
+        self._member = member
+        self._unchecked = member is not None
+
+    def check(self) -> str:
+        """See `Checkpoint.check`: the archive's checksum, and those that HDF5 keeps of chunks where asked to."""
+        found = [checked_members(self.path, [self._member])] if self._member is not None else []
+        self._unchecked = False
+        guarded = [name for name, place in self._places.items() if place.guarded and name not in self.aliases]
+        for name in guarded:
+            for _ in self.blocks(name):
+                pass
+        found += [f"Fletcher-32 of {len(guarded)} datasets"] if guarded else []
+        return ", ".join(filter(None, found))
 
     def blocks(self, name: str, size: int = BLOCK) -> Iterator[np.ndarray]:
         """See `Checkpoint.blocks`; a streamed dataset is never whole in memory."""
@@ -108,6 +127,7 @@ class H5Checkpoint(Checkpoint):
             yield self._rows(info, place, first, min(count, first + step))
 
     def _read(self, info: TensorInfo) -> np.ndarray:
+        self._check_member()
         place = self._places[info.name]
         if place.offset is not None:
             return array_view(self._data, info, place.offset, None, place.byteorder)
@@ -115,6 +135,7 @@ class H5Checkpoint(Checkpoint):
 
     def _rows(self, info: TensorInfo, place: _Place, first: int, stop: int) -> np.ndarray:
         """Rows out of a streamed dataset; the whole of it where it has no axes."""
+        self._check_member()
         shape = (stop - first, *info.shape[1:]) if info.shape else ()
         part = replace(info, shape=shape, nbytes=info.nbytes // (info.shape[0] if shape else 1) * (stop - first))
         buffer = np.empty(part.nbytes, np.uint8).data
@@ -122,19 +143,30 @@ class H5Checkpoint(Checkpoint):
         self._reader.read(info.name, first, stop, buffer)
         return array_view(buffer, part, 0, None, place.byteorder)
 
+    def _check_member(self) -> None:
+        """Once, before the first tensor: HDF5 in an archive has the archive's checksum, and is read whole."""
+        if self._unchecked and self._member is not None:
+            self._member.check(self.path)
+        self._unchecked = False
+
     def _close(self) -> None:
         self._data = memoryview(b"")
+        self._member = None
         if self._reader is not None:
             self._reader.close()
 
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a dataset's bytes are; no offset if they are to be streamed, best by as many rows as a chunk has."""
+    """Where a dataset's bytes are; no offset if they are to be streamed, best by as many rows as a chunk has.
+
+    `guarded` if HDF5 compares checksums of its chunks.
+    """
 
     offset: int | None
     byteorder: str
     rows: int
+    guarded: bool
 
 
 _WEIGHTS = "model.weights.h5"
@@ -153,12 +185,12 @@ def _open_archive(path: Path, data: memoryview) -> H5Checkpoint:
     for member in (members[name] for name in _TEXTS if name in members):
         if member.size > MAX_TEXT:
             raise FormatError(f"{member.name!r} is too long", where=path, expected=MAX_TEXT, got=member.size)
-        metadata[member.name] = bytes(member.read(path)).decode("utf-8", "backslashreplace")
+        metadata[member.name] = bytes(member.read(path, check=True)).decode("utf-8", "backslashreplace")
     if not weights.size:
         raise FormatError(f"{_WEIGHTS!r} is empty", where=path, do=AGAIN)
     if not weights.deflated:
         with _reopened(path) as file:
-            return _open(path, file, weights.data, _address(weights.data) - _address(data), metadata)
+            return _open(path, file, weights.data, _address(weights.data) - _address(data), metadata, weights)
     with tempfile.TemporaryFile() as spool:
         _inflate(path, weights, spool)
         mapped = memoryview(mmap.mmap(spool.fileno(), weights.size, access=mmap.ACCESS_COPY))
@@ -189,7 +221,7 @@ def _inflate(path: Path, member: Member, out: IO[bytes]) -> None:
             out.write(piece)
     except zlib.error as error:
         raise FormatError(f"{member.name!r} is corrupt", where=path, got=error, do=AGAIN) from error
-    if (size, crc) != (member.size, member.crc):
+    if size != member.size or member.crc not in (None, crc):
         raise FormatError(
             f"{member.name!r} is corrupt",
             where=path,
@@ -200,9 +232,16 @@ def _inflate(path: Path, member: Member, out: IO[bytes]) -> None:
     out.flush()
 
 
-def _open(path: Path, file: IO[bytes], data: memoryview, start: int, metadata: Mapping[str, Any]) -> H5Checkpoint:
-    """The checkpoint of an HDF5 file that is `data`, the bytes of `file` from `start` on."""
-    reader: Reader | None = Reader(path, file, start, len(data))
+def _open(
+    path: Path,
+    file: IO[bytes],
+    data: memoryview,
+    start: int,
+    metadata: Mapping[str, Any],
+    member: Member | None = None,
+) -> H5Checkpoint:
+    """The checkpoint of an HDF5 file that is `data`, the bytes of `file` from `start` on, a stored member perhaps."""
+    reader: Reader | None = _reader(path, file, start, len(data))
     assert reader is not None
     try:
         listing = reader.listing()
@@ -216,7 +255,17 @@ def _open(path: Path, file: IO[bytes], data: memoryview, start: int, metadata: M
     found = {**listing["metadata"], **metadata}
     if listing["empty"]:
         found["empty_layers"] = "\n".join(listing["empty"])
-    return H5Checkpoint(path, infos, places, data, reader, metadata=found, aliases=aliases)
+    return H5Checkpoint(path, infos, places, data, reader, member=member, metadata=found, aliases=aliases)
+
+
+def _reader(path: Path, file: IO[bytes], start: int, size: int) -> Reader:
+    """The process that reads the HDF5 file that begins at `start` in `file`, which it inherits."""
+    inherits = os.name == "posix"
+    place = file.fileno() if inherits else file.name
+    cpu = min(CPU_SECONDS + size / (1 << 21), MAX_CPU_SECONDS)
+    memory = MEMORY + min(2 * size, 1 << 30)
+    inherit = (file.fileno(),) if inherits else ()
+    return Reader(path, "h5_child.py", [place, start, size, memory, cpu], ["h5py"], inherit=inherit)
 
 
 def _check(
@@ -229,12 +278,12 @@ def _check(
     first: dict[int, str] = {}
     ranges: list[tuple[int, int, str]] = []
     streamed = 0
-    for name, shape, dtype, byteorder, address, offset, stored, chunk, rows in datasets:
+    for name, shape, dtype, byteorder, address, offset, stored, chunk, rows, guarded in datasets:
         infos[name] = info = tensor_info(name, shape, dtype, path)
         numbers = (address, stored, chunk, rows, offset or 0)
         if byteorder not in ("little", "big") or not all(map(is_size, numbers)) or not rows:
             raise FormatError("a dataset's place is no place", where=f"{path}, tensor {name!r}", do=AGAIN)
-        places[name] = _Place(offset if info.nbytes else 0, byteorder, rows)
+        places[name] = _Place(offset if info.nbytes else 0, byteorder, rows, guarded is True)
         if first.setdefault(address, name) != name:
             aliases[name] = first[address]
         elif info.nbytes and offset is not None:

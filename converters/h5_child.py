@@ -8,8 +8,9 @@ hold h5py and NumPy. HDF5's C library crashes or hangs on some hostile files: he
 stdout is frames: one byte, a length of 8 bytes, little-endian, and as many bytes. First the listing, JSON:
 
     {"refused": [kind, what, name, got]}    the file is "unsafe" or of a wrong "format"
-    datasets   [[name, shape, dtype, byte order, address, offset, bytes stored, bytes and rows of a chunk], ...] in
-               order; the offset is null where nothing can be mapped; one address is one dataset, whatever its names
+    datasets   [[name, shape, dtype, byte order, address, offset, bytes stored, bytes and rows of a chunk, whether
+               it has checksums], ...] in order; the offset is null where nothing can be mapped; one address is one
+               dataset, whatever its names
     metadata   {name: text or list of texts}
     empty      layers without weights
 
@@ -218,7 +219,7 @@ class Listing:
         offset = dataset.get_offset() if layout == h5d.CONTIGUOUS else None
         address, stored = h5o.get_info(dataset).addr, dataset.get_storage_size()
         rows = plist.get_chunk()[0] if chunk else 1
-        self.datasets[name] = [list(dataset.shape), dtype, order, address, offset, stored, chunk, rows]
+        self.datasets[name] = [list(dataset.shape), dtype, order, address, offset, stored, chunk, rows, 3 in filters]
 
     def dtype(self, dataset: Any, kind: Any, name: str) -> tuple[str, str]:
         """Our name of a dataset's type and its byte order."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from converters.checkpoint import DTYPES, NO_METADATA, Checkpoint, TensorInfo, little_endian
-from converters.h5_process import require_h5py
+from converters.reader_process import home_of
 from zoo.errors import FormatError
 
 __all__ = ["write"]
@@ -40,7 +40,7 @@ def write(path: Path, checkpoint: Checkpoint, metadata: Mapping[str, str] = NO_M
         FormatError: a dtype that is not written, a name that cannot be a path, metadata that is not text.
         MissingFramework: h5py is not installed.
     """
-    require_h5py()
+    home_of("h5py")
     import h5py
 
     _check(path, checkpoint, metadata)
@@ -107,7 +107,10 @@ def _check(path: Path, checkpoint: Checkpoint, metadata: Mapping[str, str]) -> N
     for info in checkpoint.infos.values():
         where = f"{path}, tensor {info.name!r}"
         if info.dtype not in _DTYPES:
-            raise FormatError(f"HDF5 weights have no dtype {info.dtype}", where=where, expected=", ".join(_DTYPES))
+            do = "choose one, as with --dtype float32" if info.dtype.startswith("float8") else None
+            raise FormatError(
+                f"HDF5 weights have no dtype {info.dtype}", where=where, expected=", ".join(_DTYPES), do=do
+            )
         if any(part in ("", ".") or "\0" in part for part in info.name.split("/")):
             raise FormatError("a name is no path", where=where, expected="parts between slashes", do="rename it")
         if info.name in groups:

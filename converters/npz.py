@@ -29,7 +29,7 @@ from converters.checkpoint import (
     refuse_impostor,
     tensor_info,
 )
-from converters.zips import MAGIC, Member, leaves_archive, open_zip
+from converters.zips import MAGIC, Member, checked_members, leaves_archive, open_zip
 from zoo.errors import FormatError, UnsafeFile
 
 __all__ = ["SUFFIXES", "NpzCheckpoint", "open_file", "recognises", "write"]
@@ -66,17 +66,24 @@ def open_file(path: Path) -> NpzCheckpoint:
 
 
 class NpzCheckpoint(Checkpoint):
-    """One .npz file; `read` returns views of arrays that are stored as they are."""
+    """One .npz file; `read` returns views of arrays that are stored as they are, their checksums compared."""
 
     format = "npz"
 
     def __init__(self, path: Path, infos: Mapping[str, TensorInfo], places: Mapping[str, _Place]) -> None:
         super().__init__(path, infos)
         self._places = dict(places)
+        self._checked: set[str] = set()
+
+    def check(self) -> str:
+        return checked_members(self.path, (member for member, *_ in self._places.values()))
 
     def _read(self, info: TensorInfo) -> np.ndarray:
         member, start, strides, byteorder = self._places[info.name]
-        return array_view(member.read(info.file), info, start, strides, byteorder)
+        # Once: whoever has the array may have changed it since, in its own memory.
+        data = member.read(info.file, check=info.name not in self._checked)
+        self._checked.add(info.name)
+        return array_view(data, info, start, strides, byteorder)
 
     def _close(self) -> None:
         self._places.clear()
@@ -161,7 +168,7 @@ def _descr(dtype: str) -> Any:
 def _check_writable(path: Path, info: TensorInfo) -> None:
     where = f"{path}, tensor {info.name!r}"
     if info.dtype.startswith("float8"):
-        raise FormatError(f"npz has no dtype {info.dtype}", where=where, do="convert it to float16 or float32 first")
+        raise FormatError(f"npz has no dtype {info.dtype}", where=where, do="choose another, as with --dtype float32")
     # zipfile would cut a name at a null byte, and turn this system's separator into a slash.
     raw = info.name.encode(errors="replace")
     valid = raw.decode() == info.name and len(raw) < 1 << 15

@@ -4,7 +4,8 @@ T5X's, from which Orbax came, are read, too: a msgpack file "checkpoint" beside 
 are the tree's keys joined by dots ("target.encoder.layers_0.mlp.wo.kernel"). What the msgpack file itself holds (the
 step, and whatever else was not spread over devices) is not read.
 
-Read and written through tensorstore, on which Orbax itself stands; neither Orbax nor JAX is needed. Source:
+Read and written through tensorstore, on which Orbax itself stands; neither Orbax nor JAX is needed. Some hostile files
+end a process in which tensorstore reads them, so that happens in one of its own (`converters.orbax_child`). Source:
 https://orbax.readthedocs.io/en/latest/guides/checkpoint/checkpoint_format.html, and for the arrays
 https://google.github.io/tensorstore/driver/zarr/index.html and .../kvstore/ocdbt/index.html.
 
@@ -19,12 +20,25 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from converters.checkpoint import AGAIN, BLOCK, NO_METADATA, Checkpoint, TensorInfo, strict_json, tensor_info
+from converters.checkpoint import (
+    AGAIN,
+    BLOCK,
+    NO_METADATA,
+    Checkpoint,
+    TensorInfo,
+    array_view,
+    is_sizes,
+    strict_json,
+    tensor_info,
+)
+from converters.orbax_child import MAX_ARRAYS, leaves
+from converters.reader_process import Reader
 from zoo.errors import FormatError, MissingFramework, SourceError, UnsafeFile
 
 __all__ = ["SUFFIXES", "OrbaxCheckpoint", "open_file", "recognises", "recognises_folder", "write"]
@@ -34,8 +48,12 @@ MAX_INFLATION = 64
 """How much larger than the folder its arrays may claim to be: weights hardly compress, zeros of optimizers do."""
 MAX_METADATA = 1 << 25
 MAX_FILES = 1 << 18
-MAX_ARRAYS = 1 << 16
 MAX_CHUNKS = 1 << 20
+MEMORY = 1 << 29
+"""Address space for listing: mostly the stacks of tensorstore's threads."""
+CPU_SECONDS, ARRAY_SECONDS, MAX_CPU_SECONDS = 5, 0.005, 120
+"""CPU time for listing, for each array, and for all of them."""
+ARRAY_WALL_SECONDS = 0.02
 DO = "if the checkpoint is yours, restore it with Orbax and save it again"
 
 
@@ -66,24 +84,13 @@ def open_file(path: Path) -> OrbaxCheckpoint:
         raise SourceError("the folder is no Orbax checkpoint", where=path, expected="_METADATA and zarr arrays")
     held = _held_bytes(folder)
     names, others, zarr3 = _listed(folder)
-    opened = {name: _array_at(folder, stored, zarr3) for name, stored in names.items()}
-    infos: dict[str, TensorInfo] = {}
-    arrays: dict[str, Any] = {}
-    claimed = 0
-    for name, future in opened.items():
-        arrays[name] = array = _result(future, folder, name)
-        infos[name] = info = tensor_info(name, [int(n) for n in array.shape], array.dtype.name, folder)
-        _check_chunks(info, array)
-        claimed += info.nbytes
-        if claimed > MAX_INFLATION * held:
-            raise FormatError(
-                "the arrays claim to be far larger than the folder",
-                where=f"{folder}, tensor {name!r}",
-                expected=f"at most {MAX_INFLATION * held} bytes",
-                got=f"{claimed} bytes",
-                do=DO,
-            )
-    return OrbaxCheckpoint(folder, infos, arrays, {"not_tensors": others})
+    reader = _reader(folder, names, zarr3)
+    try:
+        infos, rows = _check(folder, reader.listing(ARRAY_WALL_SECONDS * len(names or ()))["arrays"], names, held)
+    except BaseException:
+        reader.close()
+        raise
+    return OrbaxCheckpoint(folder, infos, rows, reader, {"not_tensors": others})
 
 
 class OrbaxCheckpoint(Checkpoint):
@@ -92,28 +99,47 @@ class OrbaxCheckpoint(Checkpoint):
     format = "orbax"
 
     def __init__(
-        self, path: Path, infos: Mapping[str, TensorInfo], arrays: Mapping[str, Any], metadata: Mapping[str, Any]
+        self,
+        path: Path,
+        infos: Mapping[str, TensorInfo],
+        rows: Mapping[str, int],
+        reader: Reader,
+        metadata: Mapping[str, Any],
     ) -> None:
         super().__init__(path, infos, metadata=metadata)
-        self._arrays = dict(arrays)
+        self._chunk_rows = dict(rows)
+        self._reader = reader
 
     def blocks(self, name: str, size: int = BLOCK) -> Iterator[np.ndarray]:
-        info = self.infos.get(name)
-        rows = _chunk_rows(self._arrays[name]) if info and info.shape and not self._closed else 0
-        if info is None or not rows or info.nbytes <= size or rows >= info.shape[0]:
+        info, rows = self.infos.get(name), self._chunk_rows.get(name, 0)
+        if self._closed or info is None or not rows or info.nbytes <= size or rows >= info.shape[0]:
             yield from super().blocks(name, size)
             return
         # A chunk is decompressed as a whole, so pieces begin and end where chunks do.
         step = max(1, size * info.shape[0] // info.nbytes // rows) * rows
         for start in range(0, info.shape[0], step):
-            stop = min(start + step, info.shape[0])
-            yield np.ascontiguousarray(_result(self._arrays[name][start:stop].read(), self.path, name))
+            yield self._rows(info, start, min(start + step, info.shape[0]))
+
+    def check(self) -> str:
+        """See `Checkpoint.check`: reading compares what checksums chunks have, and tells of few what they are."""
+        for name in self.infos:
+            for _ in self.blocks(name):
+                pass
+        return f"whatever checksums the chunks of {len(self.infos)} arrays have"
 
     def _read(self, info: TensorInfo) -> np.ndarray:
-        return np.asarray(_result(self._arrays[info.name].read(), self.path, info.name)).reshape(info.shape)
+        return self._rows(info, 0, info.shape[0] if info.shape else 1)
+
+    def _rows(self, info: TensorInfo, first: int, stop: int) -> np.ndarray:
+        """Rows of an array; the whole of it where it has no axes."""
+        shape = (stop - first, *info.shape[1:]) if info.shape else ()
+        part = replace(info, shape=shape, nbytes=info.nbytes // (info.shape[0] if shape else 1) * (stop - first))
+        buffer = np.empty(part.nbytes, np.uint8).data
+        self._reader.read(info.name, first, stop, buffer)
+        return array_view(buffer, part, 0)
 
     def _close(self) -> None:
-        self._arrays.clear()
+        self._reader.close()
 
 
 def write(path: Path, checkpoint: Checkpoint, metadata: Mapping[str, str] = NO_METADATA) -> None:
@@ -135,7 +161,7 @@ def write(path: Path, checkpoint: Checkpoint, metadata: Mapping[str, str] = NO_M
         step = max(1, BLOCK * (info.shape[0] if info.shape else 1) // info.nbytes)
         spec: dict[str, Any] = {
             "driver": "zarr",
-            "kvstore": _files(path / _stored(info.name)),
+            "kvstore": {"driver": "file", "path": f"{os.path.abspath(path / _stored(info.name))}/"},
             "metadata": {
                 "shape": list(info.shape),
                 "chunks": [min(step, info.shape[0]), *info.shape[1:]] if info.shape else [],
@@ -210,11 +236,14 @@ def _held_bytes(folder: Path) -> int:
     return held
 
 
-def _listed(folder: Path) -> tuple[dict[str, str], dict[str, str], bool | None]:
-    """Name -> key in the store of every array, the leaves that are no arrays, and whether it is zarr 3."""
+def _listed(folder: Path) -> tuple[dict[str, str] | None, dict[str, str], bool | None]:
+    """Name -> key in the store of every array, the leaves that are no arrays, and whether it is zarr 3.
+
+    None where the store has no description, and only itself knows what it holds.
+    """
     path = folder / "_METADATA"
     if not path.is_file():
-        return (_found_beside(folder), {}, False) if _is_t5x(folder) else (_found_in_store(folder), {}, None)
+        return (_found_beside(folder), {}, False) if _is_t5x(folder) else (None, {}, None)
     if path.stat().st_size > MAX_METADATA:
         raise FormatError("the tree's description is too long", where=path, expected=f"{MAX_METADATA} bytes")
     described = strict_json(path.read_bytes(), path, "the tree's description")
@@ -241,20 +270,6 @@ def _listed(folder: Path) -> tuple[dict[str, str], dict[str, str], bool | None]:
     return names, others, bool(described.get("use_zarr3"))
 
 
-def _found_in_store(folder: Path) -> dict[str, str]:
-    """The arrays of a store without a description, as old versions wrote it."""
-    ts = _tensorstore()
-    kvstore = _result(ts.KvStore.open({"driver": "ocdbt", "base": _files(folder)}), folder, "")
-    names = {}
-    for raw in _result(kvstore.list(), folder, ""):
-        key, _, last = raw.decode("utf-8", "replace").rpartition("/")
-        if last in (".zarray", "zarr.json") and key:
-            names[key.replace(".", "/")] = _safe(key, folder)
-        if len(names) > MAX_ARRAYS:
-            raise FormatError("the store holds too many arrays", where=folder, expected=MAX_ARRAYS)
-    return names
-
-
 def _found_beside(folder: Path) -> dict[str, str]:
     """The arrays of a T5X checkpoint."""
     found = sorted(path.parent.name for path in folder.glob("*/.zarray"))
@@ -264,31 +279,44 @@ def _found_beside(folder: Path) -> dict[str, str]:
 
 
 def _safe(key: str, where: Path) -> str:
-    if (
-        not key
-        or key.startswith("/")
-        or "\\" in key
-        or "\0" in key
-        or any(p in ("", ".", "..") for p in key.split("/"))
-    ):
+    if leaves(key):
         raise UnsafeFile("an array's name leads out of the checkpoint", where=where, got=repr(key)[:200])
     return key
 
 
-def _array_at(folder: Path, key: str, zarr3: bool | None) -> Any:
-    """A future of the array under a key. Only these specifications are opened, none out of the checkpoint."""
-    if (folder / "manifest.ocdbt").is_file():
-        kvstore: dict[str, Any] = {"driver": "ocdbt", "base": _files(folder), "path": f"{key}/"}
-    else:
-        kvstore = _files(folder / key)
-    driver = "auto" if zarr3 is None else "zarr3" if zarr3 else "zarr"
-    spec: dict[str, Any] = {"driver": driver, "kvstore": kvstore} | ({} if zarr3 is None else {"open": True})
-    return _tensorstore().open(spec, read=True)
+def _reader(folder: Path, names: Mapping[str, str] | None, zarr3: bool | None) -> Reader:
+    """The process that reads the checkpoint's arrays, those of all the store if they have no names yet."""
+    cpu = min(CPU_SECONDS + ARRAY_SECONDS * (MAX_ARRAYS if names is None else len(names)), MAX_CPU_SECONDS)
+    return Reader(
+        folder, "orbax_child.py", [os.path.abspath(folder), MEMORY, cpu], ["tensorstore", "ml_dtypes"],
+        question=[names, zarr3],
+    )  # fmt: skip
 
 
-def _files(folder: Path) -> dict[str, str]:
-    """A folder's files as a store. It refuses keys with "..", whatever an OCDBT manifest may ask for."""
-    return {"driver": "file", "path": f"{os.path.abspath(folder)}/"}
+def _check(
+    folder: Path, arrays: list[list[Any]], names: Mapping[str, str] | None, held: int
+) -> tuple[dict[str, TensorInfo], dict[str, int]]:
+    """Infos, and how many rows a chunk has, having checked what was listed against the size of the folder."""
+    infos: dict[str, TensorInfo] = {}
+    rows: dict[str, int] = {}
+    claimed = 0
+    for name, shape, dtype, read, write in arrays:
+        infos[name] = info = tensor_info(name, shape, dtype, folder)
+        rows[name] = read[0] if read else 0
+        for chunk in (read, write):
+            _check_chunk(info, chunk)
+        claimed += info.nbytes
+        if claimed > MAX_INFLATION * held:
+            raise FormatError(
+                "the arrays claim to be far larger than the folder",
+                where=f"{folder}, tensor {name!r}",
+                expected=f"at most {MAX_INFLATION * held} bytes",
+                got=f"{claimed} bytes",
+                do=DO,
+            )
+    if len(infos) != len(arrays) or (names is not None and infos.keys() != names.keys()):
+        raise FormatError("the arrays listed are not those of the tree", where=folder, do=AGAIN)
+    return infos, rows
 
 
 def _result(future: Any, folder: Path, name: str) -> Any:
@@ -300,25 +328,17 @@ def _result(future: Any, folder: Path, name: str) -> Any:
         raise FormatError(what, where=where, got=str(error)[:500], do=AGAIN) from error
 
 
-def _check_chunks(info: TensorInfo, array: Any) -> None:
+def _check_chunk(info: TensorInfo, sizes: object) -> None:
     """Whether chunks are no larger than the array, and not so many that reading it would never end."""
-    layout = array.chunk_layout
-    for chunk in (layout.read_chunk.shape, layout.write_chunk.shape):
-        sizes = [int(size) for size in chunk or ()]
-        pairs = list(zip(sizes, info.shape, strict=False))
-        if any(size > max(n, 1) for size, n in pairs) or math.prod(-(-n // max(s, 1)) for s, n in pairs) > MAX_CHUNKS:
-            raise FormatError(
-                "an array's chunks do not fit it",
-                where=f"{info.file}, tensor {info.name!r}",
-                expected=f"at most {MAX_CHUNKS} chunks, none larger than {list(info.shape)}",
-                got=sizes,
-                do=DO,
-            )
-
-
-def _chunk_rows(array: Any) -> int:
-    shape = array.chunk_layout.read_chunk.shape
-    return int(shape[0]) if shape else 0
+    pairs = list(zip(sizes, info.shape, strict=False)) if is_sizes(sizes) else [(1 << 63, 1)]
+    if any(size > max(n, 1) for size, n in pairs) or math.prod(-(-n // max(s, 1)) for s, n in pairs) > MAX_CHUNKS:
+        raise FormatError(
+            "an array's chunks do not fit it",
+            where=f"{info.file}, tensor {info.name!r}",
+            expected=f"at most {MAX_CHUNKS} chunks, none larger than {list(info.shape)}",
+            got=str(sizes)[:200],
+            do=DO,
+        )
 
 
 def _stored(name: str) -> str:

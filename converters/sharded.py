@@ -83,6 +83,18 @@ class ShardedCheckpoint(Checkpoint):
         self._places = places
         self._shards = dict(shards)
 
+    def check_reads(self) -> None:
+        for shard in self._shards.values():
+            shard.check_reads()
+
+    def check(self) -> str:
+        found = [shard.check() for shard in self._shards.values()]
+        return (
+            f"{found[0]} and so on in {len(found)} files"
+            if len(found) > 1 and all(found)
+            else ", ".join(filter(None, found))
+        )
+
     def _read(self, info: TensorInfo) -> np.ndarray:
         shard, own = self._places[info.name]
         return self._shards[shard].read(own)

@@ -17,6 +17,8 @@ from zoo.graph.ir import Graph
 
 __all__ = ["ALIASES", "TARGETS", "Target", "find_target"]
 
+NO_TEXTS: Mapping[str, str] = MappingProxyType({})
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -51,7 +53,12 @@ class Target:
             FormatError, WeightsError: this form has no such class, or no place for some tensors.
         """
         dialect = self.dialect_module()
-        return checkpoint if dialect is None else View(checkpoint, dialect.foreign(checkpoint, config), aliases={})
+        if dialect is None:
+            return checkpoint
+        widen = getattr(dialect, "widened", None)
+        if widen is not None:
+            checkpoint = widen(checkpoint, config)
+        return View(checkpoint, dialect.foreign(checkpoint, config), aliases={})
 
     def knows(self, config: Mapping[str, Any]) -> Callable[[str], bool] | None:
         """Whether the form has a place for a tensor of a canonical name; None if it takes any."""
@@ -62,6 +69,16 @@ class Target:
         """What belongs into config.json beside this form."""
         derive = getattr(self.dialect_module(), "foreign_config", None)
         return config if derive is None else derive(config)
+
+    @property
+    def with_tokenizer(self) -> bool:
+        """Whether its file holds the tokenizer, too."""
+        return hasattr(self.dialect_module(), "notes")
+
+    def notes(self, config: Mapping[str, Any], texts: Mapping[str, str], checkpoint: Checkpoint) -> list[str]:
+        """What this form's readers will do otherwise than the source's; arguments as for `write`."""
+        dialect = self.dialect_module()
+        return dialect.notes(config, texts, checkpoint) if dialect is not None and self.with_tokenizer else []
 
     def understood(self, checkpoint: Checkpoint, config: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """The config of what this form's readers compute, in Hugging Face's fields; None if they honour config.json.
@@ -125,7 +142,7 @@ class Target:
         checkpoint: Checkpoint,
         config: Mapping[str, Any],
         graph: Graph,
-        tokenizer: str | None = None,
+        texts: Mapping[str, str] = NO_TEXTS,
         quantised: Collection[str] = (),
         shard: bool = False,
     ) -> None:
@@ -133,7 +150,7 @@ class Target:
 
         Args:
             graph: of what the tensors are the parameters.
-            tokenizer: tokenizer.json's text, for forms that hold the tokenizer too.
+            texts: of the tokenizer's files, by name, for forms that hold the tokenizer too.
             quantised: the tensors that are to be stored as Q8_0.
             shard: whether it is one of several files.
 
@@ -145,7 +162,7 @@ class Target:
             metadata = self.shard_metadata
         derive = getattr(self.dialect_module(), "metadata", None)
         if derive is not None:
-            metadata = {**metadata, **derive(config, tokenizer)}
+            metadata = {**metadata, **derive(config, texts, checkpoint)}
         if self.with_graph:
             metadata = {**metadata, **keras_graph.archive_texts(graph)}
         if quantised:

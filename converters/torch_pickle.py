@@ -39,7 +39,7 @@ from converters.checkpoint import (
     tensor_info,
 )
 from converters.torch_write import write
-from converters.zips import MAGIC, Member, open_zip
+from converters.zips import MAGIC, Member, checked_members, open_zip
 from zoo.errors import FormatError, SourceError, UnsafeFile
 
 __all__ = ["SUFFIXES", "TorchCheckpoint", "open_file", "recognises", "write"]
@@ -70,8 +70,10 @@ def open_file(path: Path) -> TorchCheckpoint:
     head = bytes(data[:512])
     refuse_impostor(path, head)
     if head.startswith(MAGIC):
-        listing, storages, byteorder = _open_zip(path, data)
+        members = open_zip(path, data)
+        listing, storages, byteorder = _open_zip(path, members)
     elif recognises(head):
+        members = {}
         listing, storages, byteorder = _open_legacy(path, data)
     else:
         tar = bytes(data[257:262]) == b"ustar"
@@ -82,7 +84,7 @@ def open_file(path: Path) -> TorchCheckpoint:
             got=f"beginning {head[:16]!r}",
             do="load it with torch and save it again, best as safetensors",
         )
-    return _checkpoint(path, listing, storages, byteorder)
+    return _checkpoint(path, listing, storages, byteorder, members)
 
 
 class TorchCheckpoint(Checkpoint):
@@ -101,6 +103,7 @@ class TorchCheckpoint(Checkpoint):
         places: Mapping[str, _Place],
         storages: Mapping[str, Member],
         byteorder: str,
+        members: Mapping[str, Member],
         *,
         wrapper: str,
         metadata: Mapping[str, Any],
@@ -111,15 +114,24 @@ class TorchCheckpoint(Checkpoint):
         self._places = places
         self._storages = dict(storages)
         self._byteorder = byteorder
+        self._members = dict(members)
+        self._checked: set[str] = set()
+
+    def check(self) -> str:
+        return checked_members(self.path, self._members.values())
 
     def _read(self, info: TensorInfo) -> np.ndarray:
         place = self._places[info.name]
-        data = self._storages[place.key].read(info.file)
+        # Once: whoever has an array of this storage may have changed it since, in its own memory.
+        check = self._checks_reads and place.key not in self._checked
+        data = self._storages[place.key].read(info.file, check=check)
+        self._checked.add(place.key)
         start = place.offset * DTYPES[info.dtype].itemsize
         return array_view(data, info, start, place.strides, self._byteorder)
 
     def _close(self) -> None:
         self._storages.clear()
+        self._members.clear()
 
 
 _LEGACY = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # the magic number, pickled
@@ -147,8 +159,7 @@ class _Place:
 _Opened = tuple[dict[str, Any], dict[str, Member], str]  # listing, storages, byte order
 
 
-def _open_zip(path: Path, data: memoryview) -> _Opened:
-    members = open_zip(path, data)
+def _open_zip(path: Path, members: Mapping[str, Member]) -> _Opened:
     root = _root(path, members)
     pickled = _small(members[f"{root}/data.pkl"], MAX_PICKLE, path)
     order = members.get(f"{root}/byteorder")
@@ -200,7 +211,11 @@ def _open_legacy(path: Path, data: memoryview) -> _Opened:
 
 
 def _checkpoint(
-    path: Path, listing: Mapping[str, Any], storages: Mapping[str, Member], byteorder: str
+    path: Path,
+    listing: Mapping[str, Any],
+    storages: Mapping[str, Member],
+    byteorder: str,
+    members: Mapping[str, Member],
 ) -> TorchCheckpoint:
     if listing["unsupported"]:
         raise FormatError(
@@ -232,6 +247,7 @@ def _checkpoint(
         places,
         storages,
         byteorder,
+        members,
         wrapper=min(tops) if wrapped else "",
         metadata={".".join(names): value for names, value in listing["other"]},
         aliases=aliases,

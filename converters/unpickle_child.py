@@ -74,6 +74,31 @@ class Opaque(namedtuple("Opaque", "kind")):
         pass
 
 
+class Fixed(type):
+    """A class that a pickle cannot set attributes of."""
+
+    def __setattr__(cls, name: str, value: object) -> None:
+        raise TypeError("the class of a value cannot be changed")
+
+
+class Value(Opaque, metaclass=Fixed):
+    """A plain value of a class of its own: made of anything, given anything, and none of it kept."""
+
+    __slots__ = ()
+
+    def __new__(cls, *args: object, **fields: object) -> Value:
+        return tuple.__new__(cls, (cls.__name__,))
+
+    def __setitem__(self, key: object, value: object) -> None:
+        pass
+
+    def append(self, value: object) -> None:
+        """As for a list's subclass."""
+
+    def extend(self, values: object) -> None:
+        """As for a list's subclass."""
+
+
 class Call(namedtuple("Call", "function")):
     """One of our functions, callable by a pickle but not changeable."""
 
@@ -162,6 +187,26 @@ DTYPES = [
     *("float4_e2m1fn_x2", "qint8", "qint32", "quint8", "quint4x2", "quint2x4"),
 ]
 
+# Classes of values, not one of which does anything here: none is imported, none is called.
+VALUES = [
+    *("argparse.Namespace", "types.SimpleNamespace", "builtins.slice", "builtins.range", "builtins.frozenset"),
+    *(
+        f"pathlib{part}.{kind}Path"
+        for part in ("", "._local")
+        for kind in ("Posix", "Windows", "PurePosix", "PureWindows", "")
+    ),
+    *(f"datetime.{kind}" for kind in ("datetime", "date", "time", "timedelta", "timezone")),
+    *("decimal.Decimal", "fractions.Fraction", "uuid.UUID", "collections.deque"),
+    *(
+        f"{root}.utilities.{name}"
+        for root in ("lightning.fabric", "lightning_fabric")
+        for name in ("data.AttributeDict",)
+    ),
+    *("pytorch_lightning.utilities.parsing.AttributeDict", "lightning.pytorch.utilities.parsing.AttributeDict"),
+    *(f"omegaconf.{name}" for name in ("dictconfig.DictConfig", "listconfig.ListConfig", "nodes.AnyNode")),
+    *("omegaconf.base.ContainerMetadata", "omegaconf.base.Metadata"),
+]
+
 GLOBALS = {
     "collections.OrderedDict": Call(Dict),
     "collections.Counter": Call(Dict),
@@ -188,9 +233,19 @@ GLOBALS = {
     "builtins.bytearray": opaque("bytearray"),
     "builtins.complex": opaque("complex"),
     "builtins.set": opaque("set"),
+    "collections.defaultdict": Call(lambda *factory: Dict()),
+    **{
+        f"builtins.{kind}": Opaque("type")
+        for kind in ("int", "long", "float", "str", "unicode", "bool", "list", "dict", "tuple", "bytes")
+    },
+    "typing.Any": Opaque("type"),
+    "numpy.ndarray": Opaque("numpy.ndarray"),
+    "numpy.core.multiarray._reconstruct": opaque("numpy array"),
+    "numpy._core.multiarray._reconstruct": opaque("numpy array"),
     "numpy.dtype": opaque("numpy.dtype"),
     "numpy.core.multiarray.scalar": opaque("numpy scalar"),
     "numpy._core.multiarray.scalar": opaque("numpy scalar"),
+    **{name: Fixed(name.rpartition(".")[2], (Value,), {"__slots__": ()}) for name in VALUES},
     **{f"torch.{name}": Dtype(name) for name in DTYPES},
     **{f"torch.{name}Storage": StorageType(dtype) for name, dtype in STORAGES.items()},
     **{f"torch.cuda.{name}Storage": StorageType(dtype) for name, dtype in STORAGES.items()},

@@ -31,6 +31,7 @@ __all__ = [
     "View",
     "ZeroRows",
     "is_float",
+    "origins",
 ]
 
 
@@ -385,9 +386,16 @@ def _cast(array: np.ndarray, info: TensorInfo) -> np.ndarray:
         return array.astype(DTYPES[info.dtype], copy=False).view()
 
 
+def origins(view: Checkpoint, name: str, bottom: Checkpoint | None = None) -> list[str]:
+    """The tensors of `bottom` (of the file, if it is not given) that one tensor of a view is made of."""
+    if view is bottom or not isinstance(view, (View, Cast)):
+        return [name]
+    return [origin for source in view.sources(name) for origin in origins(view.source, source, bottom)]
+
+
 def is_float(info: TensorInfo) -> bool:
-    """Whether a tensor is of a dtype that `Cast` changes."""
-    return info.dtype in ("float16", "bfloat16", "float32", "float64")
+    """Whether a tensor is of a dtype that `Cast` changes: the floating-point ones, those of 8 bits, too."""
+    return info.dtype in ("float16", "bfloat16", "float32", "float64") or info.dtype.startswith("float8")
 
 
 def _boxed(array: np.ndarray, sizes: tuple[int, ...], place: tuple[int, ...]) -> np.ndarray:

@@ -12,16 +12,16 @@ import io
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 
 import numpy as np
 
-from converters.checkpoint import AGAIN, BLOCK
+from converters.checkpoint import AGAIN, BLOCK, release
 from zoo.errors import FormatError, SourceError, UnsafeFile
 
-__all__ = ["MAGIC", "MAX_INFLATION", "Member", "leaves_archive", "open_zip"]
+__all__ = ["MAGIC", "MAX_INFLATION", "Member", "checked_members", "leaves_archive", "open_zip"]
 
 MAGIC = b"PK\x03\x04"
 
@@ -42,7 +42,8 @@ class Member:
     name: str
     data: memoryview
     size: int
-    crc: int = 0
+    crc: int | None = None
+    """None where the archive's writer left checksums out, as torch does when it is told to."""
     deflated: bool = False
 
     def read(self, path: Path, *, check: bool = False) -> memoryview:
@@ -55,19 +56,44 @@ class Member:
         Raises:
             FormatError: they do not inflate to the declared size, or have another checksum.
         """
+        if not self.deflated:
+            if check:
+                self.check(path)
+            return self.data
         try:
-            found = _inflate(self.data, self.size) if self.deflated else self.data
+            found = _inflate(self.data, self.size)
         except zlib.error as error:
             raise FormatError(f"{self.name!r} is corrupt", where=path, got=error, do=AGAIN) from error
-        if found is None or ((self.deflated or check) and zlib.crc32(found) != self.crc):
-            raise FormatError(
-                f"{self.name!r} is corrupt",
-                where=path,
-                expected=f"{self.size} bytes with the checksum of the archive's directory",
-                got="another number of bytes" if found is None else "another checksum",
-                do=AGAIN,
-            )
+        if found is None or self.crc not in (None, zlib.crc32(found)):
+            raise self._corrupt(path, "another number of bytes" if found is None else "another checksum")
         return found
+
+    def check(self, path: Path) -> bool:
+        """Whether there is a checksum to compare its bytes with; they are let go as they are read.
+
+        Raises:
+            FormatError: the checksum is another one.
+        """
+        if self.deflated:
+            self.read(path)
+        elif self.crc is not None:
+            crc = 0
+            for start in range(0, len(self.data), BLOCK):
+                piece = self.data[start : start + BLOCK]
+                crc = zlib.crc32(piece, crc)
+                release(np.frombuffer(piece, np.uint8))
+            if crc != self.crc:
+                raise self._corrupt(path, "another checksum")
+        return self.crc is not None
+
+    def _corrupt(self, path: Path, got: str) -> FormatError:
+        return FormatError(
+            f"{self.name!r} is corrupt",
+            where=path,
+            expected=f"{self.size} bytes with the checksum of the archive's directory",
+            got=got,
+            do=AGAIN,
+        )
 
     def head(self, path: Path, size: int) -> bytes:
         """At most its first `size` bytes, unchecked; raises like `read`."""
@@ -103,6 +129,16 @@ def open_zip(path: Path, data: memoryview) -> dict[str, Member]:
     except _ERRORS as error:
         raise FormatError("the file is truncated or not a zip archive", where=path, got=error, do=AGAIN) from error
     return found
+
+
+def checked_members(path: Path, members: Iterable[Member]) -> str:
+    """What was compared: every member's bytes with its checksum; nothing where the archive has none.
+
+    Raises:
+        FormatError: a member has another one; it is named.
+    """
+    count = sum([member.check(path) for member in members])
+    return f"CRC-32 of {count} members" if count else ""
 
 
 def leaves_archive(name: str) -> bool:
@@ -147,6 +183,8 @@ def _checked(path: Path, data: memoryview, members: Mapping[str, zipfile.ZipInfo
     """Every member, having checked that it is stored or deflated, inside the file, apart from the others, no bomb."""
     position = claimed = 0
     found: dict[str, Member] = {}
+    # torch leaves checksums out where `torch.serialization.set_crc32_options(False)` says so: each is 0 then.
+    summed = any(member.CRC for member in members.values())
     for name, member in sorted(members.items(), key=lambda item: item[1].header_offset):
         stored = member.compress_type == zipfile.ZIP_STORED
         if member.flag_bits & 1 or not (stored or member.compress_type == zipfile.ZIP_DEFLATED):
@@ -158,7 +196,7 @@ def _checked(path: Path, data: memoryview, members: Mapping[str, zipfile.ZipInfo
         position = end
         claimed += 0 if stored else member.file_size
         if not name.endswith("/"):
-            found[name] = Member(name, data[start:end], member.file_size, member.CRC, not stored)
+            found[name] = Member(name, data[start:end], member.file_size, member.CRC if summed else None, not stored)
     if claimed > MAX_INFLATION * len(data):
         raise FormatError(
             "the archive's members claim to be far larger than the file",

@@ -49,7 +49,7 @@ os.fsync = slowed(os.fsync, 0.01)
 atomic._swap = slowed(atomic._swap, 0.05, 0.05)
 source, out, to = sys.argv[1:]
 print("ready", flush=True)
-convert(source, out, to, shard_size=500_000, progress=lambda *_: time.sleep(0.01))
+convert(source, out, to, shard_size=500_000, overwrite=True, progress=lambda *_: time.sleep(0.01))
 """
 
 

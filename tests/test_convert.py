@@ -489,6 +489,7 @@ def test_companions_travel(bert: Path, tmp_path: Path) -> None:
     assert names == {*theirs, "config.json", "conversion.json", "flax_model.msgpack"}
     assert all((tmp_path / "out" / name).read_text() == text for name, text in theirs.items())
     config, original = (json.loads((place / "config.json").read_text()) for place in (tmp_path / "out", folder))
+    original["torch_dtype"] = original.pop("dtype")  # transformers 4 alone reads Flax, and knows it so
     assert config == original
 
 
@@ -506,7 +507,7 @@ def test_a_folder_with_other_things_is_left_alone(bert: Path, tmp_path: Path) ->
     out = tmp_path / "out"
     out.mkdir()
     convert(bert, out)  # empty: fine
-    convert(bert, out, "npz")  # our own: replaced
+    convert(bert, out, "npz", overwrite=True)  # our own: replaced
     assert {path.name for path in out.iterdir()} == {"config.json", "conversion.json", "model.npz"}
     other = tmp_path / "other"
     other.mkdir()
@@ -523,7 +524,7 @@ def test_a_failure_leaves_the_old_conversion(bert: Path, tmp_path: Path, monkeyp
     before = bits(tmp_path / "out")
     monkeypatch.setattr("converters.npz.write", lambda *_: (_ for _ in ()).throw(OSError("no")))
     with pytest.raises(SourceError, match="cannot be written"):
-        convert(bert, tmp_path / "out", "npz")
+        convert(bert, tmp_path / "out", "npz", overwrite=True)
     assert bits(tmp_path / "out") == before and [path.name for path in tmp_path.iterdir()] == ["out"]
 
 

@@ -44,7 +44,8 @@ def test_an_activation_that_gguf_cannot_say_is_refused(llama: Path, tmp_path: Pa
 def test_a_field_that_changes_nothing_is_not_refused(fields: dict[str, Any], llama: Path, tmp_path: Path) -> None:
     checkpoints.edit_config(llama, **fields)
     done = zoo.convert(llama, tmp_path / "out", "gguf", verify=True)
-    assert done.verified == "every tensor and the outputs" and not done.notes
+    assert done.verified == "every tensor and the outputs"
+    assert not any(name in note for name in fields for note in done.notes)
 
 
 @pytest.mark.parametrize(

@@ -223,7 +223,7 @@ def test_nan_is_told_or_refused(source: Path, tmp_path: Path) -> None:
         assert written[name].tobytes() == arrays[name].tobytes()
     before = kills.digests(tmp_path / "out")
     with pytest.raises(WeightsError, match=name):
-        zoo.convert(folder, tmp_path / "out", "npz", strict=True)
+        zoo.convert(folder, tmp_path / "out", "npz", strict=True, overwrite=True)
     assert kills.digests(tmp_path / "out") == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
 
@@ -290,7 +290,7 @@ def test_a_link_to_the_output_stays_a_link(source: Path, tmp_path: Path) -> None
     (tmp_path / "disk").mkdir()
     (tmp_path / "out").symlink_to(tmp_path / "disk")
     for _ in range(2):
-        zoo.convert(source, tmp_path / "out", "npz")
+        zoo.convert(source, tmp_path / "out", "npz", overwrite=True)
         assert (tmp_path / "out").is_symlink() and (tmp_path / "disk" / "model.npz").is_file()
 
 

@@ -209,8 +209,13 @@ def test_llama_3s_frequencies_become_its_scaling() -> None:
     assert "rope_scaling" not in dialect.config(described({"rope_freqs.weight": np.ones(32, np.float32)}))  # type: ignore[operator]
     with pytest.raises(ConfigError, match="rope_freqs"):
         dialect.config(described({"rope_freqs.weight": np.linspace(1, 9, 32, dtype=np.float32)}))
+    # It is written as that tensor; a scaling that a file of divisors alone could not be told from is refused.
+    own = {"model_type": "llama", "head_dim": 64, "num_attention_heads": 4, "hidden_size": 256}
+    memory = MemoryCheckpoint({"model.embed_tokens.weight": np.zeros((3, 256), np.float32)})
+    view = View(memory, dialect.foreign(memory, {**own, "rope_parameters": config.rope_parameters}))
+    np.testing.assert_allclose(view.read("rope_freqs.weight"), (plain / scaled).numpy(), rtol=1e-6)
     with pytest.raises(ConfigError, match="llama3"):
-        dialect.metadata(config.to_dict())
+        dialect.metadata({**own, "rope_parameters": config.rope_parameters | {"low_freq_factor": 2.0}})
 
 
 def described(arrays: dict[str, np.ndarray], **values: Any) -> MemoryCheckpoint:

@@ -28,7 +28,7 @@ h5py = pytest.importorskip("h5py")
 from attacks import h5_files  # noqa: E402
 from h5py import h5d, h5s, h5t  # noqa: E402
 
-from converters import h5, h5_process  # noqa: E402
+from converters import h5, reader_process  # noqa: E402
 from converters.checkpoint import DTYPES, Checkpoint, MemoryCheckpoint  # noqa: E402
 from zoo.errors import FormatError, MissingFramework, SourceError, UnsafeFile, WeightsError, ZooError  # noqa: E402
 
@@ -631,7 +631,7 @@ def test_time_and_memory_of_a_listing_are_bounded(tmp_path, monkeypatch):
         return
     for name, value in (("MAX_CPU_SECONDS", 0.01), ("MEMORY", 1 << 16)):
         with monkeypatch.context() as patch, pytest.raises(FormatError, match=r"brought its reader down|emory"):
-            patch.setattr(h5_process, name, value)
+            patch.setattr(h5, name, value)
             h5.open_file(tmp_path / "a.h5")
 
 
@@ -664,11 +664,11 @@ def test_a_process_that_ends_or_stalls(tmp_path, monkeypatch):
             with pytest.raises(FormatError, match="brought its reader down"):
                 checkpoint.read("a")
     with h5.open_file(tmp_path / "a.h5") as checkpoint:
-        monkeypatch.setattr(h5_process, "WALL_SECONDS", 0.2)
+        monkeypatch.setattr(reader_process, "WALL_SECONDS", 0.2)
         os.kill(checkpoint._reader._process.pid, 19)
         with pytest.raises(FormatError, match="too long"):
             checkpoint.read("a")
-    monkeypatch.setattr(h5_process, "WALL_SECONDS", 0)
+    monkeypatch.setattr(reader_process, "WALL_SECONDS", 0)
     with pytest.raises(FormatError, match="too long"):
         h5.open_file(tmp_path / "a.h5")
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -245,6 +248,54 @@ def test_descriptions_that_lie(tree, error, folder):
     assert str(folder) in str(caught.value)
 
 
+NESTED = {"lists": "[" * 100_000, "objects": '{"a":' * 100_000, "a field": '{"shape":' + "[" * 100_000}
+
+
+@pytest.mark.parametrize("text", NESTED.values(), ids=NESTED)
+def test_nested_json_ends_no_process_of_ours(text, folder):
+    """tensorstore's parser overflows the stack; here it was the user's process that ended, by SIGSEGV."""
+    (folder / "w" / ".zarray").write_text(text)
+    with pytest.raises(FormatError, match=r"'w' is missing or damaged|brought its reader down"):
+        open_file(folder)
+
+
+def test_nested_json_inside_a_store(tmp_path):
+    ts = pytest.importorskip("tensorstore")
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "a", {"w": np.arange(9.0)})
+    files = {"driver": "file", "path": f"{tmp_path / 'a'}/"}
+    store = ts.KvStore.open({"driver": "ocdbt", "base": files}).result()
+    (key,) = [key for key in store.list().result() if key.endswith((b".zarray", b"zarr.json"))]
+    store.write(key, NESTED["lists"].encode()).result()
+    with pytest.raises(FormatError, match=r"'w' is missing or damaged|brought its reader down"):
+        open_file(tmp_path / "a")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_reading_before_and_after_a_fork(folder):
+    code = (
+        "import os, sys; from converters import open_checkpoint\n"
+        "read = lambda: open_checkpoint(sys.argv[1]).read('v').tolist()\n"
+        "assert read() == [1, 1, 1]\n"
+        "child = os.fork()\n"
+        "print(read(), flush=True)\n"
+        "if not child: os._exit(0)\n"
+        "print(os.waitpid(child, 0)[1])\n"
+    )
+    command = [sys.executable, "-c", code, str(folder)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, cwd=Path(__file__).parents[1], check=True
+    )
+    assert sorted(done.stdout.split("\n")) == ["", "0", "[1.0, 1.0, 1.0]", "[1.0, 1.0, 1.0]"]
+
+
+def test_a_process_that_ends(folder):
+    with open_file(folder) as checkpoint:
+        checkpoint._reader._process.kill()
+        with pytest.raises(FormatError, match="brought its reader down"):
+            checkpoint.read("w")
+
+
 def test_links_out_of_the_folder(folder, tmp_path):
     secret = tmp_path / "secret"
     shutil.move(folder / "w", secret)
@@ -267,7 +318,7 @@ def test_random_damage_to_a_store_gives_only_our_errors(tmp_path):
     files = [path for path in sorted((tmp_path / "a").rglob("*")) if path.is_file()]
     for path in files:
         whole = path.read_bytes()
-        for _ in range(12 if whole else 0):
+        for _ in range(5 if whole else 0):  # each is read in a process of its own
             data = bytearray(whole)
             data[random_.integers(len(data))] ^= 1 << int(random_.integers(8))
             path.write_bytes(data if random_.random() < 0.7 else data[: int(random_.integers(len(data)))])

@@ -16,7 +16,7 @@ import pytest
 from hub_server import HubServer, files_of, hub  # noqa: F401
 
 from zoo import sources
-from zoo.errors import ChecksumError, FormatError, SourceError, UnsafeFile, ZooError
+from zoo.errors import ChecksumError, FormatError, SourceError, UnsafeFile, WeightsError, ZooError
 from zoo.sources import fetch, fetch_first
 from zoo.sources.local import digest, inside, select
 
@@ -411,7 +411,8 @@ def test_hub_index_that_is_none(hub: HubServer, tmp_path: Path, text: bytes) -> 
     ("names", "weights"),
     [
         (["model.safetensors", "model.safetensors.index.json", "consolidated.safetensors"], "model.safetensors"),
-        (["adapter_model.safetensors", "adapter_model.bin"], "adapter_model.safetensors"),
+        (["pytorch_model-foo.bin.index.json", "pytorch_model-foo-1.bin"], "pytorch_model-foo.bin.index.json"),
+        (["model_best.pth.tar"], "model_best.pth.tar"),
         (["pytorch_model.bin", "training_args.bin", "tf_model.h5"], "pytorch_model.bin"),
         (["open_clip_pytorch_model.bin"], "open_clip_pytorch_model.bin"),
         (["weights.pth"], "weights.pth"),
@@ -422,6 +423,13 @@ def test_hub_index_that_is_none(hub: HubServer, tmp_path: Path, text: bytes) -> 
 )
 def test_select_weights(names: list[str], weights: str) -> None:
     assert select(["config.json", *names], where="here") == ["config.json", weights]
+
+
+def test_select_takes_no_adapter_for_a_model() -> None:
+    """An adapter's tensors are none of a model's, and a base without its adapter is another model."""
+    for names in (["adapter_model.safetensors", "adapter_model.bin"], ["model.safetensors", "adapter_model.bin"]):
+        with pytest.raises(WeightsError, match="adapter_model"):
+            select(["config.json", *names], where="here")
 
 
 def test_select_modules_of_sentence_transformers() -> None:
@@ -439,11 +447,15 @@ def test_select_says_what_it_cannot_tell_apart() -> None:
     with pytest.raises(SourceError) as error:
         select(["a.safetensors", "b.safetensors"], where="hf://org/two")
     message = str(error.value)
-    assert "a.safetensors, b.safetensors" in message and "hf://org/two" in message and "files=[...]" in message
+    assert (
+        "a.safetensors, b.safetensors" in message
+        and "hf://org/two" in message
+        and "give the path of the file" in message
+    )
     with pytest.raises(SourceError) as error:
         select(["config.json", "unet/model.safetensors"], where="hf://org/none")
     message = str(error.value)
-    assert "no weights" in message and "config.json" in message and "files=[...]" in message
+    assert "no weights" in message and "config.json" in message and "give the path of that folder" in message
 
 
 # Folders

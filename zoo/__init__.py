@@ -18,6 +18,7 @@ from zoo.errors import ZooError
 if TYPE_CHECKING:
     from zoo.bench import BenchReport, bench
     from zoo.catalogue import architectures, available, info
+    from zoo.checksums import FilesReport, check_files
     from zoo.convert import Conversion, convert, verify_conversion
     from zoo.loading import capture, load
     from zoo.model import Model, Output, Package
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BenchReport",
     "Conversion",
+    "FilesReport",
     "Model",
     "Output",
     "Package",
@@ -35,6 +37,7 @@ __all__ = [
     "available",
     "bench",
     "capture",
+    "check_files",
     "convert",
     "info",
     "load",
@@ -49,6 +52,8 @@ _LAZY = {
     "convert": "zoo.convert",
     "Conversion": "zoo.convert",
     "verify_conversion": "zoo.convert",
+    "check_files": "zoo.checksums",
+    "FilesReport": "zoo.checksums",
     "Model": "zoo.model",
     "Output": "zoo.model",
     "Package": "zoo.model",
@@ -83,3 +88,17 @@ class _Package(ModuleType):
 
 
 sys.modules[__name__].__class__ = _Package
+
+
+def _register() -> None:
+    """A .keras file with a graph in it loads wherever zoo and Keras were imported: Keras is told of its class."""
+    import importlib
+
+    if hasattr(sys.modules.get("keras"), "saving"):  # whole, and Keras 3: nothing is imported for it
+        try:
+            importlib.import_module("zoo.backends.keras")
+        except (ImportError, AttributeError):  # another Keras, or one that its backend is missing for
+            pass
+
+
+_register()

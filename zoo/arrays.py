@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import mmap
 from typing import Any
 
 import numpy as np
 
-__all__ = ["numpy_dtype", "to_numpy"]
+__all__ = ["numpy_dtype", "owned", "to_numpy"]
 
 
 def numpy_dtype(name: str) -> np.dtype:
@@ -28,9 +29,16 @@ _NUMPYS = frozenset(
 
 
 def to_numpy(value: Any) -> np.ndarray:
-    """A framework's array as NumPy's, bfloat16 included."""
+    """A framework's array as NumPy's: on any device, bfloat16 included, with or without a gradient."""
+    if isinstance(value, np.ndarray):
+        return np.asarray(value)
+    if hasattr(getattr(value, "value", None), "dtype"):  # keras.Variable: of Keras's own backend
+        value = value.value
     if hasattr(value, "detach"):  # torch
         value = value.detach().cpu()
+        if value.layout is not _strided():
+            value = value.to_dense()
+        value = value.resolve_conj().resolve_neg()
         if str(value.dtype) == "torch.bfloat16":
             import torch
 
@@ -38,3 +46,22 @@ def to_numpy(value: Any) -> np.ndarray:
     if hasattr(value, "numpy"):
         return np.asarray(value.numpy())
     return np.asarray(value)
+
+
+def owned(array: np.ndarray) -> np.ndarray:
+    """The array, read-only, and copied unless nothing can write to its memory; a mapped file stays mapped."""
+    end: Any = array
+    while isinstance(end, np.ndarray) and end.base is not None:
+        end = end.base
+    end = end.obj if isinstance(end, memoryview) else end
+    constant = not end.flags.writeable if isinstance(end, np.ndarray) else isinstance(end, (mmap.mmap, bytes))
+    if array.flags.writeable or not constant:
+        array = np.array(array, order="C")
+        array.flags.writeable = False
+    return array
+
+
+def _strided() -> Any:
+    import torch
+
+    return torch.strided

@@ -89,8 +89,10 @@ class BenchReport:
         """The report for a terminal, by rich."""
         from rich.table import Table
 
+        from zoo.console import plain
+
         threads = f"{self.threads} thread{'s' * (self.threads > 1)}"
-        table = Table(title=f"{self.model}: {threads}, medians of {self.rounds}", title_justify="left")
+        table = Table(title=f"{plain(self.model)}: {threads}, medians of {self.rounds}", title_justify="left")
         table.add_column("input", no_wrap=True)
         table.add_column("backend", no_wrap=True)
         for column in ("ms", f"times as fast as {self.against}", "difference"):
@@ -101,9 +103,9 @@ class BenchReport:
             ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
             ms = "" if row.ms is None else f"{row.ms:.2f}"
             difference = "" if row.difference is None else f"{row.difference:.1e}"
-            table.add_row(shape, row.backend, ms, ratio, difference, row.reason)
+            table.add_row(shape, row.backend, ms, ratio, difference, plain(row.reason))
         for name, extra in self.missing.items():
-            table.add_row("", name, "", "", "", f"not installed ({extra})", style="dim")
+            table.add_row("", name, "", "", "", plain(f"not installed ({extra})"), style="dim")
         return table
 
 
@@ -147,7 +149,10 @@ def bench(
             get_backend(name)  # raises
     present = [name for name in names if installed(name)]
     if not present:
-        raise InputError("there is no backend to measure", do="install a framework, or name a backend")
+        raise InputError(
+            "there is no backend to measure",
+            do=how_to_install("jax") + ", or another backend's extra; or name a backend",
+        )
     against = FIRST if FIRST in present else present[0]
     with _pinned(threads, present):
         source = weights_of(model, task, dtype, progress)

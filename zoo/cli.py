@@ -6,6 +6,7 @@ else to stderr. No framework is imported before a command needs one.
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import sys
@@ -15,10 +16,11 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from zoo.console import console, import_frameworks, progress_bars, quiet, show_error
-from zoo.errors import ConfigError, InputError, ZooError
+from zoo.console import console, import_frameworks, plain, progress_bars, quiet, say, show_error
+from zoo.errors import ConfigError, InputError, SourceError, ZooError, printable
 
 if TYPE_CHECKING:
+    from zoo.checksums import FilesReport
     from zoo.model import Model
     from zoo.native.check import KernelReport
     from zoo.verify import Report
@@ -36,6 +38,7 @@ app = typer.Typer(
 _Backend = Annotated[str, typer.Option("--backend", "-b", help="torch, jax, tensorflow, keras, numpy or native.")]
 _AnyBackend = Annotated[str | None, typer.Option("--backend", "-b", help="Only models that load on it here.")]
 _Task = Annotated[str | None, typer.Option("--task", "-t", help="By the hub's name, such as fill-mask.")]
+_Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what was written there before, nothing else.")]
 _Json = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 _DType = Annotated[str, typer.Option(help="float32, bfloat16 or float16, or auto: the checkpoint's own.")]
 _FORMS = (
@@ -49,6 +52,9 @@ _NameOrType = Annotated[str, typer.Argument(metavar="NAME", help="What `zoo run`
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Carry out a command line (without the program's name; sys.argv by default) and exit."""
     quiet()
+    for stream in (sys.stdout, sys.stderr):  # a terminal or a pipe that cannot show a character gets its number
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(args=None if arguments is None else list(arguments), prog_name="zoo")
     except ZooError as error:
@@ -57,6 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except BrokenPipeError:  # zoo list | head
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:
+        show_error(SourceError("the system refused something", where=error.filename, got=error))
+        sys.exit(2)
     sys.exit(0)
 
 
@@ -69,6 +78,7 @@ def list_models(
     ] = False,
     missing: Annotated[bool, typer.Option("--missing", help="Architectures that do not match, and why.")] = False,
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write all of it as one page.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="The page may replace a file.")] = False,
     as_json: _Json = False,
 ) -> None:
     """The models of the registry: how each gets onto the backends here, and where its architecture was verified."""
@@ -77,8 +87,10 @@ def list_models(
             raise InputError("--html goes with no other option", do="write the page and filter it there")
         from zoo.page import write_page
 
-        write_page(html)
-        console().print(f"wrote {_plain(str(html))}", soft_wrap=True)
+        write_page(html, overwrite=overwrite)
+        console().print(f"wrote {plain(str(html))}", soft_wrap=True)
+    elif overwrite:
+        raise InputError("--overwrite goes with --html", do="zoo list --html FILE --overwrite")
     elif types or missing:
         _list_architectures(backend, task, missing, as_json)
     else:
@@ -102,10 +114,10 @@ def _list_models(backend: str | None, task: str | None, as_json: bool) -> None:
     _write_columns(rows, right=3)
     here = [name for name in BACKENDS if installed(name)]
     lacking = [f"{name} ({how_to_install(name)})" for name in BACKENDS if name not in here]
-    print(f"\n{len(models)} models. Frameworks here: {', '.join(here)}")
+    say(f"\n{len(models)} models. Frameworks here: {', '.join(here)}")
     if lacking:
-        print(f"Not installed: {', '.join(lacking)}")
-    print(_SWEPT if swept() else _NOT_SWEPT)
+        say(f"Not installed: {', '.join(lacking)}")
+    say(_SWEPT if swept() else _NOT_SWEPT)
 
 
 _GRAPH = {"graph": "packaged", "capture": "made on first load", "needs torch": "needs torch, transformers"}
@@ -126,7 +138,7 @@ def _list_architectures(backend: str | None, task: str | None, missing: bool, as
         _write_json([row_to_json(row) for row in found])
         return
     if not swept():
-        print(_NOT_SWEPT)
+        say(_NOT_SWEPT)
         return
     places = swept() if backend is None else (backend_name(backend),)
     rows: list[Sequence[str]] = []
@@ -146,18 +158,18 @@ def _list_architectures(backend: str | None, task: str | None, missing: bool, as
     _write_columns(rows)
     types = len({row.model_type for row in found})
     versions = ", ".join(f"{name} {version}" for name, version in coverage().versions.items())
-    print(f"\n{len(found)} heads of {types} types, each built tiny. Found with {versions}.")
+    say(f"\n{len(found)} heads of {types} types, each built tiny. Found with {versions}.")
 
 
 def _write_columns(rows: Sequence[Sequence[str]], right: int | None = None) -> None:
     """Plain text: drawing a table with rich would take as long as all the rest of `zoo list`."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]  # none without rows
     for row in rows:
         cells = [
             cell.rjust(width) if number == right else cell.ljust(width)
             for number, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
-        print("  ".join(cells).rstrip())
+        say("  ".join(cells).rstrip())
 
 
 @app.command("info")
@@ -191,7 +203,7 @@ def show_info(name: _NameOrType, as_json: _Json = False) -> None:
             value = (", " if key == "models" else "\n").join(value)
         elif isinstance(value, int):
             value = f"{value:,}"
-        table.add_row(key.replace("_", " "), _plain(str(value)))
+        table.add_row(key.replace("_", " "), plain(str(value)))
     console().print(table)
 
 
@@ -223,18 +235,18 @@ def run_model(
     out = console()
     for note in model.notes:
         if note.startswith("output"):
-            console(stderr=True).print(f"[dim]{_plain(note)}[/]")
-    out.print(f"[bold]{model.name}[/] on {model.backend}")
+            console(stderr=True).print(f"[dim]{plain(note)}[/]")
+    out.print(f"[bold]{plain(model.name)}[/] on {model.backend}")
     for result in answers["results"]:
-        out.print(f"\n{_plain(result['text'])}")
+        out.print(f"\n{plain(result['text'])}")
         if "embedding" in result:
             first = ", ".join(f"{x:.4f}" for x in result["embedding"][:6])
             out.print(f"  {len(result['embedding'])} numbers: {first} …")
         for group in result.get("answers", ()):
             if group["where"]:
-                out.print(f"  {_plain(group['where'])}")
+                out.print(f"  {plain(group['where'])}")
             for answer in group["top"]:
-                out.print(f"  {answer['score']:7.3f}  {_plain(answer['label'])}")
+                out.print(f"  {answer['score']:7.3f}  {plain(answer['label'])}")
     if len(answers["results"]) > 1 and "similarities" in answers:
         out.print("\ncosine similarities")
         for number, row in enumerate(answers["similarities"], 1):
@@ -252,12 +264,14 @@ def verify_model(
     length: Annotated[int, typer.Option(min=1, help="Tokens of the inputs.")] = 17,
     seed: Annotated[int, typer.Option(help="Of the inputs.")] = 0,
     kernels: Annotated[bool, typer.Option("--kernels", help="Check our kernels, not a model.")] = False,
+    files: Annotated[bool, typer.Option("--files", help="Compare the files with every checksum of them.")] = False,
     as_json: _Json = False,
 ) -> None:
     """Compare a model's outputs on several backends with float64; exit code 1 if one is wrong.
 
     With --kernels: our kernels inside torch, JAX and TensorFlow, against float64 and against the framework's own, and
-    those for an NVIDIA GPU ("cuda") against float64.
+    those for an NVIDIA GPU ("cuda") against float64. With --files: the checkpoint's files are read, nothing is run, and
+    each is compared with its sha256 (of the registry, the hub, the wheel) and with the checksums that it holds itself.
     """
     from zoo.backends import BACKENDS, backend_name
     from zoo.registry import parse
@@ -266,6 +280,9 @@ def verify_model(
     asked = None if backends == "all" else [part.strip() for part in backends.split(",")]
     if kernels:
         _verify_kernels(name, asked, as_json)
+        return
+    if files:
+        _verify_files(name, as_json)
         return
     wanted = asked and [backend_name(part) for part in asked]
     if name is None:
@@ -291,6 +308,17 @@ def _verify_kernels(name: str | None, wanted: list[str] | None, as_json: bool) -
     with console(stderr=True).status("") as status:
         report = verify_kernels(wanted, progress=status.update)
     _tell(report, as_json)
+
+
+def _verify_files(name: str | None, as_json: bool) -> None:
+    from zoo.checksums import check_files
+
+    if name is None:
+        raise InputError("there is no model whose files to verify", do="zoo verify NAME --files")
+    with progress_bars() as progress:
+        report = check_files(name, progress=progress)
+    compared = sum(bool(row.compared) for row in report.rows)
+    _tell(report, as_json, f"all right: {compared} of {len(report.rows)} files could be compared")
 
 
 @app.command("bench")
@@ -326,7 +354,7 @@ def bench_model(
         console().print(report.table())
 
 
-def _tell(report: Report | KernelReport, as_json: bool) -> None:
+def _tell(report: Report | KernelReport | FilesReport, as_json: bool, well: str = "all right") -> None:
     """A report on stdout; exit code 1 if it is not all right."""
     if as_json:
         _write_json(report.to_json())
@@ -339,7 +367,7 @@ def _tell(report: Report | KernelReport, as_json: bool) -> None:
             show_error(error)
         raise typer.Exit(1)
     if not as_json:
-        console().print("[green]all right[/]")
+        console().print(f"[green]{well}[/]")
 
 
 @app.command("capture")
@@ -349,12 +377,15 @@ def capture_model(
     task: _Task = None,
     dtype: _DType = "float32",
     train: Annotated[bool, typer.Option(help="Keep dropout, for training.")] = False,
+    overwrite: _Overwrite = False,
 ) -> None:
     """Capture a model as a folder that loads on every backend without torch (needs torch and transformers)."""
     from zoo.loading import capture
+    from zoo.written import may_write
 
-    written = capture(source, task=task, dtype=dtype, train=train).save(output)
-    console().print(f"wrote {_plain(str(written))}", soft_wrap=True)
+    may_write(output, overwrite)  # said before the long part
+    written = capture(source, task=task, dtype=dtype, train=train).save(output, overwrite=overwrite)
+    console().print(f"wrote {plain(str(written))}", soft_wrap=True)
 
 
 @app.command("convert")
@@ -372,6 +403,10 @@ def convert_model(
         bool, typer.Option("--verify", help="Open what was written by itself and compare tensors, files and outputs.")
     ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="A tensor that holds NaN is an error.")] = False,
+    overwrite: _Overwrite = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Tensors alone under their own names, to safetensors, npz or torch.")
+    ] = False,
     as_json: _Json = False,
 ) -> None:
     """Write a checkpoint in another framework's form: safetensors, torch, tf-h5, flax, npz, gguf and others."""
@@ -380,26 +415,24 @@ def convert_model(
     with progress_bars() as progress:
         done = convert(
             source, output, to, task=task, dtype=dtype, shard_size=_bytes(shard_size), dry_run=dry_run, verify=verify,
-            strict=strict, progress=progress,
+            strict=strict, overwrite=overwrite, raw=raw, progress=progress,
         )  # fmt: skip
     if as_json:
         _write_json(done.to_json())
         return
     if dry_run:
-        width = max(map(len, done.names.values()), default=0)
-        for name, origin in done.names.items():
-            print(f"{origin:<{width}}  ->  {name}")
+        _write_columns([(printable(origin), "->", printable(name)) for name, origin in done.names.items()])
     for why in dict.fromkeys(done.dropped.values()):
         names = [name for name, reason in done.dropped.items() if reason == why]
-        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        print(f"left out, since {why}: {shown}")
-    for line in done.notes:
-        console(stderr=True).print(f"[yellow]note:[/] {_plain(line)}", soft_wrap=True)
+        shown = ", ".join(map(printable, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        say(f"left out, since {why}: {shown}")
     for name in done.nans:
-        console(stderr=True).print(f"[yellow]warning:[/] {_plain(name)} holds NaN")
+        console(stderr=True).print(f"[yellow]warning:[/] {plain(name)} holds NaN")
+    for note in done.notes:
+        console(stderr=True).print(f"[yellow]note:[/] {plain(note)}", soft_wrap=True)
     what = f"{len(done.names)} tensors, {done.nbytes / 1e6:.1f} MB, {done.dialect} to {done.target}"
     checked = f", {done.verified} compared" if done.verified else ""
-    console().print(f"{'would write' if dry_run else 'wrote'} {_plain(str(output))}: {what}{checked}", soft_wrap=True)
+    console().print(f"{'would write' if dry_run else 'wrote'} {plain(str(output))}: {what}{checked}", soft_wrap=True)
 
 
 @app.command("inspect")
@@ -429,11 +462,9 @@ def inspect_file(
     if as_json:
         _write_json(facts)
         return
-    rows = [(name, info.dtype, str(list(info.shape))) for name, info in checkpoint.infos.items()]
-    widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    print(f"\n{facts['path']}: {facts['format']}, {facts['dialect']}, {len(rows)} tensors, {size / 1e6:.1f} MB")
+    rows = [(printable(name), info.dtype, str(list(info.shape))) for name, info in checkpoint.infos.items()]
+    _write_columns(rows)
+    say(f"\n{facts['path']}: {facts['format']}, {facts['dialect']}, {len(rows)} tensors, {size / 1e6:.1f} MB")
 
 
 def _bytes(size: str | None) -> int | None:
@@ -561,11 +592,7 @@ def _count(parameters: int | None) -> str:
     return f"{parameters / 1e9:.1f}B" if parameters >= 1e9 else f"{parameters / 1e6:.1f}M"
 
 
-def _plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
-
-
 def _write_json(value: Any) -> None:
-    print(json.dumps(value, indent=1, ensure_ascii=False))
+    """Names as they are, but for what a terminal would obey: JSON's own escapes say the same."""
+    text = json.dumps(value, indent=1, ensure_ascii=False)
+    print(re.sub(r"[^\n -~]", lambda found: found[0] if found[0].isprintable() else json.dumps(found[0])[1:-1], text))

@@ -9,14 +9,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from zoo.backends import installed
-from zoo.errors import ZooError
+from zoo.errors import ZooError, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from zoo.sources import Progress
 
-__all__ = ["console", "import_frameworks", "progress_bars", "quiet", "show_error"]
+__all__ = ["console", "import_frameworks", "plain", "progress_bars", "quiet", "say", "show_error"]
 
 _WIDE = 160  # columns where there is no terminal: nothing is cut in a file or a pipe
 
@@ -31,13 +31,23 @@ def console(*, stderr: bool = False) -> Console:
     return made
 
 
-def show_error(error: ZooError) -> None:
-    """An error on stderr: what, where, expected, got, what to try."""
+def plain(text: str) -> str:
+    """Text for rich's consoles and tables: neither its markup nor the terminal's escapes in it mean anything."""
     from rich.markup import escape
 
+    return escape(printable(text, lines=True))
+
+
+def say(text: str = "") -> None:
+    """A line of a result, without rich: no part of it is obeyed by a terminal."""
+    print(printable(text, lines=True))
+
+
+def show_error(error: ZooError) -> None:
+    """An error on stderr: what, where, expected, got, what to try."""
     first, *rest = str(error).split("\n")
     # soft_wrap: paths and names stay whole
-    console(stderr=True).print("\n".join([f"[bold red]error:[/] {escape(first)}", *map(escape, rest)]), soft_wrap=True)
+    console(stderr=True).print("\n".join([f"[bold red]error:[/] {plain(first)}", *map(plain, rest)]), soft_wrap=True)
 
 
 def quiet() -> None:
@@ -70,7 +80,7 @@ def progress_bars() -> Iterator[Progress]:
 
         def progress(what: str, done: int, total: int | None) -> None:
             if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
+                tasks[what] = bars.add_task(plain(what), total=total)
             bars.update(tasks[what], completed=done, total=total)  # type: ignore[arg-type]
 
         yield progress

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,18 +16,29 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from converters import open_checkpoint
-from converters.atomic import replacing
 from converters.checkpoint import BLOCK, Checkpoint, TensorInfo, little_endian
-from converters.dialects import canonical, derived_tokenizer, dialect_of, dropped
+from converters.dialects import canonical, derived_tokenizer, derived_tokenizer_config, dialect_of, dropped
 from converters.dialects.fields import nearly, note, refuse, unsaid, with_field
 from converters.gguf_quants import q8_0_error
-from converters.targets import Target, find_target
-from converters.view import Cast, Made, Recipe, Subset, View
-from zoo.errors import CaptureError, ConfigError, SourceError, VerifyError, WeightsError, ZooError
+from converters.gguf_vocabulary import FILES as TOKENIZER_FILES
+from converters.said_dtype import most_floats, saying_dtype
+from converters.targets import TARGETS, Target, find_target
+from converters.view import Cast, Made, Recipe, Subset, View, origins
+from zoo.errors import (
+    CaptureError,
+    ConfigError,
+    InputError,
+    MissingFramework,
+    SourceError,
+    VerifyError,
+    WeightsError,
+    ZooError,
+)
 from zoo.graph.computed import COMPUTED, is_computed, sinusoids
 from zoo.graph.key import Contradiction, contradictions, current
 from zoo.registry import Entry, SourceRef, parse
 from zoo.tolerances import ROUNDING
+from zoo.written import RECORD, may_write, writing
 
 if TYPE_CHECKING:
     from zoo.graph.ir import Graph, Node
@@ -48,7 +59,9 @@ class Conversion:
         nans: names of tensors that hold NaN.
         nbytes: size of the tensors written.
         verified: what was compared; outputs only of models that can be captured.
-        notes: fields of the config that what reads the form has otherwise: nearly the same, or ignored where it stands.
+        notes: what was taken off to reach the model's tensors, prefixes and what trainers put around them; what readers
+            of the form will do otherwise than those of the source; fields of the config that they have otherwise,
+            nearly the same, or ignored where it stands.
     """
 
     folder: Path | None
@@ -78,6 +91,8 @@ def convert(
     dry_run: bool = False,
     verify: bool = False,
     strict: bool = False,
+    overwrite: bool = False,
+    raw: bool = False,
     offline: bool | None = None,
     progress: Progress | None = None,
 ) -> Conversion:
@@ -85,7 +100,7 @@ def convert(
 
     Args:
         model: what `zoo.load` takes: a name, "hf://org/name", a folder, a file of weights.
-        folder: a new or empty folder, or one that an earlier conversion wrote; it appears complete or not at all.
+        folder: a new or empty folder; it appears complete or not at all.
         to: one of `converters.targets.TARGETS`.
         task: for another head than the checkpoint's own.
         dtype: of the floating-point tensors, as they are by default: float32, bfloat16 or float16, and for GGUF q8_0.
@@ -95,13 +110,18 @@ def convert(
         verify: open the folder by itself, as `verify_conversion` does, and compare: every tensor, bit for bit as the
             dtype rounds it (Q8_0 within what it may be off), the files beside them, and the outputs.
         strict: tensors that hold NaN are an error.
+        overwrite: the folder may be one that was written before: files that its conversion.json lists, unchanged since,
+            give way to the new ones; all others stay.
+        raw: write the tensors alone, under the names and in the layouts that the source has them in, to safetensors,
+            npz or torch. Nothing is asked of them: no config is needed or written, and `verify` compares every tensor.
         offline: True uses only what is on this machine.
         progress: told (what, bytes done, bytes in all).
 
     Raises:
         WeightsError: tensors that neither the model nor the form has a place for; all are named.
-        ConfigError: the folder holds something else, or the source; there is no such form, or not with this dtype; what
-            reads the form would compute something else, since the form cannot say a field of the config.
+        ConfigError: the folder holds something else, or the source, or files of the list were changed; there is no such
+            form, or not with this dtype; what reads the form would compute something else, since the form cannot say a
+            field of the config.
         VerifyError: the two ends differ.
         SourceError: the disk has not enough room, or cannot be written to; the folder is as it was.
     """
@@ -109,11 +129,16 @@ def convert(
 
     target = find_target(to)
     out = Path(folder)
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / RECORD).is_file())):
-        raise ConfigError("the folder holds something else", where=out, do="choose an empty or a new folder")
     found = parse(model)
+    if isinstance(found, SourceRef) and found.kind == "local":
+        _keep_apart(Path(found.location), out)
+    may_write(out, overwrite)
     place, _ = fetch_checkpoint(found, offline, progress)
     _keep_apart(place, out)
+    if raw:
+        if task is not None:
+            raise ConfigError("tensors alone have no task", got=task, do="leave out the task, or --raw")
+        return _convert_raw(place, out, target, dtype, shard_size, dry_run, verify, strict, overwrite, progress)
     with ExitStack() as stack:
         plan = _plan(stack, place, found, target, task, dtype)
         result = plan.result
@@ -122,13 +147,12 @@ def convert(
         _need_room(
             out, result.nbytes * (2 if target.with_graph else 1)
         )  # an archive's weights are a file of their own first
-        with _written_to(out), replacing(_made(out)) as fresh:
-            fresh.mkdir()
-            _companions(place if place.is_dir() else place.parent, fresh, target.config(plan.config), plan.raw)
+        with writing(out, overwrite) as (fresh, record):
+            _companions(place if place.is_dir() else place.parent, fresh, _config_beside(plan), plan.raw)
             watched = _Watched(plan.written, progress, strict)
-            _write(fresh, target, watched, plan.config, plan.served, shard_size, plan.quantised)
+            _write(fresh, target, watched, plan.config, plan.served, plan.texts, shard_size, plan.quantised)
             result.nans = watched.nans
-            (fresh / RECORD).write_text(json.dumps(_record(result, dtype, task), indent=2) + "\n", "utf-8")
+            record |= _record(result, dtype, task)
             if verify:
                 result.verified = _verify(plan, fresh)
     result.folder = out
@@ -169,12 +193,82 @@ def verify_conversion(
     place, _ = fetch_checkpoint(found, offline, progress)
     with ExitStack() as stack:
         target = find_target(str(record.get("to")))
+        if record.get("raw"):
+            return _verify_raw(_raw_plan(stack, place, target, record.get("dtype"))[1], folder)
         plan = _plan(stack, place, found, target, record.get("task"), record.get("dtype"))
         return _verify(plan, folder)
 
 
-RECORD = "conversion.json"
-"""What a converted folder says of where it came from; it marks the folder as ours to replace."""
+def _convert_raw(
+    place: Path,
+    out: Path,
+    target: Target,
+    dtype: str | None,
+    shard_size: int | None,
+    dry_run: bool,
+    verify: bool,
+    strict: bool,
+    overwrite: bool,
+    progress: Progress | None,
+) -> Conversion:
+    """The tensors of a checkpoint as they are, in another format."""
+    from zoo.graph.ir import Graph
+
+    with ExitStack() as stack:
+        file, tensors = _raw_plan(stack, place, target, dtype)
+        dialect = dialect_of(file)
+        result = Conversion(
+            None,
+            file.path,
+            dialect.NAME if dialect else file.format,
+            target.name,
+            dict(zip(tensors.infos, tensors.infos, strict=True)),
+            nbytes=sum(info.nbytes for info in tensors.infos.values()),
+        )
+        if dry_run:
+            return result
+        _need_room(out, result.nbytes)
+        with writing(out, overwrite) as (fresh, record):
+            watched = _Watched(tensors, progress, strict)
+            plain = replace(target, metadata={}, shard_metadata=None)  # it says nothing of names and layouts
+            _write(fresh, plain, watched, {}, Graph((), {}, {}, [], {}), {}, shard_size, ())
+            result.nans = watched.nans
+            record |= {**_record(result, dtype, None), "raw": True}
+            if verify:
+                result.verified = _verify_raw(tensors, fresh)
+    result.folder = out
+    return result
+
+
+def _raw_plan(stack: ExitStack, place: Path, target: Target, dtype: str | None) -> tuple[Checkpoint, Checkpoint]:
+    """A checkpoint, and its tensors as they are to be written; `stack` closes them."""
+    forms = [name for name, form in TARGETS.items() if form.dialect is None]
+    if target.name not in forms:
+        raise ConfigError(
+            "this form has names and layouts of its own: it does not take tensors alone",
+            expected=", ".join(forms),
+            got=target.name,
+            do="name one of these with --to, or leave out --raw",
+        )
+    file = stack.enter_context(open_checkpoint(place))
+    file.check_reads()
+    return file, Cast(file, target.stored(file, dtype))
+
+
+def _verify_raw(tensors: Checkpoint, folder: Path) -> str:
+    """Read back what was written; what was compared.
+
+    Raises:
+        VerifyError: naming the first tensor that differs.
+    """
+    with open_checkpoint(folder) as back:
+        if unlike := sorted(back.infos.keys() ^ tensors.infos.keys()):
+            raise VerifyError("what was written has other tensors than the source", where=folder, got=unlike[0])
+        for name, info in tensors.infos.items():
+            if not _same(tensors, back, info):
+                raise VerifyError("a tensor is not what it was", where=f"{folder}, tensor {name!r}")
+    return "every tensor"
+
 
 _ROOM = 1 << 24  # what the files beside the weights may take
 
@@ -192,6 +286,7 @@ class _Plan:
         served: the graph of what is written.
         quantised: the tensors that are stored as Q8_0.
         near: the fields that the form's reader has nearly as the config has them.
+        texts: the tokenizer's files, for forms that hold it.
     """
 
     target: Target
@@ -205,6 +300,7 @@ class _Plan:
     served: Graph
     quantised: set[str]
     near: list[Contradiction]
+    texts: Mapping[str, str]
     dtype: str | None
     result: Conversion
 
@@ -214,15 +310,18 @@ def _plan(
 ) -> _Plan:
     """What is to be written, as views of the source, which `stack` closes."""
     from zoo.loading import config_of
-    from zoo.weights import as_saved, expected_shapes, gathered, scattered
+    from zoo.weights import as_saved, gathered, scattered
+    from zoo.wrapping import unwrapped
 
     config = config_of(place, found)
-    graph = _graph_of(config, task)
+    graph = _graph_of(config, task, place)
     if graph.meta.get("class"):
         config = {**config, "architectures": [graph.meta["class"]]}
     source = config, graph
-    raw = stack.enter_context(open_checkpoint(place))
-    read = canonical(raw, config, expected_shapes(graph))
+    file = stack.enter_context(open_checkpoint(place))
+    file.check_reads()
+    opened = unwrapped(file, config, graph)
+    raw, read = opened.raw, opened.read
     dialect = dialect_of(raw) if read is not raw else None
     whole = gathered(graph, read, as_published=read is raw)
     config, graph, whole = _untied(config, graph, whole, target)
@@ -242,11 +341,12 @@ def _plan(
         raw.path,
         dialect.NAME if dialect else "hf-torch",
         target.name,
-        {name: name if name in restored else ", ".join(_origins(written, name)) for name in written.infos},
+        {name: name if name in restored else ", ".join(origins(written, name)) for name in written.infos},
         {
             **gone,
             **homeless,
-            **(dropped(dialect, raw.infos, _used(read)) if read is not raw else {}),
+            **(dropped(dialect, raw.infos, _used(read, raw)) if read is not raw else {}),
+            **opened.left,
             **dropped(target.dialect_module(), ours.infos, kept),
         },
         nbytes=sum(
@@ -257,20 +357,28 @@ def _plan(
     )
     theirs = target.understood(target.described(written, config), target.config(config))
     near, unheard = _unsaid(target, theirs, config, graph)
-    result.notes = [note(target.name, one) for one in (*near, *unheard)]
-    return _Plan(target, place, raw, source, config, graph, ours, written, served, quantised, near, dtype, result)
+    texts = _tokenizer_texts(place if place.is_dir() else place.parent, raw) if target.with_tokenizer else {}
+    unequal = (note(target.name, one) for one in (*near, *unheard))
+    result.notes = [*opened.notes, *unequal, *target.notes(config, texts, written)]
+    return _Plan(
+        target, place, raw, source, config, graph, ours, written, served, quantised, near, texts, dtype, result
+    )
 
 
-def _graph_of(config: Mapping[str, Any], task: str | None) -> Graph:
+def _graph_of(config: Mapping[str, Any], task: str | None, place: Path | None = None) -> Graph:
     """The model's graph, or its names and shapes alone: one that cannot be captured can still be converted."""
-    from zoo.loading import graph_for
+    from zoo.loading import fitting, graph_for, need_torch
 
     try:
-        return graph_for(config, task, "float32")
+        return graph_for(config, task, "float32", place=place)
+    except MissingFramework:
+        need_torch(place)
+        raise
     except CaptureError:
         from zoo.capture.huggingface import config_from, parameters_of
 
-        return parameters_of(config_from(config), task)
+        size = None if place is None else fitting(config, place)
+        return parameters_of(config_from(config), task, size=size)
 
 
 def _untied(
@@ -322,11 +430,14 @@ def _in_graph_names(checkpoint: Checkpoint, graph: Graph, keep: bool) -> tuple[V
     Args:
         keep: what the class does not use but another head may need is kept, under the name it has.
     """
-    from zoo.weights import fit, prune, untie
+    from zoo.weights import check_twins, fit, prune, untie
 
     graph = untie(graph, checkpoint)
     served = graph
-    fitted = fit(graph, {name: info.shape for name, info in checkpoint.infos.items()}, checkpoint.path)
+    infos = checkpoint.infos
+    dtypes = {name: info.dtype for name, info in infos.items()}
+    fitted = fit(graph, {name: info.shape for name, info in infos.items()}, checkpoint.path, dtypes=dtypes)
+    check_twins(checkpoint, fitted)
     if graph.nodes:
         served, _ = prune(graph, fitted, checkpoint.path)  # raises if the main output lacks a tensor
     elif lacking := [name for name in fitted.missing if not is_computed(name)]:
@@ -497,15 +608,14 @@ def _write(
     checkpoint: Checkpoint,
     config: Mapping[str, Any],
     graph: Graph,
+    texts: Mapping[str, str],
     limit: int | None,
     quantised: Collection[str],
 ) -> None:
     """The weights, in one file or in shards of at most `limit` bytes with their index."""
     infos = checkpoint.infos
     if limit is None or not target.sharded or sum(info.nbytes for info in infos.values()) <= limit:
-        tokenizer = folder / "tokenizer.json"
-        text = tokenizer.read_text("utf-8") if tokenizer.is_file() else None
-        target.write(folder / target.file, checkpoint, config, graph, text, quantised)
+        target.write(folder / target.file, checkpoint, config, graph, texts, quantised)
         return
     checkpoint, in_index = target.in_shards(checkpoint)
     groups: list[list[str]] = [[]]
@@ -529,15 +639,38 @@ def _write(
 
 def _companions(source: Path, folder: Path, config: Mapping[str, Any], raw: Checkpoint) -> None:
     """The files beside the weights, and those that follow from what the weights' own file says."""
-    from zoo.sources.local import companions, inside, names_in
+    from zoo.sources.local import copy_companions
 
-    for name in companions(names_in(source)):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        if name != "graph.json.gz":
-            shutil.copyfile(inside(source, name), folder / name)
+    copy_companions(source, folder)
     if not (folder / "tokenizer.json").is_file() and (tokenizer := derived_tokenizer(raw)) is not None:
         (folder / "tokenizer.json").write_text(tokenizer, "utf-8")
+        if not (folder / "tokenizer_config.json").is_file() and (said := derived_tokenizer_config(raw)) is not None:
+            (folder / "tokenizer_config.json").write_text(said, "utf-8")
     (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _config_beside(plan: _Plan) -> Mapping[str, Any]:
+    """config.json with the dtype that most of the file's numbers are stored in, if the conversion changed that."""
+    config = plan.target.config(plan.config)
+    if "model_type" not in config or plan.quantised:
+        return config
+    before, after = (most_floats(one.infos.values()) for one in (plan.ours, plan.written))
+    said = after if plan.dtype is not None or before != after else None
+    return saying_dtype(config, said, old=plan.target.dialect in ("hf_tf", "hf_flax"))
+
+
+def _tokenizer_texts(source: Path, raw: Checkpoint) -> dict[str, str]:
+    """The tokenizer's files by name, tokenizer.json as the tokenizers library spells it today; made where it lacks."""
+    from zoo.tasks.text import tokenizer_in
+
+    texts = {
+        name: (source / name).read_text("utf-8")
+        for name in TOKENIZER_FILES
+        if name != "tokenizer.json" and (source / name).is_file()
+    }
+    found = tokenizer_in(source)
+    text = derived_tokenizer(raw) if found is None else found.to_str()
+    return texts if text is None else {**texts, "tokenizer.json": text}
 
 
 def _record(result: Conversion, dtype: str | None, task: str | None) -> dict[str, Any]:
@@ -568,26 +701,6 @@ def _keep_apart(place: Path, out: Path) -> None:
         )
 
 
-def _made(out: Path) -> Path:
-    """Where the output really goes, in a folder that exists."""
-    real = out.resolve()
-    real.parent.mkdir(parents=True, exist_ok=True)
-    return real
-
-
-@contextmanager
-def _written_to(out: Path) -> Iterator[None]:
-    """What the system refuses on the way (no permission, a full disk) is an error of ours that names the output."""
-    try:
-        yield
-    except ZooError:
-        raise
-    except OSError as error:
-        raise SourceError(
-            "the converted checkpoint cannot be written", where=out, got=error, do="choose another folder, or make room"
-        ) from error
-
-
 def _need_room(out: Path, nbytes: int) -> None:
     existing = next(folder for folder in (out, *out.absolute().parents) if folder.is_dir())
     free = shutil.disk_usage(existing).free
@@ -603,14 +716,7 @@ def _need_room(out: Path, nbytes: int) -> None:
 
 def _used(view: Checkpoint, bottom: Checkpoint | None = None) -> set[str]:
     """The tensors of `bottom` (of the file, if it is not given) that a view is made of."""
-    return {origin for name in view.infos for origin in _origins(view, name, bottom)}
-
-
-def _origins(view: Checkpoint, name: str, bottom: Checkpoint | None = None) -> list[str]:
-    """The tensors of `bottom` (of the file, if it is not given) that one tensor of a view is made of."""
-    if view is bottom or not isinstance(view, (View, Cast)):
-        return [name]
-    return [origin for source in view.sources(name) for origin in _origins(view.source, source, bottom)]
+    return {origin for name in view.infos for origin in origins(view, name, bottom)}
 
 
 def _verify(plan: _Plan, folder: Path) -> str:
@@ -678,8 +784,8 @@ def _same_tensors(plan: _Plan, folder: Path, own: dict[str, Any], graph: Graph) 
     from zoo.weights import expected_shapes, gathered, untie
 
     ours, written = plan.ours, plan.written
-    stored = {one: info.dtype for name, info in written.infos.items() for one in _origins(written, name, ours)}
-    lossy = {one for name in plan.quantised for one in _origins(written, name, ours)}
+    stored = {one: info.dtype for name, info in written.infos.items() for one in origins(written, name, ours)}
+    lossy = {one for name in plan.quantised for one in origins(written, name, ours)}
     expected = Cast(Subset(ours, sorted(stored)), stored)
     all_exact = True
     with open_checkpoint(folder) as raw:
@@ -716,7 +822,7 @@ def _same_files(plan: _Plan, folder: Path) -> None:
 
     with TemporaryDirectory() as made:
         source = plan.place if plan.place.is_dir() else plan.place.parent
-        _companions(source, Path(made), plan.target.config(plan.config), plan.raw)
+        _companions(source, Path(made), _config_beside(plan), plan.raw)
         for path in sorted(path for path in Path(made).rglob("*") if path.is_file()):
             name = path.relative_to(made).as_posix()
             written = folder / name
@@ -737,14 +843,17 @@ def _compare_outputs(plan: _Plan, folder: Path, own: dict[str, Any], graph: Grap
         What was compared, and what was not.
     """
     from zoo.loading import assemble
-    from zoo.samples import sample_inputs
+    from zoo.samples import fitting
     from zoo.tolerances import CONVERTED, VACUOUS
 
     config, first = plan.source
     one = assemble(str(plan.place), "numpy", first, plan.place, config, True)
     other = assemble(str(folder), "numpy", graph, folder, own, True)
-    inputs = sample_inputs(one)
-    left, right = one(**inputs), other(**inputs)
+    try:
+        inputs, left = fitting(one, lambda drawn: one(**drawn))
+    except InputError as error:
+        raise VerifyError("the outputs cannot be compared", where=plan.place, got=error) from error
+    right = other(**inputs)
     limit = CONVERTED[rounded]
     compared: list[str] = []
     constant: list[str] = []

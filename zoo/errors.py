@@ -5,6 +5,8 @@ Each says what happened, where, what was expected, what was found and what to do
 
 from __future__ import annotations
 
+import re
+
 __all__ = [
     "CaptureError",
     "ChecksumError",
@@ -22,11 +24,26 @@ __all__ = [
     "VerifyError",
     "WeightsError",
     "ZooError",
+    "printable",
 ]
+
+# Control characters, which a terminal obeys; what turns the direction of text or breaks lines; halves of UTF-16 pairs.
+_UNPRINTABLE = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str, *, lines: bool = False) -> str:
+    """Text out of a file as a terminal may show it: escapes, controls and lone surrogates spelled out (\\x1b, \\ud800).
+
+    Args:
+        text: anything.
+        lines: keeps line breaks and tabs, which are spelled out otherwise.
+    """
+    shown = _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
+    return shown if lines else shown.replace("\n", "\\n").replace("\t", "\\t")
 
 
 class ZooError(Exception):
-    """Base of all errors raised by Anyzoo.
+    """Base of all errors raised by Anyzoo. Its text can be shown on a terminal whatever a file put into it.
 
     Args:
         what: one sentence: what went wrong.
@@ -46,10 +63,10 @@ class ZooError(Exception):
         do: str | None = None,
     ) -> None:
         self.what, self.where, self.expected, self.got, self.do = what, where, expected, got, do
-        lines = [what]
+        lines = [printable(what, lines=True)]
         for label, value in (("where", where), ("expected", expected), ("got", got), ("try", do)):
             if value is not None:
-                lines.append(f"  {label}: {value}")
+                lines.append(f"  {label}: {printable(str(value), lines=True)}")
         super().__init__("\n".join(lines))
 
     def __reduce__(self):

@@ -13,10 +13,12 @@ from html import escape
 from pathlib import Path
 from statistics import median
 
+from converters.atomic import replacing
 from zoo.catalogue import BASE, Availability, Verdict, available, describe, swept, verdict, verified_as
 from zoo.coverage import Row, coverage
 from zoo.errors import ConfigError
 from zoo.registry import find
+from zoo.written import refused_by_system
 
 __all__ = ["render", "write_page"]
 
@@ -31,14 +33,27 @@ BINS = 4
 """Bins per power of ten in the plot of errors."""
 
 
-def write_page(path: str | os.PathLike[str]) -> None:
-    """Write the page to a file.
+def write_page(path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Write the page to a file, whole or not at all.
+
+    Args:
+        path: a new file.
+        overwrite: there may be a file, which the page replaces.
 
     Raises:
-        ConfigError: no sweep comes with this installation.
-        OSError: the file cannot be written.
+        ConfigError: no sweep comes with this installation, or something has the page's name.
+        SourceError: the file cannot be written.
     """
-    Path(path).write_text(render(), "utf-8")
+    out, text = Path(path), render()
+    with refused_by_system(out):
+        if (out.exists() or out.is_symlink()) and not (overwrite and out.is_file()):
+            raise ConfigError(
+                "there is a file, or a folder, of that name",
+                where=out,
+                do="choose another name" + (", or --overwrite" if out.is_file() else ""),
+            )
+        with replacing(out.resolve()) as fresh:
+            fresh.write_text(text, "utf-8")
 
 
 def render() -> str:

@@ -168,7 +168,7 @@ def parse(reference: str | os.PathLike[str]) -> Entry | SourceRef:
         if (entry := _index().get(reference.casefold())) is not None:
             return entry
     path = Path(reference).expanduser()
-    if reference and path.exists():
+    if reference and (path.exists() or path.with_name(f"{path.name}.index").is_file()):  # TensorFlow's prefixes
         return _local(path)
     looks_like_path = not isinstance(reference, str) or reference.startswith((".", "~")) or path.is_absolute()
     if looks_like_path:

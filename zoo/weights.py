@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, NoReturn
 
 import numpy as np
 
+from converters.marks import (
+    ADAPTER_ADVICE,
+    NOT_APPLIED,
+    NOT_READ,
+    QUANTISED_ADVICE,
+    adapter_tensors,
+    is_integer,
+    quantised_tensors,
+    why_beside,
+)
 from zoo.arrays import numpy_dtype
 from zoo.errors import WeightsError
 from zoo.graph.computed import COMPUTED, is_computed, sinusoids
@@ -18,9 +29,12 @@ __all__ = [
     "Fit",
     "as_dtype",
     "as_saved",
+    "check_twins",
     "expected_shapes",
     "fit",
     "gathered",
+    "lacking",
+    "main_needs",
     "needed",
     "other_names",
     "prune",
@@ -40,6 +54,9 @@ _RENAMED = (
 )
 
 
+NO_DTYPES: Mapping[str, str] = MappingProxyType({})
+
+
 @dataclass(frozen=True, slots=True)
 class Fit:
     """How a checkpoint serves a graph.
@@ -49,15 +66,24 @@ class Fit:
         missing: canonical parameters that no tensor serves.
         made: canonical parameters that no tensor serves but that the model itself says how to compute.
         unused: tensor -> why it is not needed.
+        twins: tensor -> another that serves its parameter; `check_twins` compares them.
     """
 
     names: Mapping[str, str]
     missing: tuple[str, ...]
     made: Mapping[str, np.ndarray]
     unused: Mapping[str, str]
+    twins: Mapping[str, str] = field(default_factory=dict)
 
 
-def fit(graph: Graph, shapes: Mapping[str, tuple[int, ...]], where: object, *, strict: bool = True) -> Fit:
+def fit(
+    graph: Graph,
+    shapes: Mapping[str, tuple[int, ...]],
+    where: object,
+    *,
+    strict: bool = True,
+    dtypes: Mapping[str, str] = NO_DTYPES,
+) -> Fit:
     """Match tensor names and shapes with the graph's parameters.
 
     Args:
@@ -65,20 +91,24 @@ def fit(graph: Graph, shapes: Mapping[str, tuple[int, ...]], where: object, *, s
             that the class knows and does not use), "legacy" (pattern, replacement: names that it had before).
         shapes: tensor name -> shape, all of the checkpoint.
         where: the checkpoint, for errors.
-        strict: False takes unknown tensors as unused.
+        strict: False takes unknown tensors as unused, but never those of quantised layers.
+        dtypes: tensor name -> dtype; one of whole numbers is no weight of a parameter that has others.
 
     Raises:
-        WeightsError: a tensor has another shape, or is unknown in a part of the model that the graph has. All such
-            tensors are named. Missing ones are returned, not raised: `prune` decides whether they matter.
+        WeightsError: a tensor has another shape, holds whole numbers where the model has others, or is unknown in a
+            part of the model that the graph has. All such tensors are named. Missing ones are returned, not raised:
+            `prune` decides whether they matter.
     """
     prefix = graph.meta.get("prefix") or ""
     index = _index(graph, shapes)
     names: dict[str, str] = {}
-    missing, misshaped = [], []
+    missing, misshaped, packed = [], [], []
     made: dict[str, np.ndarray] = {}
+    twins: dict[str, str] = {}
     for param in graph.params.values():
-        candidates = (c for own in (param.name, *param.aliases) for c in _candidates(own, prefix))
+        candidates = [c for own in (param.name, *param.aliases) for c in _candidates(own, prefix)]
         found = next((index[c] for c in candidates if c in index), None)
+        twins.update((index[c], found) for c in candidates if found and index.get(c, found) != found)
         if found is None and param.name in graph.meta.get("sinusoids", ()):
             made[param.name] = sinusoids(param.shape)
         elif found is None:
@@ -87,14 +117,79 @@ def fit(graph: Graph, shapes: Mapping[str, tuple[int, ...]], where: object, *, s
             misshaped.append(f"{found}: expected {list(param.shape)}, got {list(shapes[found])}")
         else:
             names[param.name] = found
+        if found and not _of_a_kind(dtypes.get(found, param.dtype), param.dtype):
+            packed.append(f"{found}: expected {param.dtype}, got {dtypes[found]}")
     served = set(names.values()) | {index[c] for c in _all_names(graph, prefix) if c in index}
     unused, unexpected = _leftovers(graph, [name for name in shapes if name not in served], prefix)
+    adapters, quantised = adapter_tensors(unexpected), quantised_tensors(unexpected, dtypes)
     if not strict:
-        unused |= dict.fromkeys(unexpected, "the model does not know it")
-        unexpected = []
-    if misshaped or unexpected:
-        _refuse(where, misshaped, unexpected, missing)
-    return Fit(names, tuple(missing), made, unused)
+        unused |= {
+            name: "it is an adapter's, which is not applied" if name in adapters else "the model does not know it"
+            for name in unexpected
+        }
+        unexpected = quantised
+    if misshaped or unexpected or packed:
+        what, do = _NO_FIT
+        if packed or quantised:
+            what, do = NOT_READ, QUANTISED_ADVICE
+        elif adapters and not misshaped:
+            what, do = NOT_APPLIED, ADAPTER_ADVICE
+        _refuse(where, misshaped, unexpected, missing, what, do, packed=packed, held=shapes)
+    return Fit(names, tuple(missing), made, unused, twins)
+
+
+def _of_a_kind(stored: str, wanted: str) -> bool:
+    """Whether numbers of one dtype can serve as another: no whole ones for others, no complex ones for real."""
+    if stored.startswith("complex") and not wanted.startswith("complex"):
+        return False
+    return is_integer(wanted) or not is_integer(stored)
+
+
+def check_twins(checkpoint: Any, fitted: Fit) -> None:
+    """Tensors that serve one parameter must be the same: only one of them is read.
+
+    Raises:
+        WeightsError: two differ; all such pairs are named.
+    """
+    apart = [f"{one} and {other}" for one, other in fitted.twins.items() if not _equal(checkpoint, one, other)]
+    if apart:
+        raise WeightsError(
+            "the checkpoint holds parameters of the model twice, and the two differ",
+            where=checkpoint.path,
+            got="; ".join(apart),
+            do="remove from the file the one of each pair that is not meant",
+        )
+
+
+def lacking(graph: Graph, names: Collection[str]) -> set[str]:
+    """The parameters that tensors of these names do not serve, and that the model does not compute."""
+    params = graph.params
+    if all(name in names for name in params):
+        return set()
+    prefix = graph.meta.get("prefix") or ""
+    index = _index(graph, names)
+    made = {
+        name
+        for group in graph.stored
+        if any(c in index for tensor in group.tensors for c in _candidates(tensor, prefix))
+        for name in group.params
+    }
+    made.update(graph.meta.get("sinusoids", ()))
+    return {
+        param.name
+        for param in params.values()
+        if param.name not in made
+        and not is_computed(param.name)
+        and not any(c in index for own in (param.name, *param.aliases) for c in _candidates(own, prefix))
+    }
+
+
+def main_needs(graph: Graph) -> set[str]:
+    """The parameters that the first output is computed from; all of them if only names and shapes are known."""
+    if not graph.nodes:
+        return set(graph.params)
+    found = _dependencies(graph)[next(iter(graph.outputs.values())).name]
+    return {name for name in graph.params if param_ref(name) in found}
 
 
 def gathered(graph: Graph, checkpoint: Any, *, as_published: bool = True) -> Any:
@@ -135,7 +230,7 @@ def gathered(graph: Graph, checkpoint: Any, *, as_published: bool = True) -> Any
             parts[group.params[box.param]].append(piece)
         recipes |= {name: Pieces(graph.params[name].shape, tuple(pieces)) for name, pieces in parts.items()}
     if missing or misshaped:
-        _refuse(checkpoint.path, misshaped, [], missing)
+        _refuse(checkpoint.path, misshaped, [], missing, held=checkpoint.infos)
     return _rearranged(checkpoint, recipes, used)
 
 
@@ -264,7 +359,7 @@ def prune(graph: Graph, fitted: Fit, where: object) -> tuple[Graph, dict[str, st
     }
     main = next(iter(graph.outputs))
     if main in dropped:
-        _refuse(where, [], [], list(fitted.missing))
+        _refuse(where, [], [], list(fitted.missing), held=fitted.unused, found=fitted.names.values())
     outputs = {name: ref for name, ref in graph.outputs.items() if name not in dropped}
     wanted = {ref.name for ref in outputs.values()}
     kept = []
@@ -279,33 +374,54 @@ def prune(graph: Graph, fitted: Fit, where: object) -> tuple[Graph, dict[str, st
 def _leftovers(graph: Graph, names: list[str], prefix: str) -> tuple[dict[str, str], list[str]]:
     """Tensors that nothing asked for: those with a good reason, and the rest."""
     patterns = [re.compile(p) for p in graph.meta.get("unexpected", ())]
-    modules = {""}
-    for name in _all_names(graph, prefix):
-        parts = name.split(".")
-        modules.update(".".join(parts[:end]) for end in range(1, len(parts)))
+    modules, layers = _modules(graph, prefix)
+    tops = {module.partition(".")[0] for module in modules}
     unused, unexpected = {}, []
     for name in names:
+        part = _first_unknown(name, modules)
+        inside = any(name.startswith(f"{layer}.") for layer in _leading(name, layers))
         if is_computed(name):
             unused[name] = COMPUTED
-        elif any(pattern.search(name) for pattern in patterns):
+        elif any(pattern.search(name) for pattern in patterns) and not (inside and adapter_tensors([name])):
             unused[name] = "the class does not use it"
-        elif _in_another_part(name, modules):
-            unused[name] = "belongs to a part that this task does not have"
-        else:
+        elif (why := why_beside(name, tops)) is not None:
+            unused[name] = why
+        elif inside or part is None or any(piece.isdigit() for piece in part) or adapter_tensors([name]):
             unexpected.append(name)
+        else:
+            unused[name] = "belongs to a part that this task does not have"
     return unused, unexpected
 
 
-def _in_another_part(name: str, modules: set[str]) -> bool:
-    """Whether a tensor belongs to a whole module that the graph lacks, a pooler or another head.
+def _modules(graph: Graph, prefix: str) -> tuple[set[str], set[str]]:
+    """The paths of modules, and of those that are one layer: whatever lies inside changes what they compute."""
+    modules = {""}
+    owners = set()
+    for name in _all_names(graph, prefix):
+        parts = name.split(".")
+        modules.update(".".join(parts[:end]) for end in range(1, len(parts)))
+        owners.add(".".join(parts[:-1]))
+    parents = {module.rpartition(".")[0] for module in modules if module}
+    return modules, {*(owners - parents - {""}), *_all_names(graph, prefix)}
 
-    Inside a numbered layer, or as a layer of a number that the graph does not reach, it says that the config is wrong.
+
+def _leading(name: str, layers: set[str]) -> list[str]:
+    """The layers whose path a name begins with."""
+    parts = name.split(".")
+    return [path for end in range(1, len(parts)) if (path := ".".join(parts[:end])) in layers]
+
+
+def _first_unknown(name: str, modules: set[str]) -> list[str] | None:
+    """The path to the first module on the way to a tensor that the graph lacks (a pooler, another head); None if it has
+    all of them.
+
+    With a number in it, inside a layer or past the last, it says that the config is wrong.
     """
     path = name.split(".")[:-1]
     known = 0
     while known < len(path) and ".".join(path[: known + 1]) in modules:
         known += 1
-    return known < len(path) and not any(part.isdigit() for part in path[: known + 1])
+    return path[: known + 1] if known < len(path) else None
 
 
 def _all_names(graph: Graph, prefix: str) -> Iterator[str]:
@@ -360,16 +476,52 @@ def _dependencies(graph: Graph) -> dict[str, set[str]]:
     return needs
 
 
-def _refuse(where: object, misshaped: list[str], unexpected: list[str], missing: list[str]) -> None:
-    parts = [("misshaped", misshaped), ("unexpected", unexpected), ("missing", missing)]
-    lines = [f"{kind} ({len(names)}): " + "; ".join(names) for kind, names in parts if names]
-    raise WeightsError(
-        "the checkpoint's tensors do not fit the model",
-        where=where,
-        got="\n    " + "\n    ".join(lines),
-        do="check that the weights belong to this config and task; "
-        "a checkpoint without the head of a task cannot serve that task",
-    )
+_NO_FIT = (
+    "the checkpoint's tensors do not fit the model",
+    "check that the weights belong to this config and task; "
+    "a checkpoint without the head of a task cannot serve that task",
+)
+
+
+def _refuse(
+    where: object,
+    misshaped: list[str],
+    unexpected: list[str],
+    missing: list[str],
+    what: str = _NO_FIT[0],
+    do: str = _NO_FIT[1],
+    *,
+    packed: Collection[str] = (),
+    held: Collection[str] = (),
+    found: Collection[str] = (),
+) -> NoReturn:
+    """Args: held: what the file has; found: of it what served."""
+    kinds = [("other numbers", packed), ("misshaped", misshaped), ("unexpected", unexpected), ("missing", missing)]
+    lines = [f"{kind} ({len(names)}): " + "; ".join(names) for kind, names in kinds if names]
+    others = [name for name in held if name not in found]
+    if missing and others:
+        near = [f"{name} ~ {other}" for name in missing[:_NEAR] if (other := _nearest(name, others))]
+        lines += ["nearest in the file: " + "; ".join(near)] if near else []
+        shown = "; ".join(others[:_NEAR]) + (f"; and {len(others) - _NEAR} more" if len(others) > _NEAR else "")
+        lines.append(f"the file has ({len(others)}): {shown}")
+    raise WeightsError(what, where=where, got="\n    " + "\n    ".join(lines), do=do)
+
+
+_NEAR = 5
+"""How many names an error shows beside those that lack."""
+
+
+def _nearest(name: str, others: Sequence[str]) -> str | None:
+    """The name that is most alike, by its parts from the end: prefixes are what differs most."""
+    own = re.split(r"[./]", name)
+
+    def likeness(other: str) -> float:
+        theirs = re.split(r"[./]", other)
+        same = sum(1 for a, b in zip(reversed(own), reversed(theirs), strict=False) if a == b)
+        return same + len(set(own) & set(theirs)) / (len(own) + len(theirs))
+
+    best = max(others, key=likeness, default=None)
+    return best if best is not None and likeness(best) >= 0.25 else None
 
 
 def _equal(checkpoint: Any, a: str, b: str) -> bool:

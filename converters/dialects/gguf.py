@@ -12,18 +12,21 @@ both in https://github.com/ggml-org/llama.cpp.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from converters.checkpoint import Checkpoint, TensorInfo
-from converters.dialects.gguf_config import architecture_of, config
+from converters.dialects.gguf_config import architecture_of, computed, config, scaling_tensors
 from converters.dialects.gguf_config import config as derived
 from converters.dialects.gguf_config import metadata as model_metadata
+from converters.dialects.gguf_config import notes as model_notes
 from converters.dialects.shared import Dropped
 from converters.dialects.tabled import read, write
 from converters.dialects.tables import Row, Table
-from converters.gguf_tokenizer import tokenizer_json, tokenizer_metadata
-from converters.view import Concatenate, Layout, Permute, Recipe, RotaryRows, Shift, is_float
+from converters.gguf_tokenizer import tokenizer_json
+from converters.gguf_vocabulary import pooling, tokenizer_config, vocabulary
+from converters.view import Cast, Concatenate, Layout, Made, Permute, Recipe, RotaryRows, Shift, is_float
 from zoo.errors import ConfigError, WeightsError
 
 __all__ = [
@@ -33,10 +36,13 @@ __all__ = [
     "config",
     "foreign",
     "metadata",
+    "notes",
     "recognises",
     "stored_as",
     "tokenizer",
+    "tokenizer_settings",
     "understood",
+    "widened",
 ]
 
 NAME = "gguf"
@@ -66,31 +72,65 @@ def canonical(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Re
     return read(_table(architecture, config, checkpoint.metadata), checkpoint, config, DROPPED)
 
 
-def foreign(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Recipe | Concatenate]:
+def foreign(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Recipe | Concatenate | Made]:
     """llama.cpp's name -> recipe.
 
     Raises:
         ConfigError: a model type that is not known here, or no number of heads.
-        WeightsError: tensors that llama.cpp has no name for, or Gemma's norms in less than float32.
+        WeightsError: tensors that llama.cpp has no name or no place for, or Gemma's norms in less than float32.
     """
     architecture = architecture_of(config)
     table = _table(architecture, config, {})
     ties = (("lm_head.weight", "model.embed_tokens.weight"), ("lm_head.weight", "transformer.wte.weight"))
     if architecture in _GEMMA:
         _need_float32(checkpoint)
-    return write(table, checkpoint, ties, DROPPED)
+    found: dict[str, Recipe | Concatenate | Made] = dict(write(table, checkpoint, ties, DROPPED))
+    lacking = [name for name in found if re.fullmatch(_ABSENT.get(architecture, "(?!)"), name)]
+    if lacking:
+        raise WeightsError(
+            f"llama.cpp's {architecture} has no place for tensors of this model",
+            where=checkpoint.path,
+            got=", ".join(lacking),
+            do="convert to a form that has, such as safetensors",
+        )
+    for name, array in scaling_tensors(config).items():
+        found[name] = Made(array.shape, array.dtype.name, array.view)
+    return found
 
 
-def metadata(config: Mapping[str, Any], tokenizer: str | None = None) -> dict[str, Any]:
-    """The key/values of a GGUF file: the model's, and those of its tokenizer.json where llama.cpp has names for it."""
+def widened(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Checkpoint:
+    """The same with Gemma's norms in float32, since less cannot hold them with 1 added."""
+    if architecture_of(config) not in _GEMMA or not _narrow_norms(checkpoint):
+        return checkpoint
+    narrow = _narrow_norms(checkpoint)
+    return Cast(
+        checkpoint, {name: "float32" if name in narrow else info.dtype for name, info in checkpoint.infos.items()}
+    )
+
+
+def metadata(
+    config: Mapping[str, Any], texts: Mapping[str, str] | None = None, checkpoint: Checkpoint | None = None
+) -> dict[str, Any]:
+    """The key/values of a GGUF file: the model's, and those of its tokenizer.
+
+    Args:
+        texts: of the tokenizer's files, by name; None leaves the tokenizer out.
+        checkpoint: a view of this form; its embedding says how many tokens there have to be.
+    """
     found = model_metadata(config)
-    return found if tokenizer is None else {**found, **(tokenizer_metadata(tokenizer) or {})}
+    return found if texts is None else found | _vocabulary(config, texts, checkpoint)[0]
+
+
+def notes(config: Mapping[str, Any], texts: Mapping[str, str], checkpoint: Checkpoint) -> list[str]:
+    """What llama.cpp will do otherwise, mostly with the text it is given; the arguments are those of `metadata`."""
+    return [*model_notes(config), *_vocabulary(config, texts, checkpoint)[1]]
 
 
 def understood(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Any]:
     """The config of what llama.cpp computes, which reads the file alone; `_NOTHING` is no part of that."""
     same = {name: config[name] for name in _NOTHING if name in config}
-    return {**(derived(checkpoint) or config), **same}
+    found = derived(checkpoint)
+    return {**(config if found is None else computed(found, config)), **same}
 
 
 def stored_as(info: TensorInfo, dtype: str | None) -> str:
@@ -99,13 +139,19 @@ def stored_as(info: TensorInfo, dtype: str | None) -> str:
         return info.dtype
     if len(info.shape) < 2 or info.name.endswith(_IN_FLOAT32):
         return "float32"
+    own = "float32" if info.dtype not in _KERNELS else info.dtype
     if dtype == "q8_0" and info.shape[-1] % 32:
-        return info.dtype  # a row is no whole number of blocks
-    return dtype or info.dtype
+        return own  # a row is no whole number of blocks
+    return dtype or (own if info.dtype == "float64" else info.dtype)
+
+
+def tokenizer_settings(checkpoint: Checkpoint) -> str | None:
+    """The tokenizer_config.json that a file's key/values describe: special tokens and chat templates."""
+    return tokenizer_config(checkpoint.metadata)
 
 
 def tokenizer(checkpoint: Checkpoint) -> str | None:
-    """The tokenizer.json that a file's key/values describe, for BPE of bytes and SentencePiece's."""
+    """The tokenizer.json that a file's key/values describe, for BPE of bytes, SentencePiece's and WordPiece."""
     return tokenizer_json(checkpoint.metadata)
 
 
@@ -115,7 +161,18 @@ _NOTHING = ("bos_token_id", "eos_token_id", "pad_token_id", "max_window_layers")
 # From prepare_tensors of convert_hf_to_gguf.py.
 _IN_FLOAT32 = ("_norm.weight", "position_embd.weight", "token_types.weight", "ffn_gate_inp.weight")
 
+_KERNELS = ("float32", "bfloat16", "float16")
+"""What llama.cpp multiplies with: a file can hold float64, and it has no kernel for that."""
+
 _GEMMA = ("gemma", "gemma2", "gemma3")
+
+_NO_BIAS = r".*\.bias"
+_ABSENT = {
+    **dict.fromkeys(_GEMMA, rf"output\.weight|{_NO_BIAS}"),  # the embedding is the output layer, always
+    **dict.fromkeys(("qwen3", "qwen3moe", "phi3"), _NO_BIAS),
+    **dict.fromkeys(("qwen2", "qwen2moe"), r"blk\.\d+\.(?!attn_[qkv]\.).*\.bias"),
+}
+"""Architecture -> what llama.cpp's code for it never asks for; it refuses a file with tensors left over."""
 
 _SHARED = {
     "model.embed_tokens": "token_embd",
@@ -223,6 +280,16 @@ _ROWS = {
 _PREFIXES = {"gpt2": "transformer.", "bert": "bert.", "nomic-bert": ""}
 
 
+def _vocabulary(
+    config: Mapping[str, Any], texts: Mapping[str, str], checkpoint: Checkpoint | None
+) -> tuple[dict[str, Any], list[str]]:
+    embedding = None if checkpoint is None else checkpoint.infos.get("token_embd.weight")
+    rows = embedding.shape[0] if embedding is not None and embedding.shape else None
+    architecture = architecture_of(config)
+    (found, notes), (pooled, further) = vocabulary(texts, config, rows, architecture), pooling(texts, architecture)
+    return found | pooled, [*notes, *further]
+
+
 def _table(architecture: str, config: Mapping[str, Any], metadata: Mapping[str, Any]) -> Table:
     if architecture not in _NAMES:
         raise ConfigError("no names are known for this architecture", expected=", ".join(_NAMES), got=architecture)
@@ -253,12 +320,14 @@ def _heads(config: Mapping[str, Any], metadata: Mapping[str, Any], keys: bool) -
     return found
 
 
+def _narrow_norms(checkpoint: Checkpoint) -> list[str]:
+    return [name for name, info in checkpoint.infos.items() if "norm" in name and info.dtype != "float32"]
+
+
 def _need_float32(checkpoint: Checkpoint) -> None:
-    wrong = [name for name, info in checkpoint.infos.items() if "norm" in name and info.dtype != "float32"]
-    if wrong:
+    if wrong := _narrow_norms(checkpoint):
         raise WeightsError(
             "Gemma's norms are stored with 1 added, which less than float32 cannot hold",
             where=checkpoint.path,
             got=f"{checkpoint.infos[wrong[0]].dtype} in {', '.join(wrong[:4])}",
-            do="convert to float32 first: --dtype float32",
         )

@@ -17,7 +17,16 @@ import numpy as np
 from converters.checkpoint import Checkpoint
 from zoo.errors import ConfigError
 
-__all__ = ["ARCHITECTURES", "Architecture", "architecture_of", "config", "metadata"]
+__all__ = [
+    "ARCHITECTURES",
+    "Architecture",
+    "architecture_of",
+    "computed",
+    "config",
+    "metadata",
+    "notes",
+    "scaling_tensors",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +81,8 @@ _GPT2 = {
     "attention.head_count": "n_head",
     "attention.layer_norm_epsilon": "layer_norm_epsilon",
 }
-_GEMMA3 = {"sliding_window_pattern": 6, "rope_local_base_freq": 10000.0}
+_GEMMA3 = {"sliding_window_pattern": 6}
+_LOCAL_THETA = {"rope.freq_base_swa": "rope_local_base_freq"}
 _TANH = {"hidden_activation": "gelu_pytorch_tanh"}
 
 ARCHITECTURES: Mapping[str, Architecture] = {
@@ -101,11 +111,15 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "qwen3": Architecture("qwen3", "Qwen3ForCausalLM", _DECODER),
     "gemma": Architecture("gemma", "GemmaForCausalLM", _DECODER, fixed=_TANH),
     "gemma2": Architecture("gemma2", "Gemma2ForCausalLM", _DECODER | _WINDOW | _CAPS, fixed=_TANH),
-    "gemma3": Architecture("gemma3_text", "Gemma3ForCausalLM", _DECODER | _WINDOW, fixed=_TANH | _GEMMA3),
+    "gemma3": Architecture(
+        "gemma3_text", "Gemma3ForCausalLM", _DECODER | _WINDOW | _LOCAL_THETA, fixed=_TANH | _GEMMA3
+    ),
     "phi3": Architecture("phi3", "Phi3ForCausalLM", _DECODER | _WINDOW),
     "gpt2": Architecture("gpt2", "GPT2LMHeadModel", _GPT2),
     "bert": Architecture("bert", "BertModel", _SIZES | {"attention.layer_norm_epsilon": "layer_norm_eps"}),
 }
+
+_WHOLE_HEADS = frozenset(ARCHITECTURES) - {"phi3"}
 
 _NEEDED = ("block_count", "embedding_length", "feed_forward_length", "attention.head_count")
 _TOKENS = {
@@ -175,6 +189,13 @@ def metadata(config: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError(
             "llama.cpp has no sliding windows in this model", expected="use_sliding_window false", got=True
         )
+    if name in _WHOLE_HEADS and fields.get("partial_rotary_factor", 1) != 1:
+        raise ConfigError(
+            "llama.cpp rotates whole heads in this model",
+            where="config.json, partial_rotary_factor",
+            expected=1,
+            got=fields["partial_rotary_factor"],
+        )
     if name == "gpt2" and fields.get("n_inner") is None:
         fields["n_inner"] = 4 * fields["n_embd"]
     if name in ("gemma2", "gemma3"):
@@ -183,16 +204,73 @@ def metadata(config: Mapping[str, Any]) -> dict[str, Any]:
         _check_experts(name, fields)
     found: dict[str, Any] = {"general.architecture": name}
     found |= {f"{name}.{k}": fields[field] for k, field in architecture.fields.items() if fields.get(field) is not None}
-    found |= {f"{name}.{key}": value for key, value in _scaling_keys(fields)}
+    found |= {f"{name}.{key}": value for key, value in _scaling_keys(name, fields)}
     if "rope.freq_base" in architecture.fields:
-        size = fields.get("head_dim") or fields["hidden_size"] // fields["num_attention_heads"]
-        found[f"{name}.rope.dimension_count"] = int(size * fields.get("partial_rotary_factor", 1))
+        found[f"{name}.rope.dimension_count"] = _rotated(fields)
         found[f"{name}.rope.freq_base"] = float(fields.get("rope_theta") or 10000.0)
         if f"{name}.attention.key_length" in found:
             found[f"{name}.attention.value_length"] = found[f"{name}.attention.key_length"]
     if name in ("bert", "nomic-bert"):
         found[f"{name}.attention.causal"] = False
+        found["tokenizer.ggml.token_type_count"] = fields.get("type_vocab_size", 2)  # llama.cpp loads none without it
     return found | {key: fields[field] for key, field in _TOKENS.items() if type(fields.get(field)) is int}
+
+
+def computed(config: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """The config that follows from a file, as what llama.cpp computes from it.
+
+    It has no sliding windows in the architectures "llama" and "phi3": one that is no shorter than the longest text
+    makes no difference. In its BERT every "gelu" is the tanh approximation.
+
+    Args:
+        config: what `config` derived.
+        own: the config of the model that the file was written from.
+    """
+    name, found = architecture_of(config), dict(config)
+    if name in ("llama", "phi3"):
+        window, longest = own.get("sliding_window"), own.get("max_position_embeddings")
+        idle = type(window) is int and type(longest) is int and window >= longest
+        found["sliding_window"] = window if idle else None
+    if name == "bert":
+        found["hidden_act"] = "gelu_pytorch_tanh"
+    if name == "gemma3":  # as transformers 5 spells it, one for each kind of layer
+        every, layers = found.pop("sliding_window_pattern"), found["num_hidden_layers"]
+        scaling = found.pop("rope_scaling", None) or {"rope_type": "default"}
+        theta, local = found.pop("rope_theta"), found.pop("rope_local_base_freq")
+        found["rope_parameters"] = {
+            "full_attention": scaling | {"rope_theta": theta},
+            "sliding_attention": {"rope_type": "default", "rope_theta": local},
+        }
+        found["layer_types"] = [
+            "sliding_attention" if (number + 1) % every else "full_attention" for number in range(layers)
+        ]
+    return found
+
+
+def notes(config: Mapping[str, Any]) -> list[str]:
+    """What llama.cpp does otherwise for reasons that lie with its user."""
+    fields = _flat(config)
+    if _rope_scaling(fields)["rope_type"] != "longrope":
+        return []
+    original = fields.get("original_max_position_embeddings") or _rope_scaling(fields).get(
+        "original_max_position_embeddings"
+    )
+    return [f"llama.cpp takes long_factor wherever its context is longer than {original}, not where the text is"]
+
+
+def scaling_tensors(config: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """What llama.cpp keeps of a rotary embedding's scaling in tensors: what each frequency is divided by, float32."""
+    name, fields = architecture_of(config), _flat(config)
+    scaling = _rope_scaling(fields)
+    if scaling["rope_type"] == "llama3":
+        divisors = _llama3_divisors(_rotated(fields) // 2, float(fields.get("rope_theta") or 10000.0), scaling)
+        return {"rope_freqs.weight": divisors.astype(np.float32)}
+    if scaling["rope_type"] == "longrope" and name == "phi3":
+        return {
+            f"rope_factors_{which}.weight": np.asarray(scaling[f"{which}_factor"], np.float32)
+            for which in ("long", "short")
+        }
+    return {}
 
 
 def architecture_of(config: Mapping[str, Any]) -> str:
@@ -233,6 +311,8 @@ def _complete_decoder(found: dict[str, Any], name: str, values: Mapping[str, Any
         found |= {"model_type": "mixtral", "architectures": ["MixtralForCausalLM"]}
     elif name == "llama" and "sliding_window" in found:
         found |= {"model_type": "mistral", "architectures": ["MistralForCausalLM"]}
+    if name == "gemma3":
+        found.setdefault("rope_local_base_freq", 10000.0)
     if name in ("gemma2", "gemma3"):
         found["query_pre_attn_scalar"] = _query_scale(name, found)
     scaling = _scaling(name, values, checkpoint)
@@ -296,13 +376,13 @@ def _llama3(checkpoint: Checkpoint, name: str, values: Mapping[str, Any]) -> dic
     stored = checkpoint.read("rope_freqs.weight").reshape(-1)
     if np.all(stored == 1):
         return {}
-    scaling = {"rope_type": "llama3", "factor": round(float(stored.max()), 4), "low_freq_factor": 1.0}
-    scaling |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
     theta = values.get("rope.freq_base", 10000.0)
     half = len(stored)
-    lengths = 2 * math.pi * theta ** (np.arange(half) / half)
-    smooth = np.clip((8192 / lengths - 1) / 3, 0, 1)
-    expected = 1 / ((1 - smooth) / scaling["factor"] + smooth)
+    # The slowest frequency is divided by the factor itself, or by less where heads are so small that none is that slow.
+    share, part = float(_llama3_shares(half, theta, _LLAMA3)[-1]), 1 / float(stored[-1])
+    factor = (1 - share) / (part - share) if share < part else 1.0
+    scaling = {"rope_type": "llama3", "factor": round(factor, 4), **_LLAMA3}
+    expected = _llama3_divisors(half, theta, scaling)
     if not np.allclose(stored, expected, rtol=1e-4):  # the file has float32, from single precision
         raise ConfigError(
             "rope_freqs.weight is no scaling of Llama 3's",
@@ -314,20 +394,70 @@ def _llama3(checkpoint: Checkpoint, name: str, values: Mapping[str, Any]) -> dic
     return scaling
 
 
-def _scaling_keys(fields: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    scaling = fields.get("rope_scaling") or {}
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
+_LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+"""What all published Llama 3 have. A file holds nothing but the divisors, of which these cannot be told."""
+
+
+def _llama3_divisors(half: int, theta: float, scaling: Mapping[str, Any]) -> np.ndarray:
+    """[half]: what Llama 3 divides each frequency by, from 1 for the fast ones to the factor for the slow ones."""
+    shares = _llama3_shares(half, theta, scaling)
+    return 1 / ((1 - shares) / scaling["factor"] + shares)
+
+
+def _llama3_shares(half: int, theta: float, scaling: Mapping[str, Any]) -> np.ndarray:
+    """[half]: how much of each frequency stays as it was, 1 for the fast ones."""
+    lengths = 2 * math.pi * theta ** (np.arange(half) / half)
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    return np.clip((scaling["original_max_position_embeddings"] / lengths - low) / (high - low), 0, 1)
+
+
+def _rope_scaling(fields: Mapping[str, Any]) -> dict[str, Any]:
+    scaling = dict(fields.get("rope_scaling") or {})
+    kind = scaling.pop("type", "default")
+    return {"rope_type": kind} | scaling
+
+
+def _rotated(fields: Mapping[str, Any]) -> int:
+    """How many features of a head are rotated."""
+    size = fields.get("head_dim") or fields["hidden_size"] // fields["num_attention_heads"]
+    return int(size * fields.get("partial_rotary_factor", 1))
+
+
+def _scaling_keys(name: str, fields: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    scaling = _rope_scaling(fields)
+    kind = scaling["rope_type"]
+    original = scaling.get("original_max_position_embeddings", fields.get("original_max_position_embeddings"))
+    needed = {"linear": ("factor",), "yarn": ("factor",), "llama3": ("factor", *_LLAMA3)}
+    lacking = [key for key in needed.get(kind, ()) if type(scaling.get(key)) not in (int, float)]
+    if lacking:
+        raise ConfigError("the rotary embedding's scaling lacks a number", where="config.json", expected=lacking)
     if kind in ("linear", "yarn"):
         yield "rope.scaling.type", kind
         yield "rope.scaling.factor", float(scaling["factor"])
-        if kind == "yarn" and "original_max_position_embeddings" in scaling:
-            yield "rope.scaling.original_context_length", scaling["original_max_position_embeddings"]
+        if kind == "yarn" and original is not None:
+            yield "rope.scaling.original_context_length", original
+    elif kind == "llama3" and all(float(scaling[key]) == value for key, value in _LLAMA3.items()):
+        return  # all in a tensor
+    elif kind == "longrope" and name == "phi3":
+        size, longest = _rotated(fields) // 2, fields.get("max_position_embeddings")
+        lists = [scaling.get(f"{which}_factor") for which in ("long", "short")]
+        if not all(isinstance(one, list) and len(one) == size for one in lists) or not original or not longest:
+            raise ConfigError(
+                "the rotary embedding's scaling is not whole",
+                where="config.json",
+                expected=f"short_factor and long_factor of {size} numbers, and original_max_position_embeddings",
+                got=scaling,
+            )
+        factor = scaling.get("factor") or longest / original
+        default = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+        yield "rope.scaling.original_context_length", original
+        yield "rope.scaling.attn_factor", float(scaling.get("attention_factor") or default)
     elif kind != "default":
         raise ConfigError(
-            f"the rotary embedding's scaling {kind!r} is a tensor of its own in llama.cpp, which is not written yet",
-            expected="no scaling, linear or yarn",
-            got=kind,
-            do="convert with convert_hf_to_gguf.py of llama.cpp",
+            f"llama.cpp has no scaling of the rotary embedding as this {kind!r}",
+            where="config.json, rope_scaling",
+            expected=f"none, linear, yarn, Llama 3's ({_LLAMA3}), or in Phi 3 longrope",
+            got=scaling,
         )
 
 
@@ -336,6 +466,8 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
     fields = dict(config)
     rope = fields.pop("rope_parameters", None) or {}
     if "full_attention" in rope:  # Gemma 3: one for each kind of layer
+        local = rope.get("sliding_attention") or {}
+        fields["rope_local_base_freq"] = local.get("rope_theta", 10000.0)
         rope = rope["full_attention"]
     if "rope_theta" in rope:
         fields["rope_theta"] = rope["rope_theta"]

@@ -1,4 +1,4 @@
-"""The Flax models of transformers 4 (flax_model.msgpack): path/to/kernel.
+"""The Flax models of transformers 4 (flax_model.msgpack): path/to/kernel; path.to.kernel in safetensors.
 
 Models with batch normalisation keep two trees, "params" and "batch_stats".
 Source: the files themselves; https://flax-linen.readthedocs.io for the layouts of its layers.
@@ -46,6 +46,8 @@ def recognises(checkpoint: Checkpoint) -> bool:
     """Whether it is a tree of names in Flax's own serialisation, in one file or in shards, or such a tree in Orbax."""
     if checkpoint.format == "orbax":
         return any(name.rpartition("/")[2] in ("kernel", "scale", "embedding") for name in checkpoint.infos)
+    if checkpoint.metadata.get("format") == "flax":  # what transformers' Flax classes wrote as safetensors
+        return checkpoint.format in ("safetensors", "sharded")
     return checkpoint.format == "flax" or (
         checkpoint.format == "sharded" and all(info.file.suffix == ".msgpack" for info in checkpoint.infos.values())
     )
@@ -100,6 +102,8 @@ _SINUSOIDAL = ("marian", "pegasus", "roformer")
 
 
 def _pairs(checkpoint: Checkpoint) -> Iterator[tuple[str, Recipe]]:
+    dotted = checkpoint.metadata.get("format") == "flax"
     for path, info in checkpoint.infos.items():
-        leaf = path.rpartition("/")[2]
-        yield canonical_name(path), Recipe(path, kernel_steps(leaf, len(info.shape)) if leaf in KERNELS else ())
+        name = path.replace(".", "/") if dotted else path
+        leaf = name.rpartition("/")[2]
+        yield canonical_name(name), Recipe(path, kernel_steps(leaf, len(info.shape)) if leaf in KERNELS else ())

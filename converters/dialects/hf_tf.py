@@ -62,7 +62,10 @@ def recognises(checkpoint: Checkpoint) -> bool:
     """Whether every tensor is named like a variable of TensorFlow, under a layer and a class of transformers."""
     names = list(checkpoint.infos)
     if checkpoint.format == "sharded":
-        return all(info.file.suffix == ".h5" and info.name.endswith(":0") for info in checkpoint.infos.values())
+        suffixes = {info.file.suffix for info in checkpoint.infos.values()}
+        return suffixes in ({".h5"}, {".safetensors"}) and all(name.endswith(":0") for name in names)
+    if checkpoint.format == "safetensors":
+        return checkpoint.metadata.get("format") == "tf" and all(name.endswith(":0") for name in names)
     return (
         checkpoint.format == "h5"
         and all(name.endswith(":0") for name in names)
@@ -100,7 +103,9 @@ def knows(config: Mapping[str, Any]) -> Callable[[str], bool]:
     return hf_names.knows("tf", config)
 
 
-def metadata(config: Mapping[str, Any], tokenizer: str | None = None) -> dict[str, str]:
+def metadata(
+    config: Mapping[str, Any], texts: Mapping[str, str] | None = None, checkpoint: Checkpoint | None = None
+) -> dict[str, str]:
     """What transformers 4 looks for beside the weights: it warns of layers that the file does not list."""
     empty = hf_names.empty_layers(config)
     return {"empty_layers": "\n".join(empty)} if empty else {}
@@ -114,12 +119,16 @@ def shard_names(path: str) -> tuple[str, str]:
     return name, name if "model." in name or "/" not in name else name.partition("/")[2]
 
 
-def canonical_name(path: str, *, sharded: bool = False) -> str:
+def canonical_name(path: str, lead: int = 2) -> str:
     """The torch name of a weight: "bert/tf_bert_model/bert/encoder/layer_._0/output/dense/kernel:0" is
     "bert.encoder.layer.0.output.dense.weight".
+
+    Args:
+        lead: how many parts stand before the weight's own: the group and the class, where there is more than it.
     """
-    parts = path.removesuffix(":0").split("/")[0 if sharded else 1 :]
-    parts = parts[1:] if len(parts) > 1 else parts
+    group, parts = max(lead - 1, 0), path.removesuffix(":0").split("/")
+    parts = parts[group:]
+    parts = parts[1:] if lead and len(parts) > 1 else parts
     parts = "/".join(part.rpartition("___")[2] for part in parts).replace("_._", "/").split("/")
     name = ".".join(filter(None, parts))
     for pattern, irregular in _IRREGULAR:
@@ -130,13 +139,23 @@ def canonical_name(path: str, *, sharded: bool = False) -> str:
 
 
 def _pairs(checkpoint: Checkpoint) -> Iterator[tuple[str, Recipe]]:
-    sharded = checkpoint.format == "sharded"
     for path, info in checkpoint.infos.items():
         leaf = path.removesuffix(":0").rpartition("/")[2]
         if path.endswith("/predictions/decoder/bias:0") and _never_set(checkpoint, path):
             continue
         steps: tuple[Layout, ...] = kernel_steps(leaf, len(info.shape)) if leaf in KERNELS else ()
-        yield canonical_name(path, sharded=sharded), Recipe(path, steps)
+        yield canonical_name(path, _lead(checkpoint, path)), Recipe(path, steps)
+
+
+def _lead(checkpoint: Checkpoint, path: str) -> int:
+    """How many parts stand before a weight's own: files in shards have no group, one of safetensors no class either,
+    unless the name has "model." in it.
+    """
+    if checkpoint.format == "sharded":
+        return 1
+    if checkpoint.format == "safetensors":
+        return 1 if "model." in path else 0
+    return 2
 
 
 def _never_set(checkpoint: Checkpoint, path: str) -> bool:

@@ -23,7 +23,7 @@ def tensor(name: str = "a", shape: tuple[int, ...] = (4,), kind: int = 0, offset
 def raw(
     pairs: list[bytes] | None = None,
     tensors: list[bytes] | None = None,
-    body: bytes = bytes(64),
+    body: bytes = bytes(32),
     version: int = 3,
     counts: tuple[int, int] | None = None,
 ) -> bytes:
@@ -91,5 +91,14 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "no body": (raw(body=b""), "outside the file"),
     "name twice": (raw(tensors=[tensor(), tensor(offset=32)]), "two tensors"),
     "name that is no UTF-8": (raw(tensors=[tensor().replace(b"a", b"\xff")]), "not UTF-8"),
-    "overlap": (raw(tensors=[tensor("a", (16,)), tensor("b", (4,), 0, 32)]), "overlaps"),
+    "overlap": (raw(tensors=[tensor("a", (16,)), tensor("b", (4,), 0, 32)], body=bytes(64)), "overlaps"),
+    "one byte more": (GOOD + b"\0", "does not end where"),
+    "a block more": (GOOD + bytes(32), "does not end where"),
+    "bytes of no tensor": (raw(body=bytes(64)), "does not end where"),
+    "one byte put in before the tensors": (GOOD[:-96] + b"\0" + GOOD[-96:], "does not end where"),
+    "a gap between tensors": (
+        raw(tensors=[tensor("a"), tensor("b", (4,), 0, 64)], body=bytes(96)),
+        "belong to neither",
+    ),
+    "a gap before the first": (raw(tensors=[tensor("a", (4,), 0, 32)], body=bytes(64)), "belong to neither"),
 }

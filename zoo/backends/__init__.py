@@ -11,7 +11,7 @@ from types import ModuleType
 
 from zoo.errors import MissingFramework, UnknownBackend
 
-__all__ = ["BACKENDS", "backend_name", "get_backend", "how_to_install", "installed"]
+__all__ = ["BACKENDS", "backend_name", "get_backend", "how_to_install", "installed", "lacks_capture"]
 
 BACKENDS: dict[str, tuple[str, ...]] = {
     "torch": ("torch",),
@@ -35,11 +35,22 @@ def installed(name: str) -> bool:
     return all(importlib.util.find_spec(package) is not None for package in BACKENDS[name])
 
 
-def how_to_install(name: str) -> str:
-    """What brings a backend that is not installed."""
-    if name == "native":
+def how_to_install(*names: str) -> str:
+    """What brings extras that are not installed, all at once: backends, "capture", "convert".
+
+    Keras computes on another framework: one comes along where there is none.
+    """
+    if names == ("native",):
         return "a wheel of anyzoo, or a C++20 compiler and pip install --force-reinstall anyzoo"
-    return f"pip install 'anyzoo[{name}]'"
+    extras = list(dict.fromkeys(name for name in names if name not in ("numpy", "native")))
+    if "keras" in extras and not any(name in extras or installed(name) for name in ("jax", "tensorflow", "torch")):
+        extras.append("jax")
+    return f"pip install 'anyzoo[{','.join(extras)}]'"
+
+
+def lacks_capture() -> list[str]:
+    """The packages that capturing a model needs and that are not installed."""
+    return [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
 
 
 def backend_name(name: str) -> str:
@@ -69,6 +80,7 @@ def get_backend(name: str) -> ModuleType:
         raise MissingFramework(
             f"the backend {name!r} needs a framework that is not installed",
             expected=", ".join(BACKENDS[name]),
-            do=how_to_install(name),
+            do=how_to_install(name)
+            + (f"; for a model without a packaged graph {how_to_install(name, 'capture')}" if lacks_capture() else ""),
         )
     return importlib.import_module(f"zoo.backends.{name}")

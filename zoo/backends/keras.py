@@ -15,12 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from zoo.arrays import numpy_dtype
-from zoo.backends import get_backend
-from zoo.errors import GraphError, InputError, MissingFramework, UnknownBackend, WeightsError
+from zoo.arrays import numpy_dtype, to_numpy
+from zoo.backends import get_backend, how_to_install, installed
+from zoo.errors import GraphError, InputError, MissingFramework, UnknownBackend, UnsupportedOp
 from zoo.graph.io import from_json, to_json
-from zoo.graph.ir import DTYPES, Dim, Graph, Input, Param
+from zoo.graph.ir import DTYPES, Dim, Graph, Input
 from zoo.graph.passes import RNG, keyed
+from zoo.inputs import Arrays, check_names
+from zoo.params import HeldVariables, check_params
+from zoo.trees import register_trees
 
 try:
     import keras
@@ -28,13 +31,32 @@ except ModuleNotFoundError as error:
     raise MissingFramework(
         "Keras cannot be imported with the backend it is set to",
         got=error,
-        do="set the environment variable KERAS_BACKEND to a framework that is installed: jax, tensorflow or torch",
+        do="set the environment variable KERAS_BACKEND to a framework that is installed: "
+        + (
+            ", ".join(name for name in ("jax", "tensorflow", "torch") if installed(name))
+            or how_to_install("keras", "jax")
+        ),
     ) from error
 
-__all__ = ["GraphModel", "compile_graph", "key_from", "module_of", "params_from"]
+__all__ = [
+    "INPUTS",
+    "GraphModel",
+    "compile_graph",
+    "evaluating",
+    "held",
+    "key_from",
+    "module_of",
+    "params_from",
+    "replaced",
+]
+
+register_trees()
 
 COPIES = keras.backend.backend() != "torch"
 """Whether `params_from` copies, so that the checkpoint's pages are not needed any more; on torch it does not."""
+
+IN_PLACE = keras.backend.backend() == "torch"
+"""Whether training writes into the arrays that `params_from` was given."""
 
 FRAMEWORKS = ("jax", "tensorflow", "torch")
 """Keras's own backends that a graph runs on."""
@@ -49,9 +71,7 @@ def compile_graph(graph: Graph) -> Any:
     native = _native().compile_graph(graph)
 
     def apply(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
-        # a variable's value is asked for at each call: while JAX traces, Keras puts tracers in its place
-        values = {name: p.value if isinstance(p, keras.Variable) else p for name, p in params.items()}
-        return native(values, {name: keras.ops.convert_to_tensor(x) for name, x in inputs.items()})
+        return native({name: _plain(p) for name, p in params.items()}, inputs)
 
     return apply
 
@@ -65,7 +85,38 @@ def params_from(arrays: Mapping[str, np.ndarray], graph: Graph) -> dict[str, ker
         UnknownBackend: KERAS_BACKEND is none of `FRAMEWORKS`.
     """
     value = _tensor_maker()
-    return {name: _variable(name, value(array), graph.params[name].trainable) for name, array in arrays.items()}
+    return {name: _variable(name, value(array), graph.trains(name)) for name, array in arrays.items()}
+
+
+TRAINED = "trainable"
+"""The attribute of a variable that says whether it is trained."""
+
+
+def replaced(old: keras.Variable, value: Any) -> keras.Variable:
+    """The variable itself, of that value: its model's functions hold it."""
+    value = _plain(value)
+    old.assign(value if _native().INPUTS.own(value) else to_numpy(value).astype(numpy_dtype(old.dtype)))
+    return old
+
+
+def evaluating() -> Any:
+    """What a call without `rng` runs under."""
+    return _native().evaluating()
+
+
+def _plain(x: Any) -> Any:
+    """A variable's value: it is asked for at each call, as Keras puts tracers in its place while JAX traces."""
+    return x.value if isinstance(x, keras.Variable) else x
+
+
+INPUTS = Arrays(
+    own=lambda x: isinstance(x, keras.Variable) or _native().INPUTS.own(x),
+    shape=lambda x: _native().INPUTS.shape(_plain(x)),
+    cast=lambda x, dtype: _native().INPUTS.cast(_plain(x), dtype),
+    full=lambda shape, value, dtype: _native().INPUTS.full(shape, value, dtype),
+    ranked=lambda x, rank: _native().INPUTS.ranked(_plain(x), rank),
+)
+"""What a call's inputs need of Keras: what they need of the framework that it runs on."""
 
 
 def key_from(rng: Any) -> Any:
@@ -75,7 +126,16 @@ def key_from(rng: Any) -> Any:
 
 def module_of(model: Any) -> GraphModel:
     """The model as a `keras.Model` over the model's own variables."""
-    return GraphModel(model.graph, model.params)
+    return GraphModel(model.graph, {**getattr(model, "buffers", {}), **model.params})
+
+
+def held(module: GraphModel, graph: Graph) -> HeldVariables:
+    """What the module holds."""
+    return HeldVariables(lambda: module.params)
+
+
+class NotQuantised(UnsupportedOp, NotImplementedError):
+    """A graph was to be quantised by Keras; inside another model Keras says so and leaves it as it is."""
 
 
 @keras.saving.register_keras_serializable(package="anyzoo")
@@ -86,7 +146,7 @@ class GraphModel(keras.Model):
     with a default may be left out. It returns a dict of outputs, or with `output` that output alone. Dtype policies
     do not reach inside: the casts are part of the graph. A graph captured for training drops where `training` is
     true, as in `fit`, by a keras.random.SeedGenerator of the model's own; on any other `training` changes nothing.
-    To load a saved one, import this module first: it registers "anyzoo>GraphModel".
+    To load a saved one, import zoo after Keras, or this module: it registers "anyzoo>GraphModel".
 
     Args:
         graph: what to run; it is saved as part of the model's config, as data.
@@ -94,6 +154,7 @@ class GraphModel(keras.Model):
         output: the one output to return.
         seed: of what is dropped in training; None draws one.
         name, trainable: as for any Keras layer.
+        frozen: parameters that do not train although the graph's do, besides those of `params` that do not.
 
     Raises:
         WeightsError: parameters are missing, unexpected or misshaped; all are listed.
@@ -110,6 +171,7 @@ class GraphModel(keras.Model):
         seed: int | None = None,
         name: str | None = None,
         trainable: bool = True,
+        frozen: Sequence[str] = (),
     ) -> None:
         super().__init__(name=name, dtype=_float_dtype(graph), autocast=False)
         if output is not None and output not in graph.outputs:
@@ -117,7 +179,7 @@ class GraphModel(keras.Model):
         if params is None:
             params = params_from({p.name: np.zeros(p.shape, _numpy(p.dtype)) for p in graph.params.values()}, graph)
         else:
-            _check_params(graph, {name: tuple(variable.shape) for name, variable in params.items()}, self.name)
+            check_params(graph, {name: tuple(variable.shape) for name, variable in params.items()}, self.name)
         self.graph = graph
         self.supports_jit = not _sizes_depend_on_data(graph)
         self._output = output
@@ -129,7 +191,10 @@ class GraphModel(keras.Model):
         # in the graph's order, whoever made the dict: an optimizer's state is saved by position
         self.params = {name: params[name] for name in graph.params}
         self.build(None)
+        still = {*frozen, *self._frozen()}
         self.trainable = trainable  # after the variables are known, so that it reaches each of those that train
+        for name in still & self.params.keys():
+            self.params[name].trainable = False
 
     def build(self, input_shape: Any = None) -> None:
         """Nothing is left to build: the graph fixes every weight's shape."""
@@ -183,15 +248,16 @@ class GraphModel(keras.Model):
     def load_own_variables(self, store: Any) -> None:
         """Weights by canonical name; WeightsError lists whatever is missing, unexpected or misshaped."""
         arrays = {name: store[name] for name in store.keys()}  # noqa: SIM118 (a store is no mapping)
-        _check_params(self.graph, {name: tuple(array.shape) for name, array in arrays.items()}, self.name)
+        check_params(self.graph, {name: tuple(array.shape) for name, array in arrays.items()}, self.name)
         for name, variable in self.params.items():
             variable.assign(arrays[name])
 
     def get_config(self) -> dict[str, Any]:
-        """Name, trainable, output, and the graph with its constants as JSON text."""
+        """Name, trainable, what of it does not train, output, and the graph with its constants as JSON text."""
         return {
             "name": self.name,
             "trainable": self.trainable,
+            "frozen": self._frozen(),
             "output": self._output,
             "seed": self._seed,
             "graph": to_json(self.graph),
@@ -207,6 +273,66 @@ class GraphModel(keras.Model):
         """
         rest = dict(config)
         return cls(from_json(rest.pop("graph"), "the graph in a Keras config"), **rest)
+
+    def quantize(self, *args: Any, **kwargs: Any) -> None:
+        """NotQuantised: Keras quantises its own layers, and a graph has none."""
+        raise NotQuantised(
+            "Keras cannot quantise a graph: it has none of Keras's layers",
+            where=self.name,
+            do='zoo.load(..., backend="native", dtype="int8"), or quantise on Keras what is around it',
+        )
+
+    def export(
+        self,
+        filepath: Any,
+        format: str = "tf_saved_model",
+        verbose: Any = None,
+        input_signature: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """As keras.Model.export; without a signature its inputs are the graph's, of any size where the graph has a
+        symbol. All inputs are then passed, those with a default, too.
+
+        Raises:
+            UnknownBackend: Keras runs on torch, where it exports no SavedModel of inputs by name, or on JAX, and inputs
+                share a size that is not known.
+        """
+        if format == "tf_saved_model" and keras.backend.backend() == "torch":
+            raise UnknownBackend(
+                "Keras on torch exports no SavedModel with inputs by name",
+                where=self.name,
+                expected="KERAS_BACKEND tensorflow or jax",
+                do='load it there, or use the tf.Module of zoo.load(..., backend="tensorflow")',
+            )
+        if input_signature is None:
+            dims = [dim for item in self.graph.inputs for dim in item.shape[1:] if isinstance(dim, str)]
+            shared = [dim for dim in dict.fromkeys(dims) if dims.count(dim) > 1]
+            if shared and keras.backend.backend() == "jax":
+                raise UnknownBackend(
+                    "Keras on JAX exports the sizes of each input apart, and these belong to several",
+                    where=self.name,
+                    got=", ".join(shared),
+                    do="set KERAS_BACKEND to tensorflow, or pass input_signature with numbers for them",
+                )
+            input_signature = [
+                {
+                    item.name: keras.InputSpec(
+                        dtype=_held(item.dtype),
+                        shape=tuple(dim if isinstance(dim, int) else None for dim in item.shape),
+                        name=item.name,
+                    )
+                    for item in self.graph.inputs
+                }
+            ]
+        super().export(filepath, format=format, verbose=verbose, input_signature=input_signature, **kwargs)
+
+    def _frozen(self) -> list[str]:
+        """The parameters that the graph trains and that were frozen here."""
+        return [
+            name
+            for name, variable in self.params.items()
+            if self.graph.params[name].trainable and not variable.trainable
+        ]
 
     @property
     def _default_save_signature(self) -> Any:
@@ -258,23 +384,6 @@ def _variable(name: str, value: Any, trainable: bool) -> keras.Variable:
         return keras.Variable(value, trainable=trainable, autocast=False, name=leaf)
 
 
-def _check_params(graph: Graph, shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
-    def listed(params: Sequence[Param]) -> str:
-        return ", ".join(f"{p.name} {list(p.shape)}" for p in params)
-
-    missing = [p for p in graph.params.values() if p.name not in shapes]
-    misshaped = [p for p in graph.params.values() if p.name in shapes and shapes[p.name] != p.shape]
-    unexpected = [name for name in shapes if name not in graph.params]
-    if missing or misshaped or unexpected:
-        got = [f"no {p.name}" for p in missing] + [f"{p.name} {list(shapes[p.name])}" for p in misshaped]
-        raise WeightsError(
-            "the weights do not belong to this graph",
-            where=where,
-            expected=listed([*missing, *misshaped]) or None,
-            got=", ".join([*got, *(f"unexpected {name}" for name in unexpected)]),
-        )
-
-
 def _by_name(graph: Graph, inputs: Any) -> dict[str, Any]:
     required = [item.name for item in graph.inputs if item.default is None]
     if isinstance(inputs, Mapping):
@@ -283,18 +392,13 @@ def _by_name(graph: Graph, inputs: Any) -> dict[str, Any]:
         given = {required[0]: inputs}
     else:
         raise InputError(
-            "the inputs have no names", expected=_spelled(graph), got=type(inputs).__name__, do="pass a dict"
+            "the inputs have no names",
+            expected=", ".join(i.name for i in graph.inputs),
+            got=type(inputs).__name__,
+            do="pass a dict",
         )
-    unknown = sorted(given.keys() - {item.name for item in graph.inputs})
-    missing = [name for name in required if name not in given]
-    if unknown or missing:
-        got = [f"no {name}" for name in missing] + [f"unknown {name}" for name in unknown]
-        raise InputError("the inputs are not those of the graph", expected=_spelled(graph), got=", ".join(got))
-    return given
-
-
-def _spelled(graph: Graph) -> str:
-    return ", ".join(i.name + ("" if i.default is None else f" (default {i.default})") for i in graph.inputs)
+    check_names(graph.inputs, given)
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _bind(graph: Graph, shapes: Mapping[str, Sequence[Any]]) -> dict[str, Any]:

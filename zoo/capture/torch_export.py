@@ -18,7 +18,7 @@ import sys
 import sysconfig
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -30,10 +30,11 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from zoo.arrays import to_numpy
+from zoo.capture.modules import Outside, called, memory
 from zoo.capture.rewrites import replaced
 from zoo.capture.training import evaluated, mode, trained
 from zoo.errors import CaptureError
-from zoo.graph.ir import DType, Graph, Input, Node, Param, Ref, ValueInfo, param_ref
+from zoo.graph.ir import DType, Graph, Input, Node, Param, Ref, ValueInfo, param_ref, refs
 from zoo.graph.passes import simplify
 from zoo.ops import OPS
 
@@ -161,6 +162,7 @@ def export(
     Raises:
         CaptureError: torch.export refused; the message holds its expression and advice.
     """
+    inputs = _apart(inputs)
     if isinstance(dynamic_shapes, str):
         dynamic_shapes = pytree.tree_map(_all_auto, dict(inputs))
     try:
@@ -169,6 +171,8 @@ def export(
         with torch.no_grad(), plain_einsum, traceable(module), warnings.catch_warnings():
             # nn.RNNBase keeps its parameters in a list too, which tracing replaces and puts back
             warnings.filterwarnings("ignore", r"The tensor attributes.*_flat_weights", UserWarning)
+            # tracing looks at what was computed from parameters beforehand; that is refused below, by its name
+            warnings.filterwarnings("ignore", r"The \.grad attribute of a Tensor that is not a leaf", UserWarning)
             return torch.export.export(module, (), dict(inputs), dynamic_shapes=dynamic_shapes, strict=False)
     except Exception as error:  # torch.export raises whatever the traced code raises
         raise CaptureError(
@@ -177,6 +181,20 @@ def export(
             got=f"{type(error).__name__}{_culprit(error)}: {_first_lines(error)}",
             do="remove Python control flow that depends on tensor values, or pass inputs that avoid it",
         ) from error
+
+
+def _apart(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The inputs, none of them the same object as another: a trace would take both for the last of them."""
+    seen: set[int] = set()
+
+    def own(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        again = id(value) in seen
+        seen.add(id(value))
+        return value.clone() if again else value
+
+    return pytree.tree_map(own, dict(inputs))
 
 
 @contextmanager
@@ -258,12 +276,31 @@ def _scan(combine_fn: Any, xs: Any, dim: int, reverse: bool = False, combine_mod
 
 
 def capture_module(
-    module: torch.nn.Module, inputs: Mapping[str, Any], dynamic_shapes: Any = "auto", *, train: bool = False
+    module: torch.nn.Module,
+    inputs: Mapping[str, Any],
+    dynamic_shapes: Any = "auto",
+    *,
+    train: bool = False,
+    frozen: Collection[str] = (),
 ) -> Graph:
-    """Capture `module` as a Graph: `export`, then `capture_program`; tied parameters are found by identity."""
-    with mode(module, train) as without:
+    """Capture `module` as a Graph: `export`, then `capture_program`; tied parameters are found by identity.
+
+    Raises:
+        CaptureError: as those do, and of inputs that the module does not know.
+    """
+    with mode(module, train) as without, called(module, inputs) as loose:
         program = export(module, inputs, dynamic_shapes)
-    return capture_program(program, ties_of(module), train=train, without=without)
+    graph = capture_program(program, ties_of(module), train=train, without=without, module=module, frozen=frozen)
+    read = {ref.name for node in graph.nodes for ref in refs((node.args, node.kwargs))}
+    read |= {ref.name for ref in graph.outputs.values()}
+    for item in graph.inputs:
+        if item.name.partition(".")[0] in loose and item.name not in read:
+            raise CaptureError(
+                "the module does nothing with an input",
+                where=item.name,
+                do="check the name: its forward takes whatever it is given",
+            )
+    return graph
 
 
 def capture_program(
@@ -273,6 +310,8 @@ def capture_program(
     train: bool = False,
     without: Sequence[str] = (),
     reading: bool = False,
+    module: torch.nn.Module | None = None,
+    frozen: Collection[str] = (),
 ) -> Graph:
     """The Graph of an ExportedProgram.
 
@@ -285,6 +324,8 @@ def capture_program(
         train: it was exported in training mode, and its dropout is to be kept.
         without: what the module does in training and the program does not, for the record.
         reading: whole numbers that the model reads from its data may be sizes, which not every backend can do.
+        module: what was exported, to say where in it a tensor is.
+        frozen: the parameters that training leaves as they are.
 
     Raises:
         ReadsValues: such a number is read, and `reading` is not asked for.
@@ -299,7 +340,7 @@ def capture_program(
                 "the exported program cannot be decomposed",
                 got=f"{type(error).__name__}: {_first_lines(error)}",
             ) from error
-    translation = _Translation(program, dict(ties or {}), reading)
+    translation = _Translation(program, dict(ties or {}), reading, module, frozen)
     graph = simplify(translation.graph())
     unknown = {name: translation.sources[name] for name in graph.op_counts() if name not in OPS}
     drawn = {name: line for name, line in unknown.items() if _RANDOM.match(name)}
@@ -317,8 +358,18 @@ def capture_program(
 class _Translation:
     """One walk over an exported program's nodes."""
 
-    def __init__(self, program: torch.export.ExportedProgram, ties: dict[str, str], reading: bool) -> None:
-        self.program, self.ties, self.reading = program, ties, reading
+    def __init__(
+        self,
+        program: torch.export.ExportedProgram,
+        ties: dict[str, str],
+        reading: bool,
+        module: torch.nn.Module | None,
+        frozen: Collection[str],
+    ) -> None:
+        self.program, self.ties, self.reading, self.module, self.frozen = program, ties, reading, module, frozen
+        self.owners = {memory(tensor): name for name, tensor in reversed(program.state_dict.items())}
+        learned = {str(spec.target) for spec in program.graph_signature.input_specs if spec.kind == InputKind.PARAMETER}
+        self.outside = Outside({name: tensor for name, tensor in program.state_dict.items() if name in learned})
         self.inputs: list[Input] = []
         self.params: dict[str, Param] = {}
         self.constants: dict[str, np.ndarray] = {}
@@ -358,7 +409,11 @@ class _Translation:
             nodes=self.nodes,
             outputs=outputs,
             symbols=self.ranges,
-            meta={"frontend": "torch.export", "torch": torch.__version__.split("+")[0]},
+            meta={
+                "frontend": "torch.export",
+                "torch": torch.__version__.split("+")[0],
+                "example": {name: size for name, size in self.examples.items() if name in self.ranges},
+            },
         )
 
     def _input_names(self) -> list[str]:
@@ -420,7 +475,8 @@ class _Translation:
         target = spec.target
         if spec.kind == InputKind.PARAMETER or (spec.kind == InputKind.BUFFER and spec.persistent):
             canonical = self.ties.get(target, target)
-            trainable = spec.kind == InputKind.PARAMETER
+            real = value.dtype.is_floating_point or value.dtype.is_complex  # Keras has seeds among parameters
+            trainable = spec.kind == InputKind.PARAMETER and real and canonical not in self.frozen
             if canonical not in self.params:
                 aliases = tuple(sorted(alias for alias, to in self.ties.items() if to == canonical))
                 shape = tuple(int(d) for d in value.shape)
@@ -428,9 +484,21 @@ class _Translation:
             self.values[node.name] = Ref(param_ref(target))
         elif spec.kind in (InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
             tensor = self.program.constants.get(target, self.program.state_dict.get(target))
-            self.values[node.name] = Ref(self._constant(target, tensor))
+            self.values[node.name] = self._lifted(target, tensor)
         else:
             raise CaptureError("an input of this kind has no place in a graph", where=node.name, got=spec.kind)
+
+    def _lifted(self, name: str, tensor: Any) -> Ref:
+        """What the trace took for a constant: the parameter that it is, if it is one, or a constant.
+
+        Raises:
+            CaptureError: it is neither; see `Outside`.
+        """
+        if isinstance(tensor, torch.Tensor) and (place := memory(tensor)) is not None:
+            if place in self.owners:
+                return Ref(param_ref(self.owners[place]))
+            self.outside.check(name, tensor, self.module)
+        return Ref(self._constant(name, tensor))
 
     def _constant(self, name: str, tensor: Any) -> str:
         if not isinstance(tensor, torch.Tensor) or tensor.is_meta:
@@ -452,7 +520,7 @@ class _Translation:
         for part in str(node.target).split("."):
             found = getattr(found, part)
         if isinstance(found, torch.Tensor):
-            self.values[node.name] = Ref(self._constant(str(node.target), found))
+            self.values[node.name] = self._lifted(str(node.target), found)
         else:
             self.values[node.name] = found  # a submodule of a higher-order operation, refused where it is used
 
@@ -701,14 +769,20 @@ def dim_name(name: str, axis: int, ndim: int, others: Sequence[str]) -> tuple[st
 
 
 def ties_of(module: torch.nn.Module) -> dict[str, str]:
-    """Names of shared parameters and persistent buffers -> the first name each is registered under."""
-    first: dict[int, str] = {}
+    """Names of shared parameters and persistent buffers -> the first name each is registered under.
+
+    Shared are objects that are the same, and different ones over the same memory.
+    """
+    first: dict[Any, str] = {}
     ties = {}
     for source in (module.named_parameters, module.named_buffers):
         for name, tensor in source(remove_duplicate=False):
-            if id(tensor) in first:
-                ties[name] = first[id(tensor)]
-            first.setdefault(id(tensor), name)
+            keys = [key for key in (id(tensor), memory(tensor)) if key is not None]
+            known = [first[key] for key in keys if key in first]
+            if known:
+                ties[name] = known[0]
+            for key in keys:
+                first.setdefault(key, known[0] if known else name)
     return ties
 
 

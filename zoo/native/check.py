@@ -194,7 +194,9 @@ class KernelReport:
             sizes = "x".join(map(str, first.sizes))
             raise VerifyError(f"{first.kernel} {sizes} on {first.backend}: {first.reason}{others}", where=first.backend)
         if not self.rows:
-            raise VerifyError("no kernel was checked", got=self.missing, do="install a framework")
+            raise VerifyError(
+                "no kernel was checked", got=self.missing, do=how_to_install("torch") + ", or another framework's extra"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON knows it."""
@@ -206,6 +208,8 @@ class KernelReport:
         from rich.table import Table
 
         where = ", ".join(filter(None, (self.isa, self.gpu)))
+        from zoo.console import plain
+
         table = Table(title=f"our kernels ({where}) and the frameworks' own", title_justify="left")
         for column in ("backend", "kernel", "sizes", "dtype"):
             table.add_column(column, no_wrap=True)
@@ -217,13 +221,13 @@ class KernelReport:
             cells = ["" if x is None else f"{x:.1f}" for x in numbers]
             ratio = "" if row.ratio is None else f"{row.ratio:.2f}x"
             if not row.ok:
-                verdict = f"[red]{row.reason}[/]"
+                verdict = f"[red]{plain(row.reason)}[/]"
             else:
                 best = row.own_ulps is None or row.at_least_as_accurate
                 verdict = "[green]ok[/]" if best else "[green]ok[/], own is closer"
             table.add_row(row.backend, row.kernel, "x".join(map(str, row.sizes)), row.dtype, *cells, ratio, verdict)
         for name, why in self.missing.items():
-            table.add_row(name, *[""] * 8, why, style="dim")
+            table.add_row(name, *[""] * 8, plain(why), style="dim")
         return table
 
 

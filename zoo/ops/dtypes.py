@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from zoo.errors import GraphError
+
 __all__ = [
     "FLOAT",
     "is_complex",
@@ -25,6 +27,7 @@ FLOAT = "float32"
 
 _NUMBERS = {bool: "bool", int: "int64", float: FLOAT}
 _INTEGERS = ("uint8", "int8", "int16", "int32", "int64")
+_UNSIGNED = ("uint16", "uint32", "uint64")  # which torch computes with alone
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 _COMPLEX = ("complex64", "complex128")
 
@@ -39,11 +42,15 @@ def is_complex(dtype: str) -> bool:
 
 def is_integer(dtype: str) -> bool:
     """Whether values are whole numbers, bool included."""
-    return dtype in _INTEGERS or dtype == "bool"
+    return dtype in _INTEGERS or dtype in _UNSIGNED or dtype == "bool"
 
 
 def promote_types(a: str, b: str) -> str:
-    """The dtype that holds values of both, as torch.promote_types says."""
+    """The dtype that holds values of both, as torch.promote_types says.
+
+    Raises:
+        GraphError: torch has none for uint16, uint32 and uint64 beside another dtype of whole numbers.
+    """
     if a == b:
         return a
     if _category(a) > _category(b):
@@ -57,6 +64,8 @@ def promote_types(a: str, b: str) -> str:
     if "uint8" in (a, b):
         other = b if a == "uint8" else a
         return "int16" if other == "int8" else other
+    if a in _UNSIGNED or b in _UNSIGNED:
+        raise GraphError("torch has no common dtype of these", got=f"{a}, {b}")
     order = _INTEGERS if a in _INTEGERS else _FLOATS if a in _FLOATS else _COMPLEX
     return max(a, b, key=order.index)
 
@@ -100,4 +109,4 @@ def to_wide(xp: Any, x: Any) -> Any:
 def _category(dtype: str) -> int:
     if dtype == "bool":
         return 0
-    return 1 if dtype in _INTEGERS else 2 if dtype in _FLOATS else 3
+    return 1 if is_integer(dtype) else 2 if dtype in _FLOATS else 3

@@ -16,14 +16,15 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from zoo.errors import ChecksumError, SourceError
 from zoo.registry import parse_uri
 from zoo.sources import NO_HASHES, Progress, cache_root
-from zoo.sources.local import digest, inside, select, shards, write_text
+from zoo.sources.local import digest, inside, module_folders, select, shards, write_text
 
-__all__ = ["cache_folder", "fetch"]
+__all__ = ["cache_folder", "fetch", "stated"]
 
 log = logging.getLogger(__name__)
 
@@ -88,8 +89,19 @@ def cache_folder() -> Path:
     return Path(root).expanduser() / "huggingface" / "hub"
 
 
+def stated(folder: Path) -> dict[str, str]:
+    """File -> "sha256:..." or "git-sha1:...", as the hub stated it; empty where the folder is none of its snapshots."""
+    commit, cached = folder.name, folder.parent.parent
+    if folder.parent.name != "snapshots" or not cached.name.startswith("models--") or not _COMMIT.fullmatch(commit):
+        return {}
+    name = cached.name.removeprefix("models--").replace("--", "/", 1)
+    listing = _known_listing(_Repo(f"hf://{name}", name, commit, cached.parent), commit)
+    return {file: value for file, value in listing.items() if value and (folder / file).is_file()}
+
+
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_MODULES = "modules.json"
 _WORKERS = 4
 _TIMEOUT = 20.0  # seconds to wait for the listing
 _RESTARTS = 5  # downloads of one file begun anew before it counts as failed
@@ -120,9 +132,10 @@ class _Repo:
         if _COMMIT.fullmatch(self.revision):
             return self.revision
         try:
-            return (self.folder / "refs" / self.revision).read_text("utf-8").strip() or None
-        except OSError:
+            commit = (self.folder / "refs" / self.revision).read_text("utf-8").strip()
+        except (OSError, ValueError):
             return None
+        return commit if _COMMIT.fullmatch(commit) else None
 
 
 def _ask(repo: _Repo) -> tuple[str, _Listing]:
@@ -159,8 +172,6 @@ def _download(
     sha256: Mapping[str, str],
     progress: Progress | None,
 ) -> Path:
-    names = select(listing, files, where=repo.uri)
-    _check_listed(repo, names, listing, sha256)
     lock = threading.Lock()
 
     def one(name: str) -> Path:
@@ -181,6 +192,9 @@ def _download(
         _verify(repo, commit, name, listing.get(name), sha256.get(name))
         return Path(path)
 
+    modules = module_folders(one(_MODULES).read_bytes()) if files is None and _MODULES in listing else []
+    names = select(listing, files, where=repo.uri, modules=modules)
+    _check_listed(repo, names, listing, sha256)
     for index in [name for name in names if name.endswith(".index.json")]:
         more = shards(one(index))
         if absent := [shard for shard in more if shard not in listing]:
@@ -188,7 +202,7 @@ def _download(
                 "the index names shards that the repository does not have",
                 where=f"{repo.uri}: {index}",
                 got=", ".join(absent),
-                do="tell the repository's owner; name other files: files=[...]",
+                do="tell the repository's owner; or download its files, and load what you want by its path",
             )
         names += more
         _check_listed(repo, more, listing, sha256)
@@ -237,7 +251,9 @@ def _complete(repo: _Repo, commit: str, files: Sequence[str] | None) -> bool:
 
 
 def _chosen(folder: Path, listing: list[str], files: Sequence[str] | None, repo: _Repo) -> list[str]:
-    names = select(listing, files, where=f"{repo.uri} in {folder}")
+    path = folder / _MODULES
+    modules = module_folders(inside(folder, _MODULES).read_bytes()) if files is None and path.exists() else []
+    names = select(listing, files, where=f"{repo.uri} in {folder}", modules=modules)
     for index in [name for name in names if name.endswith(".index.json")]:
         if (folder / index).exists():
             names += shards(folder / index)
@@ -250,9 +266,9 @@ def _known_listing(repo: _Repo, commit: str) -> dict[str, str | None]:
     """The commit's files as the hub once listed them, else those that another program left in the cache."""
     try:
         listing = json.loads(repo.listing_path(commit).read_text("utf-8"))
-        if isinstance(listing, dict):
+        if isinstance(listing, dict) and all(isinstance(stated, (str, NoneType)) for stated in listing.values()):
             return listing
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         pass
     folder = repo.snapshot(commit)
     present = sorted(path for path in folder.rglob("*") if path.is_file())

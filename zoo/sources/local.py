@@ -6,17 +6,32 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Literal
 
-from converters import FOLDERS
+from converters import FOLDERS, unnamed
 from converters.folder import USUAL, like, weights_in
 from zoo.errors import ChecksumError, FormatError, SourceError, UnsafeFile
+from zoo.files import write_whole
 from zoo.registry import parse_uri
 from zoo.sources import NO_HASHES, Progress, cache_root
 
-__all__ = ["companions", "digest", "fetch", "inside", "names_in", "safe_name", "select", "shards", "write_text"]
+__all__ = [
+    "companions",
+    "copy_companions",
+    "digest",
+    "fetch",
+    "inside",
+    "module_folders",
+    "names_in",
+    "safe_name",
+    "select",
+    "shards",
+    "stated",
+    "write_text",
+]
 
 
 def fetch(
@@ -38,6 +53,8 @@ def fetch(
     if root.is_file():
         _check_hash(root, root.name, sha256)
         return root
+    if root.with_name(f"{root.name}.index").is_file() and not root.is_dir():
+        return root  # the prefix of a TensorFlow checkpoint
     if not root.is_dir():
         raise SourceError("no such file or folder", where=root, do="check the path")
     names = names_in(root)
@@ -57,7 +74,10 @@ def fetch(
         if inside(root, name).is_file() and name not in names:
             names.append(name)
     whole = any(format_.recognises_folder(root) for format_ in FOLDERS)
-    for name in select(names, files, where=str(root), weights=not whole):
+    whole = whole or (
+        weights_in([name for name in names if "/" not in name], root) is None and unnamed(root) is not None
+    )
+    for name in select(names, files, where=str(root), weights=not whole, modules=_modules_of(root)):
         _check_hash(inside(root, name), name, sha256)
     return root
 
@@ -104,7 +124,14 @@ def safe_name(name: str, where: object) -> str:
     return name
 
 
-def select(names: Iterable[str], files: Sequence[str] | None = None, *, where: str, weights: bool = True) -> list[str]:
+def select(
+    names: Iterable[str],
+    files: Sequence[str] | None = None,
+    *,
+    where: str,
+    weights: bool = True,
+    modules: Sequence[str] = (),
+) -> list[str]:
     """Which of a source's files to take.
 
     Args:
@@ -112,6 +139,7 @@ def select(names: Iterable[str], files: Sequence[str] | None = None, *, where: s
         files: exactly these instead of the usual choice.
         where: the source, for messages.
         weights: False where the folder itself is the checkpoint, or holds one that is a folder.
+        modules: what `module_folders` finds in the source's modules.json.
 
     Returns:
         Config, tokenizer and processor files, and one set of weights, of the first format that is there
@@ -124,14 +152,20 @@ def select(names: Iterable[str], files: Sequence[str] | None = None, *, where: s
     listing = list(dict.fromkeys(names))
     if files is not None:
         return [_wanted(name, listing, where) for name in files]
-    taken = companions(listing)
+    taken = companions(listing, modules)
     optional = not weights or "graph.json.gz" in taken
     taken += _weights([name for name in listing if "/" not in name], where, optional=optional)
     return [name for name in dict.fromkeys(taken) if not _is_code(name)]
 
 
-def companions(names: Sequence[str]) -> list[str]:
-    """The files that belong to a checkpoint beside its weights: config, tokenizer, processor, pooling modules."""
+def companions(names: Sequence[str], modules: Sequence[str] = ()) -> list[str]:
+    """The files that belong to a checkpoint beside its weights: config, tokenizer, chat templates, processor, and the
+    folders of sentence-transformers' further modules, with their weights.
+
+    Args:
+        names: all its files.
+        modules: folders that its modules.json names; without it those with the usual names are taken.
+    """
     # An index is for its own format only: it comes with the weights.
     taken = [
         name
@@ -139,11 +173,39 @@ def companions(names: Sequence[str]) -> list[str]:
         if any(like(name, pattern) for pattern in _COMPANIONS) and "/" not in name and not name.endswith(".index.json")
     ]
     for name in names:
-        if match := _MODULE.fullmatch(name):
-            better = f"{match['folder']}/model.safetensors"
-            if not (name.endswith(".bin") and better in names):
-                taken.append(name)
+        folder = name.rpartition("/")[0]
+        named = any(f"{folder}/".startswith(f"{module}/") for module in modules)
+        worse = name.endswith("/pytorch_model.bin") and f"{folder}/model.safetensors" in names
+        if (named or _MODULE.fullmatch(name) or (folder == _TEMPLATES and like(name, "*.jinja"))) and not worse:
+            taken.append(name)
     return [name for name in taken if not _is_code(name)]
+
+
+def copy_companions(source: Path, folder: Path) -> None:
+    """Copy what `companions` finds in one folder into another, and the model's card and licence; no package's graph."""
+    names = names_in(source)
+    papers = [name for name in names if any(like(name, pattern) for pattern in _PAPERS) and "/" not in name]
+    for name in dict.fromkeys((*companions(names, _modules_of(source)), *papers)):
+        if name not in _GRAPHS:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(inside(source, name), folder / name)
+
+
+def module_folders(text: str | bytes) -> list[str]:
+    """The folders that sentence-transformers' modules.json names, but for the checkpoint's own.
+
+    Whether it is a list of modules is for those to say who use it as one.
+
+    Raises:
+        UnsafeFile: a folder outside of the checkpoint's.
+    """
+    try:
+        modules = json.loads(text)
+    except (ValueError, RecursionError):
+        return []
+    paths = [module.get("path") for module in modules if isinstance(module, dict)] if isinstance(modules, list) else []
+    names = [path.strip("/") for path in paths if isinstance(path, str) and path.strip("./")]
+    return list(dict.fromkeys(safe_name(name, where="modules.json") for name in names))
 
 
 def shards(index: Path, text: str | bytes | None = None) -> list[str]:
@@ -162,7 +224,7 @@ def shards(index: Path, text: str | bytes | None = None) -> list[str]:
         found = list(dict.fromkeys(weight_map.values()))
         if not found or not all(isinstance(name, str) for name in found):
             raise TypeError(f"weight_map of {found[:3]}")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise FormatError(
             "not an index of shards",
             where=index,
@@ -172,12 +234,13 @@ def shards(index: Path, text: str | bytes | None = None) -> list[str]:
     return [safe_name(name, where=index) for name in found]
 
 
-def digest(path: Path, kind: Literal["sha256", "git-sha1"] = "sha256") -> str:
+def digest(path: Path, kind: Literal["sha256", "git-sha1"] = "sha256", *, again: bool = False) -> str:
     """A file's hash in hexadecimal, remembered until its size or modification time changes.
 
     Args:
         path: the file; links are followed.
         kind: "git-sha1" is git's hash of a blob, which names the hub's small files.
+        again: read the file whatever is remembered.
     """
     real = path.resolve()
     stat = real.stat()
@@ -188,7 +251,7 @@ def digest(path: Path, kind: Literal["sha256", "git-sha1"] = "sha256") -> str:
         known = known if all(known.get(name) == value for name, value in key.items()) else {}
     except (OSError, ValueError, AttributeError):
         known = {}
-    if isinstance(known.get(kind), str):
+    if isinstance(known.get(kind), str) and not again:
         return known[kind]
     with real.open("rb") as stream:
         prefix = b"blob %d\0" % stat.st_size
@@ -202,26 +265,35 @@ def digest(path: Path, kind: Literal["sha256", "git-sha1"] = "sha256") -> str:
     return value
 
 
+def stated(root: Path) -> dict[str, str]:
+    """File -> "sha256:...", as the record of an earlier conversion or save in this folder states it."""
+    try:
+        files = json.loads((root / "conversion.json").read_text("utf-8"))["files"]
+        found = {name: value if isinstance(value, str) else value["sha256"] for name, value in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
+    return {name: f"sha256:{value}" for name, value in found.items() if re.fullmatch("[0-9a-f]{64}", str(value))}
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a small file in one step, so that no reader ever sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
-    try:
-        temporary.write_text(text, "utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, text.encode())
 
 
 _COMPANIONS = (
-    "config.json", "generation_config.json", "adapter_config.json",
+    "config.json", "generation_config.json",
     "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json",
     "modules.json", "sentence_*_config.json", "config_sentence_transformers.json",
     "bert_config.json", "albert_config.json", "hparams.json", "params.json",  # Google's, OpenAI's and Meta's configs
+    "audio_tokenizer_config.json", "image_processor_config.json",
     "tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "normalizer.json", "entity_vocab.json",
-    "vocab*", "*.vocab", "merges.txt", "bpe.codes", "dict.txt", "*.model", "*.spm", "*.tiktoken", "*.jinja",
-    "chat_template.json", "graph.json.gz", "graph.safetensors",
+    "vocab*", "*.vocab", "target_vocab.json", "merges.txt", "bpe.codes", "dict.txt", "*.model", "*.spm", "*.tiktoken",
+    "*.tokenizer", "tekken.json", "emoji.json", "byte_maps.json", "word_shape.json", "word_pronunciation.json",
+    "*.jinja", "chat_template.json", "graph.json.gz", "graph.safetensors",
 )  # fmt: skip
+_TEMPLATES = "additional_chat_templates"
+_PAPERS = ("README.md", "LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "USE_POLICY*")
+_GRAPHS = ("graph.json.gz", "graph.safetensors")
 _MODULE = re.compile(r"(?P<folder>\d+_\w+)/(config\.json|model\.safetensors|pytorch_model\.bin)")
 _CODE = (".py", ".pyc", ".pyd", ".so", ".dll", ".dylib", ".exe", ".sh")
 
@@ -250,7 +322,7 @@ def _weights(names: list[str], where: str, *, optional: bool) -> list[str]:
         where=where,
         expected=f"{', '.join(USUAL)} or another checkpoint format, or graph.json.gz",
         got=_some(names) or "nothing",
-        do="if they are in a subfolder, name them: files=[...], or name that folder",
+        do="if they are in a subfolder, give the path of that folder; of a local copy where they are on a hub",
     )
 
 
@@ -267,11 +339,22 @@ def _check_hash(path: Path, name: str, sha256: Mapping[str, str]) -> None:
 
 
 def names_in(root: Path) -> list[str]:
-    """The files of a folder that `select` looks at: not those of deeper folders, which may be anything."""
+    """The files of a folder that `select` looks at: not those of deeper folders, which may be anything, but for the
+    folders of modules and chat templates.
+    """
     names = [path.name for path in root.iterdir() if path.is_file()]
-    for folder in root.glob("[0-9]*_*/"):
+    for folder in (*root.glob("[0-9]*_*/"), *root.glob(f"{_TEMPLATES}/")):
         names += [f"{folder.name}/{path.name}" for path in folder.iterdir() if path.is_file()]
-    return sorted(names)
+    for module in _modules_of(root):
+        if (root / module).is_dir():
+            inside(root, module)
+            names += [path.relative_to(root).as_posix() for path in (root / module).rglob("*") if path.is_file()]
+    return sorted(set(names))
+
+
+def _modules_of(root: Path) -> list[str]:
+    path = root / "modules.json"
+    return module_folders(inside(root, "modules.json").read_bytes()) if path.is_file() else []
 
 
 def _hub_blobs(root: Path) -> list[Path]:

@@ -1,6 +1,7 @@
-"""The confined process that reads an HDF5 file, seen from outside: started, asked, timed and ended.
+"""A confined process that reads files for us, seen from outside: started, asked, timed and ended.
 
-What it answers is in `converters.h5_child`; nothing it says is trusted.
+For C libraries that crash, hang or fill the memory on some hostile files: HDF5 (`converters.h5_child`) and tensorstore
+(`converters.orbax_child`). Each of those scripts says what it answers; nothing of it is trusted.
 """
 
 from __future__ import annotations
@@ -12,75 +13,86 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from converters.checkpoint import AGAIN
 from zoo.errors import FormatError, MissingFramework, SourceError, UnsafeFile
 
-__all__ = ["Reader", "require_h5py"]
+__all__ = ["Reader", "home_of"]
 
-CPU_SECONDS = 1.25
-"""CPU time for listing, and one second more for each 2 MB: 10,000 datasets are 15 MB and take about one second."""
-MAX_CPU_SECONDS = 20
 WALL_SECONDS = 30
 BYTES_PER_SECOND = 5_000_000
 """A read may take a second for as many bytes, besides `WALL_SECONDS`."""
-MEMORY = 1 << 26
 MAX_LISTING = 1 << 27
 
 
 class Reader:
-    """A process that holds one HDF5 file open; ends with `close`, or with the last reference to it.
+    """A process that holds one file or folder open; ends with `close`, or with the last reference to it.
 
     Args:
         path: stands in errors.
-        file: holds the HDF5 file; the process inherits it.
-        start: where in `file` the HDF5 file begins.
-        size: how many bytes it has.
+        script: a file of this package, run as `python -I script ARGUMENTS... FOLDERS...`.
+        arguments: what the script takes.
+        packages: what it imports; they are not imported here.
+        inherit: descriptors that it gets.
+        question: its first line of input, if it waits for one.
 
     Raises:
-        MissingFramework: h5py is not installed.
+        MissingFramework: a package is not installed.
         SourceError: Python cannot be started.
     """
 
-    def __init__(self, path: Path, file: IO[bytes], start: int, size: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        script: str,
+        arguments: Sequence[object],
+        packages: Sequence[str],
+        *,
+        inherit: Sequence[int] = (),
+        question: object = None,
+    ) -> None:
         self._path = path
         self._lock = threading.Lock()
-        inherits = os.name == "posix"
-        place = str(file.fileno()) if inherits else file.name
-        cpu = min(CPU_SECONDS + size / (1 << 21), MAX_CPU_SECONDS)
-        memory = MEMORY + min(2 * size, 1 << 30)
-        child = Path(__file__).with_name("h5_child.py")
-        command = [sys.executable or "python3", "-I", str(child), place, str(start), str(size), str(memory), str(cpu)]
+        child = Path(__file__).with_name(script)
+        folders = dict.fromkeys([*map(home_of, packages), Path(np.__file__).parents[1]])
+        # One arena: those of threads would take more address space than they use.
+        environment = {**os.environ, "MALLOC_ARENA_MAX": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         try:
             self._process = subprocess.Popen(
-                [*command, str(require_h5py()), str(Path(np.__file__).parents[1])],
+                [sys.executable or "python3", "-I", str(child), *map(str, arguments), *map(str, folders)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                pass_fds=(file.fileno(),) if inherits else (),
+                pass_fds=inherit,
+                env=environment,
             )
         except OSError as error:
             raise SourceError("Python could not be started to read the file", where=path, got=error) from error
+        _widen(self._stdout)
         self._alarm = _Alarm(self._process)
         self._end = weakref.finalize(self, _end, self._process)
+        if question is not None:
+            with self._alarm.set(WALL_SECONDS):
+                self._ask(question, None)
 
-    def listing(self) -> dict[str, Any]:
-        """What the file holds; asked once, first of all.
+    def listing(self, more: float = 0) -> dict[str, Any]:
+        """What the file holds; asked once, first of all. It may take `more` seconds than `WALL_SECONDS`.
 
         Raises:
             UnsafeFile: the file leads elsewhere.
             FormatError: it cannot be read, or brought the process down.
         """
-        with self._lock, self._alarm.set(WALL_SECONDS):
+        with self._lock, self._alarm.set(WALL_SECONDS + more):
             kind, size = self._header(None)
             if kind != b"l" or size > MAX_LISTING:
-                raise FormatError("the file holds too many datasets to list", where=self._path, got=f"{size} bytes")
+                self._process.kill()  # what else it sends is of no use
+                raise FormatError("the file holds too many tensors to list", where=self._path, got=f"{size} bytes")
             raw = self._stdout.read(size)
             if len(raw) < size:
                 raise self._dead(None)
@@ -108,24 +120,20 @@ class Reader:
         """
         where = f"{self._path}, tensor {name!r}"
         with self._lock, self._alarm.set(WALL_SECONDS + len(out) // BYTES_PER_SECOND):
-            try:
-                self._stdin.write(json.dumps([name, first, stop]).encode() + b"\n")
-                self._stdin.flush()
-            except OSError as error:
-                raise self._dead(name) from error
+            self._ask([name, first, stop], name)
             done = 0
             while done < len(out):
                 kind, size = self._header(name)
                 if kind == b"e":
                     raise FormatError(
-                        "HDF5 cannot read a dataset",
+                        "a tensor cannot be read",
                         where=where,
                         got=self._stdout.read(min(size, 1 << 16)).decode(errors="replace"),
                         do=AGAIN,
                     )
                 if size > len(out) - done or not size:
                     self._process.kill()  # what else it has sent is of no use
-                    raise FormatError("a dataset is not of the size declared", where=where, do=AGAIN)
+                    raise FormatError("a tensor is not of the size declared", where=where, do=AGAIN)
                 if self._stdout.readinto(out[done : done + size]) < size:
                     raise self._dead(name)
                 done += size
@@ -141,6 +149,13 @@ class Reader:
     @property
     def _stdout(self) -> Any:
         return self._process.stdout
+
+    def _ask(self, question: object, name: str | None) -> None:
+        try:
+            self._stdin.write(json.dumps(question).encode() + b"\n")
+            self._stdin.flush()
+        except OSError as error:
+            raise self._dead(name) from error
 
     def _header(self, name: str | None) -> tuple[bytes, int]:
         raw = self._stdout.read(9)
@@ -160,15 +175,15 @@ class Reader:
         return FormatError(what, where=where, got=got, do=AGAIN)
 
 
-def require_h5py() -> Path:
-    """The folder that h5py is installed in; h5py is not imported.
+def home_of(package: str) -> Path:
+    """The folder that a package is installed in; the package is not imported.
 
     Raises:
         MissingFramework: it is not installed.
     """
-    spec = importlib.util.find_spec("h5py")
+    spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        raise MissingFramework("HDF5 files need h5py", do="pip install 'anyzoo[convert]'")
+        raise MissingFramework(f"files of this kind need {package}", do="pip install 'anyzoo[convert]'")
     return Path(spec.origin).parents[1]
 
 
@@ -192,6 +207,16 @@ class _Alarm:
     def _ring(self) -> None:
         self.expired = True
         self._process.kill()
+
+
+def _widen(pipe: Any) -> None:
+    """Lets a pipe hold a megabyte, where the system can: the two processes then change places less often."""
+    try:
+        import fcntl
+
+        fcntl.fcntl(pipe.fileno(), getattr(fcntl, "F_SETPIPE_SZ"), 1 << 20)  # noqa: B009  # Linux alone has it
+    except (ImportError, AttributeError, OSError):
+        pass
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
