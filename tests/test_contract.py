@@ -797,3 +797,16 @@ def test_frozen_parameters_stay_so_in_copies() -> None:
     for again in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
         assert [name for name, p in again.params.items() if not p.requires_grad] == ["rows.weight"]
         assert not again.module.rows.weight.requires_grad and again.module.head.weight.requires_grad
+
+
+def test_a_tokenizer_goes_with_its_model(checkpoint, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(checkpoint("bert"), tmp_path / "c"))
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh"]
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    model, texts = zoo.load(folder, "numpy", "feature-extraction"), ["a b c d e f", "g h"]
+    model.tokenizer.enable_truncation(4)
+    before = model.embed(texts)
+    for again in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        assert np.array_equal(again.embed(texts), before)
+        again.tokenizer.no_truncation()
+        assert not np.array_equal(again.embed(texts), before) and np.array_equal(model.embed(texts), before)

@@ -40,6 +40,43 @@ def test_a_field_that_changes_nothing_is_not_refused(fields: dict[str, Any], lla
     assert not any(name in note for name in fields for note in done.notes)
 
 
+@pytest.mark.parametrize(
+    ("kind", "form", "fields"),
+    [
+        ("bert", "keras-hub", {"hidden_act": "relu"}),
+        ("bert", "keras-hub", {"layer_norm_eps": 1e-3}),
+        ("bert", "keras-hub", {"is_decoder": True}),
+        ("gpt2", "keras-hub", {"scale_attn_weights": False}),
+        ("llama", "keras-hub", {"hidden_act": "gelu"}),
+        ("vit", "big-vision", {"layer_norm_eps": 1e-2}),
+        ("vit", "timm", {"hidden_act": "relu"}),
+        ("vit", "torchvision", {"hidden_act": "quick_gelu"}),
+        ("resnet", "torchvision", {"hidden_act": "gelu"}),
+        ("resnet", "timm", {"downsample_in_bottleneck": True}),
+        ("bert-mlm", "tf-checkpoint", {"layer_norm_eps": 1e-2}),
+        ("gpt2", "tf-checkpoint", {"activation_function": "relu"}),
+        ("gpt2", "gguf", {"scale_attn_by_inverse_layer_idx": True}),
+    ],
+)
+def test_a_field_that_the_form_cannot_say_is_refused(
+    kind: str, form: str, fields: dict[str, Any], tmp_path: Path
+) -> None:
+    source = checkpoints.edit_config(checkpoints.save(tmp_path / "in", kind), **fields)
+    with pytest.raises(ConfigError) as caught:
+        zoo.convert(source, tmp_path / "out", form)
+    ((name, value),) = fields.items()
+    assert form in str(caught.value) and f"{name} {value!r}" in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_field_that_the_form_has_nearly_so_is_noted(tmp_path: Path) -> None:
+    """timm's norms have 1e-6, where Hugging Face's ViT has 1e-12."""
+    done = zoo.convert(checkpoints.save(tmp_path / "in", "vit"), tmp_path / "out", "timm", verify=True)
+    assert done.verified == "every tensor and the outputs"
+    (said,) = done.notes
+    assert all(word in said for word in ("layer_norm_eps", "1e-12", "1e-06", "timm", "nearly"))
+
+
 # --- an output layer of its own where the config ties ---
 
 HEADS = {"gpt2": "lm_head.weight", "bert-mlm": "cls.predictions.decoder.weight"}

@@ -88,3 +88,17 @@ class _Package(ModuleType):
 
 
 sys.modules[__name__].__class__ = _Package
+
+
+def _register() -> None:
+    """A .keras file with a graph in it loads wherever zoo and Keras were imported: Keras is told of its class."""
+    import importlib
+
+    if hasattr(sys.modules.get("keras"), "saving"):  # whole, and Keras 3: nothing is imported for it
+        try:
+            importlib.import_module("zoo.backends.keras")
+        except (ImportError, AttributeError):  # another Keras, or one that its backend is missing for
+            pass
+
+
+_register()

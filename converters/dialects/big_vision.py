@@ -19,12 +19,14 @@ from dataclasses import replace
 from typing import Any
 
 from converters.checkpoint import Checkpoint
+from converters.dialects import vision
+from converters.dialects.fields import Fields
 from converters.dialects.shared import Dropped
 from converters.dialects.tables import Row, Table
 from converters.view import Concatenate, Recipe, Reshape, Rows, View
 from zoo.errors import ConfigError
 
-__all__ = ["DROPPED", "NAME", "canonical", "config", "foreign", "recognises"]
+__all__ = ["DROPPED", "NAME", "canonical", "config", "foreign", "recognises", "understood"]
 
 NAME = "big-vision"
 
@@ -33,6 +35,16 @@ DROPPED: Dropped = (
     (r"(.*\.)?position_ids", "the model counts them itself"),
 )
 
+_GELU = "gelu_pytorch_tanh"
+_FIXED = {"hidden_act": _GELU, "layer_norm_eps": 1e-6}
+_LABELS = ("id2label", "label2id", "num_labels")
+_TOWER = Fields(
+    _FIXED,
+    (
+        *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "image_size", "patch_size"),
+        *("num_channels", "vocab_size", "max_position_embeddings", "projection_size", *_LABELS),
+    ),
+)
 _BLOCK = re.compile(r"encoderblock(_0)?/MultiHeadDotProductAttention_([01])/query/kernel")
 _STACKED = "/encoderblock/"
 
@@ -90,6 +102,15 @@ def config(checkpoint: Checkpoint) -> dict[str, Any] | None:
         "qkv_bias": True,
         **({} if labels is None else {"num_labels": labels[1]}),
     }
+
+
+def understood(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of what Google's programs compute: the approximate GELU, norms with eps 1e-6."""
+    if config.get("model_type") == "vit":
+        return vision.vit_fields(eps=1e-6, act=_GELU, biased=True).understood(config)
+    parts = ("text_config", "vision_config")
+    said = {key: value for key, value in config.items() if key in ("model_type", "architectures", *_LABELS)}
+    return said | {part: _TOWER.understood(config.get(part) or {}) for part in parts}
 
 
 def _kind(checkpoint: Checkpoint) -> tuple[str, str, int]:
@@ -233,8 +254,7 @@ def _encoder(shapes: Mapping[str, tuple[int, ...]], start: str) -> dict[str, Any
         ),
         "num_attention_heads": heads,
         "intermediate_size": shapes[dense][1],
-        "hidden_act": "gelu_pytorch_tanh",
-        "layer_norm_eps": 1e-6,
+        **_FIXED,
     }
 
 

@@ -14,14 +14,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from converters.checkpoint import Checkpoint
-from converters.dialects.google_tf1_config import config
+from converters.dialects.google_tf1_config import READERS, config
 from converters.dialects.shared import Dropped
 from converters.dialects.tabled import read, write
 from converters.dialects.tables import Row, Table
 from converters.view import Concatenate, Recipe
 from zoo.errors import ConfigError
 
-__all__ = ["DROPPED", "NAME", "canonical", "config", "foreign", "recognises"]
+__all__ = ["DROPPED", "NAME", "canonical", "config", "foreign", "recognises", "understood"]
 
 NAME = "google-tf1"
 
@@ -62,6 +62,11 @@ def foreign(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Reci
     if family not in _MARKS:
         raise ConfigError("none of Google's models", expected=", ".join(_MARKS), got=family)
     return write(_table(family, config, "", _is_generator(config)), checkpoint, _TIES[family], DROPPED)
+
+
+def understood(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of what the program computes that such variables are of."""
+    return READERS[str(config.get("model_type"))].understood(config)
 
 
 _MARKS = {

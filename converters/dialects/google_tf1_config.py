@@ -18,9 +18,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from converters.checkpoint import Checkpoint, strict_json
+from converters.dialects.fields import Fields
 from zoo.errors import ConfigError
 
-__all__ = ["config", "t5_config"]
+__all__ = ["READERS", "config", "t5_config"]
 
 _FIELDS = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act"),
@@ -52,6 +53,25 @@ def config(checkpoint: Checkpoint) -> dict[str, Any] | None:
     if any(name.startswith("bert/encoder/transformer/") for name in names):
         return _bert(checkpoint, names, "albert", "Albert")
     return _bert(checkpoint, names, "bert", "Bert")
+
+
+_HEADS = ("id2label", "label2id", "num_labels", "tie_word_embeddings", "pad_token_id", "eos_token_id", "bos_token_id")
+READERS: Mapping[str, Fields] = {
+    "bert": Fields(_EPSILON, (*_FIELDS, *_HEADS)),
+    "albert": Fields({**_EPSILON, "hidden_act": "gelu_new"}, (*(f for f in _FIELDS if f != "hidden_act"), *_HEADS)),
+    "electra": Fields({**_EPSILON, "hidden_act": "gelu_new"}, (*(f for f in _FIELDS if f != "hidden_act"), *_HEADS)),
+    "gpt2": Fields(
+        {"activation_function": "gelu_new", "layer_norm_epsilon": 1e-5}, (*_GPT2.values(), "n_inner", *_HEADS)
+    ),
+    "t5": Fields(
+        {"layer_norm_epsilon": 1e-6, "relative_attention_max_distance": 128},
+        (
+            *("vocab_size", "d_model", "d_kv", "d_ff", "num_heads", "num_layers", "num_decoder_layers"),
+            *("relative_attention_num_buckets", "feed_forward_proj", "scale_decoder_outputs", *_HEADS),
+        ),
+    ),
+}
+"""Model type -> what Google's program, or OpenAI's, makes of the config."""
 
 
 def _bert(checkpoint: Checkpoint, names: set[str], model_type: str, cls: str) -> dict[str, Any] | None:

@@ -23,7 +23,7 @@ from converters.dialects.tables import Row, Table
 from converters.view import Concatenate, Difference, Recipe, Shift, View
 from zoo.errors import ConfigError, FormatError
 
-__all__ = ["DROPPED", "NAME", "canonical", "config", "foreign", "recognises"]
+__all__ = ["DROPPED", "NAME", "canonical", "config", "foreign", "recognises", "understood"]
 
 NAME = "keras-applications"
 
@@ -85,6 +85,13 @@ def config(checkpoint: Checkpoint) -> dict[str, Any] | None:
     if _kind(names) == "resnet":
         return vision.resnet_config(shapes, downsample_in_bottleneck=True)
     return vision.mobilenet_v2_config(shapes, eps=1e-3, tf_padding=True)
+
+
+def understood(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of what the model of keras.applications of these sizes computes."""
+    if config.get("model_type") == "resnet":
+        return vision.resnet_fields(downsample_in_bottleneck=True).understood(config)
+    return vision.mobilenet_v2_fields(eps=1e-3, tf_padding=True).understood(config)
 
 
 def _canonical(checkpoint: Checkpoint, bare: bool) -> dict[str, Recipe | Concatenate]:

@@ -19,7 +19,7 @@ from converters.dialects import keras_hub_configs, keras_hub_tables
 from converters.view import Concatenate, Difference, Recipe, Rows, Subset, View
 from zoo.errors import ConfigError, WeightsError
 
-__all__ = ["DROPPED", "NAME", "canonical", "config", "foreign", "foreign_config", "recognises"]
+__all__ = ["DROPPED", "NAME", "canonical", "config", "foreign", "foreign_config", "recognises", "understood"]
 
 NAME = "keras-hub"
 
@@ -104,13 +104,20 @@ def config(checkpoint: Checkpoint) -> dict[str, Any] | None:
 def foreign_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The preset's config.json for Hugging Face's config.
 
-    Fields that a backbone's code fixes (eps, the form of GELU) are not checked: keras-hub loads the weights of BERT
-    checkpoints with erf's GELU, too, and computes them with its own.
+    Fields that a backbone's code fixes (eps, the form of GELU) are not checked here: `understood` says them.
 
     Raises:
         ConfigError: keras-hub has no such backbone.
     """
     return keras_hub_configs.to_preset(config, "config.json")
+
+
+def understood(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Hugging Face's config of what the backbone of a preset's config.json computes."""
+    if "registered_name" not in config:
+        config = keras_hub_configs.to_preset(config, "config.json")
+    found = keras_hub_configs.from_preset(config, checkpoint.path)
+    return _tied(found, checkpoint)
 
 
 def _preset(checkpoint: Checkpoint) -> dict[str, Any] | None:
@@ -130,7 +137,10 @@ def _derived(checkpoint: Checkpoint) -> dict[str, Any]:
             where=checkpoint.path.parent,
             expected="config.json with a registered_name of keras_hub",
         )
-    found = keras_hub_configs.from_preset(preset, checkpoint.path.parent / "config.json")
+    return _tied(keras_hub_configs.from_preset(preset, checkpoint.path.parent / "config.json"), checkpoint)
+
+
+def _tied(found: dict[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:
     if found["model_type"] == "llama":  # the preset does not say so: its config is written without
         found["tie_word_embeddings"] = not any(name.endswith(_HEAD.partition("/")[2]) for name in checkpoint.infos)
     return found

@@ -16,7 +16,7 @@ from converters.dialects.tables import Row, Table
 from converters.view import Concatenate, Recipe
 from zoo.errors import ConfigError
 
-__all__ = ["NAME", "canonical", "config", "foreign", "recognises"]
+__all__ = ["NAME", "canonical", "config", "foreign", "recognises", "understood"]
 
 NAME = "timm"
 
@@ -57,6 +57,12 @@ def config(checkpoint: Checkpoint) -> dict[str, Any] | None:
     kind = _kind(checkpoint)
     shapes = _TABLES[kind].shapes(checkpoint)
     return vision.vit_config(shapes, eps=1e-6, model_type=kind)
+
+
+def understood(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of what timm's model of these sizes computes."""
+    fields = vision.resnet_fields() if config.get("model_type") == "resnet" else vision.vit_fields(eps=1e-6)
+    return fields.understood(config)
 
 
 def _kind(checkpoint: Checkpoint) -> str:

@@ -15,7 +15,7 @@ from converters.dialects.tables import Row, Table
 from converters.view import Concatenate, Recipe
 from zoo.errors import ConfigError
 
-__all__ = ["NAME", "canonical", "config", "foreign", "recognises"]
+__all__ = ["NAME", "canonical", "config", "foreign", "recognises", "understood"]
 
 NAME = "torchvision"
 
@@ -59,6 +59,16 @@ def config(checkpoint: Checkpoint) -> dict[str, Any] | None:
     if kind == "mobilenet_v2":
         return vision.mobilenet_v2_config(shapes, eps=1e-5, tf_padding=False)
     return vision.vit_config(shapes, eps=1e-6)
+
+
+def understood(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of what torchvision's model of these sizes computes."""
+    kind = config.get("model_type")
+    if kind == "resnet":
+        return vision.resnet_fields().understood(config)
+    if kind == "mobilenet_v2":
+        return vision.mobilenet_v2_fields(eps=1e-5, tf_padding=False).understood(config)
+    return vision.vit_fields(eps=1e-6, biased=True).understood(config)
 
 
 def _kind(checkpoint: Checkpoint) -> str | None:

@@ -17,20 +17,37 @@ __all__ = ["FIXED", "UNTIED", "spelled", "understood"]
 
 _ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
 
+_ATTENTION = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}
+_NO_DECODER = {"is_decoder": False}
+_EXACT_GELU = {"hidden_act": "gelu"}
+_PADDING = {"pad_token_id": 1}  # positions count from the number after it
+
 FIXED: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "flax": {
         "llama": _ROPE,
         "mistral": _ROPE,
         "gemma": _ROPE,
+        "gpt2": _ATTENTION,
+        "resnet": {"downsample_in_bottleneck": False},
+        "xglm": _PADDING,
+        **dict.fromkeys(("ElectraForMaskedLM", "ElectraForCausalLM"), _EXACT_GELU),
     },
-    "tf": {},
+    "tf": {
+        "gpt2": _ATTENTION,
+        "resnet": {"downsample_in_bottleneck": False},
+        "openai-gpt": {"afn": "gelu"},
+        "ctrl": {"layer_norm_epsilon": 1e-6},
+        "wav2vec2": {"layer_norm_eps": 1e-5},
+        **dict.fromkeys(("roberta", "xlm-roberta", "camembert"), _PADDING),
+        **dict.fromkeys(("convbert", "mobilebert", "mpnet", "roformer"), _NO_DECODER),
+    },
 }
-"""Framework -> model type -> field -> what its class computes with."""
+"""Framework -> model type, or class of torch -> field -> what its class computes with, in part at least."""
 
 _EQUAL_HEADS = {("flax", "llama"), ("flax", "mistral"), ("tf", "mistral")}
 """Classes that divide the width evenly among their heads, whatever head_dim says."""
 
-UNTIED = {("flax", "llama"), ("flax", "mistral"), ("tf", "mistral")}
+UNTIED = {("flax", "llama"), ("flax", "mistral"), ("tf", "mistral"), ("tf", "gptj")}
 """Classes with an output layer of their own, whatever tie_word_embeddings says."""
 
 _LOCAL = ("rope_local_base_freq", "local_rope_theta")
@@ -56,7 +73,8 @@ def spelled(config: Mapping[str, Any]) -> dict[str, Any]:
 def understood(framework: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """The config of what a class of TensorFlow ("tf") or Flax ("flax") computes, of the config.json beside it."""
     kind = str(config.get("model_type"))
-    fixed = dict(FIXED[framework].get(kind, {}))
+    cls = next(iter(config.get("architectures") or ()), "")
+    fixed = {**FIXED[framework].get(kind, {}), **FIXED[framework].get(cls, {})}
     found = dict(config)
     if "rope_parameters" in fixed:
         found = {key: value for key, value in found.items() if key not in ("rope_theta", "rope_scaling")}

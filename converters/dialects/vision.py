@@ -6,7 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["mobilenet_v2_config", "resnet_config", "vit_config"]
+from converters.dialects.fields import Fields
+
+__all__ = ["mobilenet_v2_config", "mobilenet_v2_fields", "resnet_config", "resnet_fields", "vit_config", "vit_fields"]
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -64,13 +66,7 @@ def mobilenet_v2_config(shapes: Shapes, *, eps: float, tf_padding: bool) -> dict
         "num_channels": shapes[f"{base}conv_stem.first_conv.convolution.weight"][1],
         "image_size": 224,
         "depth_multiplier": multiplier,
-        "depth_divisible_by": 8,
-        "min_depth": 8,
-        "expand_ratio": 6.0,
-        "output_stride": 32,
-        "first_layer_is_expansion": True,
-        "finegrained_output": True,
-        "hidden_act": "relu6",
+        **_MOBILENET_V2,
         "tf_padding": tf_padding,
         "layer_norm_eps": eps,
         **_head(shapes, "classifier.weight", "MobileNetV2"),
@@ -123,6 +119,50 @@ def vit_config(shapes: Shapes, *, eps: float, model_type: str = "vit") -> dict[s
     }
     registers = shapes.get(f"{base}embeddings.register_tokens")
     return made | ({"num_register_tokens": registers[1]} if registers else {})
+
+
+def resnet_fields(*, downsample_in_bottleneck: bool = False) -> Fields:
+    """What programs that take a ResNet's sizes make of Hugging Face's config; see `resnet_config`."""
+    fixed = {"hidden_act": "relu", "downsample_in_first_stage": False}
+    return Fields(
+        fixed | {"downsample_in_bottleneck": downsample_in_bottleneck},
+        (*_LABELS, "num_channels", "embedding_size", "hidden_sizes", "depths", "layer_type"),
+    )
+
+
+def mobilenet_v2_fields(*, eps: float, tf_padding: bool) -> Fields:
+    """What programs that take a MobileNetV2's width make of Hugging Face's config; see `mobilenet_v2_config`."""
+    return Fields(
+        _MOBILENET_V2 | {"tf_padding": tf_padding, "layer_norm_eps": eps},
+        (*_LABELS, "num_channels", "image_size", "depth_multiplier"),
+    )
+
+
+def vit_fields(*, eps: float, act: str = "gelu", biased: bool = False) -> Fields:
+    """What programs that take the sizes of a ViT, DeiT or DINOv2 make of Hugging Face's config; see `vit_config`.
+
+    Args:
+        eps, act: of its layer norms and its MLPs.
+        biased: whether queries, keys and values always have a bias.
+    """
+    fixed = {"hidden_act": act, "layer_norm_eps": eps, "apply_layernorm": True} | ({"qkv_bias": True} if biased else {})
+    return Fields(fixed, (*_LABELS, *_VIT, *(() if biased else ("qkv_bias",))))
+
+
+_LABELS = ("id2label", "label2id", "num_labels")
+_VIT = (
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "num_channels", "image_size"),
+    *("patch_size", "mlp_ratio", "use_swiglu_ffn", "num_register_tokens"),
+)
+_MOBILENET_V2 = {
+    "depth_divisible_by": 8,
+    "min_depth": 8,
+    "expand_ratio": 6.0,
+    "output_stride": 32,
+    "first_layer_is_expansion": True,
+    "finegrained_output": True,
+    "hidden_act": "relu6",
+}
 
 
 def _head(shapes: Shapes, name: str, family: str, task: str = "ForImageClassification") -> dict[str, Any]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from zoo.arrays import numpy_dtype, to_numpy
 from zoo.backends import get_backend, how_to_install, installed
-from zoo.errors import GraphError, InputError, MissingFramework, UnknownBackend
+from zoo.errors import GraphError, InputError, MissingFramework, UnknownBackend, UnsupportedOp
 from zoo.graph.io import from_json, to_json
 from zoo.graph.ir import DTYPES, Dim, Graph, Input
 from zoo.graph.passes import RNG, keyed
@@ -134,6 +134,10 @@ def held(module: GraphModel, graph: Graph) -> HeldVariables:
     return HeldVariables(lambda: module.params)
 
 
+class NotQuantised(UnsupportedOp, NotImplementedError):
+    """A graph was to be quantised by Keras; inside another model Keras says so and leaves it as it is."""
+
+
 @keras.saving.register_keras_serializable(package="anyzoo")
 class GraphModel(keras.Model):
     """A graph as a Keras model: fit, predict, save and use inside other models, on each of `FRAMEWORKS`.
@@ -142,7 +146,7 @@ class GraphModel(keras.Model):
     with a default may be left out. It returns a dict of outputs, or with `output` that output alone. Dtype policies
     do not reach inside: the casts are part of the graph. A graph captured for training drops where `training` is
     true, as in `fit`, by a keras.random.SeedGenerator of the model's own; on any other `training` changes nothing.
-    To load a saved one, import this module first: it registers "anyzoo>GraphModel".
+    To load a saved one, import zoo after Keras, or this module: it registers "anyzoo>GraphModel".
 
     Args:
         graph: what to run; it is saved as part of the model's config, as data.
@@ -150,6 +154,7 @@ class GraphModel(keras.Model):
         output: the one output to return.
         seed: of what is dropped in training; None draws one.
         name, trainable: as for any Keras layer.
+        frozen: parameters that do not train although the graph's do, besides those of `params` that do not.
 
     Raises:
         WeightsError: parameters are missing, unexpected or misshaped; all are listed.
@@ -166,6 +171,7 @@ class GraphModel(keras.Model):
         seed: int | None = None,
         name: str | None = None,
         trainable: bool = True,
+        frozen: Sequence[str] = (),
     ) -> None:
         super().__init__(name=name, dtype=_float_dtype(graph), autocast=False)
         if output is not None and output not in graph.outputs:
@@ -185,7 +191,10 @@ class GraphModel(keras.Model):
         # in the graph's order, whoever made the dict: an optimizer's state is saved by position
         self.params = {name: params[name] for name in graph.params}
         self.build(None)
+        still = {*frozen, *self._frozen()}
         self.trainable = trainable  # after the variables are known, so that it reaches each of those that train
+        for name in still & self.params.keys():
+            self.params[name].trainable = False
 
     def build(self, input_shape: Any = None) -> None:
         """Nothing is left to build: the graph fixes every weight's shape."""
@@ -244,10 +253,11 @@ class GraphModel(keras.Model):
             variable.assign(arrays[name])
 
     def get_config(self) -> dict[str, Any]:
-        """Name, trainable, output, and the graph with its constants as JSON text."""
+        """Name, trainable, what of it does not train, output, and the graph with its constants as JSON text."""
         return {
             "name": self.name,
             "trainable": self.trainable,
+            "frozen": self._frozen(),
             "output": self._output,
             "seed": self._seed,
             "graph": to_json(self.graph),
@@ -263,6 +273,66 @@ class GraphModel(keras.Model):
         """
         rest = dict(config)
         return cls(from_json(rest.pop("graph"), "the graph in a Keras config"), **rest)
+
+    def quantize(self, *args: Any, **kwargs: Any) -> None:
+        """NotQuantised: Keras quantises its own layers, and a graph has none."""
+        raise NotQuantised(
+            "Keras cannot quantise a graph: it has none of Keras's layers",
+            where=self.name,
+            do='zoo.load(..., backend="native", dtype="int8"), or quantise on Keras what is around it',
+        )
+
+    def export(
+        self,
+        filepath: Any,
+        format: str = "tf_saved_model",
+        verbose: Any = None,
+        input_signature: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """As keras.Model.export; without a signature its inputs are the graph's, of any size where the graph has a
+        symbol. All inputs are then passed, those with a default, too.
+
+        Raises:
+            UnknownBackend: Keras runs on torch, where it exports no SavedModel of inputs by name, or on JAX, and inputs
+                share a size that is not known.
+        """
+        if format == "tf_saved_model" and keras.backend.backend() == "torch":
+            raise UnknownBackend(
+                "Keras on torch exports no SavedModel with inputs by name",
+                where=self.name,
+                expected="KERAS_BACKEND tensorflow or jax",
+                do='load it there, or use the tf.Module of zoo.load(..., backend="tensorflow")',
+            )
+        if input_signature is None:
+            dims = [dim for item in self.graph.inputs for dim in item.shape[1:] if isinstance(dim, str)]
+            shared = [dim for dim in dict.fromkeys(dims) if dims.count(dim) > 1]
+            if shared and keras.backend.backend() == "jax":
+                raise UnknownBackend(
+                    "Keras on JAX exports the sizes of each input apart, and these belong to several",
+                    where=self.name,
+                    got=", ".join(shared),
+                    do="set KERAS_BACKEND to tensorflow, or pass input_signature with numbers for them",
+                )
+            input_signature = [
+                {
+                    item.name: keras.InputSpec(
+                        dtype=_held(item.dtype),
+                        shape=tuple(dim if isinstance(dim, int) else None for dim in item.shape),
+                        name=item.name,
+                    )
+                    for item in self.graph.inputs
+                }
+            ]
+        super().export(filepath, format=format, verbose=verbose, input_signature=input_signature, **kwargs)
+
+    def _frozen(self) -> list[str]:
+        """The parameters that the graph trains and that were frozen here."""
+        return [
+            name
+            for name, variable in self.params.items()
+            if self.graph.params[name].trainable and not variable.trainable
+        ]
 
     @property
     def _default_save_signature(self) -> Any:
