@@ -90,6 +90,11 @@ class Target:
         own = getattr(self.dialect_module(), "understood", None)
         return None if own is None else own(checkpoint, config)
 
+    def graph(self, checkpoint: Checkpoint) -> Graph | None:
+        """The graph that a file of this form holds beside the weights, for its readers to run."""
+        own = getattr(self.dialect_module(), "graph", None)
+        return None if own is None else own(checkpoint)
+
     @property
     def says_config(self) -> bool:
         """Whether its readers do take config.json, though they may ignore a field of it."""

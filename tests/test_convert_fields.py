@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import json
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -255,6 +256,16 @@ def rewritten(form: str, folder: Path, change: Callable[[dict[str, np.ndarray]],
     importlib.import_module(f"converters.{target.format}").write(path, MemoryCheckpoint(arrays), keep)
 
 
+def other_eps(path: Path) -> None:
+    """An archive of Keras whose graph has other norms."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    assert b"1e-12" in members["config.json"]
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, data.replace(b"1e-12", b"0.125") if name == "config.json" else data)
+
+
 def corruptions(form: str, kind: str, folder: Path) -> dict[str, Callable[[], Any]]:
     """What may go wrong between writing and handing over, by name."""
 
@@ -294,6 +305,8 @@ def corruptions(form: str, kind: str, folder: Path) -> dict[str, Callable[[], An
         "no tokenizer": lambda: (folder / "tokenizer.json").unlink(),
         "no config": lambda: (folder / "config.json").unlink(),
     }
+    if form == "keras-model":
+        found["the graph"] = lambda: other_eps(folder / "model.keras")
     if kind in ("llama", "bert-mlm"):
         tied = kind == "bert-mlm"
         found["a tie"] = lambda: checkpoints.edit_config(folder, tie_word_embeddings=not tied)

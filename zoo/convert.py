@@ -749,8 +749,11 @@ def _as_read(plan: _Plan, folder: Path) -> tuple[dict[str, Any], Graph]:
     own: dict[str, Any] = config_of(folder, parse(folder))
     with open_checkpoint(folder) as raw:
         theirs = plan.target.understood(raw, own)
-    if theirs is not None:  # a file without config.json does not say of which class it is: its tensors do
-        own = {**theirs, "architectures": [plan.graph.meta["class"]]}
+        held = plan.target.graph(raw)
+    if theirs is not None:
+        own = dict(theirs)
+        if not plan.target.says_config:  # without config.json nothing says of which class it is but the tensors
+            own["architectures"] = [plan.graph.meta["class"]]
     found = _otherwise(own, plan.config, plan.graph)
     for one in plan.near:
         if one in found:
@@ -766,6 +769,8 @@ def _as_read(plan: _Plan, folder: Path) -> tuple[dict[str, Any], Graph]:
     record = plan.graph.meta["config"]
     alike = contradictions(own, record) == contradictions(plan.config, record)
     same_class = (own.get("architectures") or [None])[0] == plan.graph.meta["class"]
+    if held is not None:
+        return own, held
     return own, plan.graph if alike and same_class else _graph_of(own, None)
 
 

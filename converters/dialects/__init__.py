@@ -22,6 +22,7 @@ Canonical names are those of the torch checkpoint. A dialect is one file of this
     def foreign_config(config) -> dict          where its readers want another config.json than Hugging Face's
     def understood(checkpoint, config) -> dict  where its readers do not honour all of config.json: see `fields`
     SAYS_CONFIG: bool                           whether they take config.json at all
+    def graph(checkpoint) -> Graph | None       where the file itself holds the model's graph
     def unties(config) -> bool                  whether they have an output layer of their own where the config ties it
     DROPPED: tuple[tuple[str, str], ...]        patterns of its own names that are no weights, each with the reason
 

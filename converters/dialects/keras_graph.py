@@ -17,7 +17,7 @@ from zoo.errors import ConfigError
 from zoo.graph.io import from_json, to_json
 from zoo.graph.ir import Graph
 
-__all__ = ["NAME", "archive_texts", "canonical", "config", "foreign", "recognises"]
+__all__ = ["NAME", "archive_texts", "canonical", "config", "foreign", "graph", "recognises"]
 
 NAME = "keras"
 
@@ -41,19 +41,28 @@ def config(checkpoint: Checkpoint) -> dict[str, Any] | None:
     Raises:
         FormatError: the archive's config is damaged, or its graph is.
     """
-    text = checkpoint.metadata.get("config.json")
-    if text is None:
+    held = graph(checkpoint)
+    if held is None:
         return None
-    where = f"{checkpoint.path}, config.json"
-    said = strict_json(text.encode(), checkpoint.path, "config.json").get("config")
-    graph = said.get("graph") if isinstance(said, dict) else None
-    if not isinstance(graph, str):
-        return None
-    meta = from_json(graph, where).meta
+    meta = held.meta
     if "model_type" not in meta:
         return None
     fields = meta.get("config", {}).get("fields", {})
     return {**fields, "model_type": meta["model_type"], "architectures": [meta["class"]]}
+
+
+def graph(checkpoint: Checkpoint) -> Graph | None:
+    """The graph in a .keras archive, which Keras runs; None where there is none.
+
+    Raises:
+        FormatError: the archive's config is damaged, or its graph is.
+    """
+    text = checkpoint.metadata.get("config.json")
+    if text is None:
+        return None
+    said = strict_json(text.encode(), checkpoint.path, "config.json").get("config")
+    held = said.get("graph") if isinstance(said, dict) else None
+    return from_json(held, f"{checkpoint.path}, config.json") if isinstance(held, str) else None
 
 
 def archive_texts(graph: Graph) -> dict[str, str]:

@@ -18,6 +18,7 @@ __all__ = ["FIXED", "UNTIED", "spelled", "understood"]
 _ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
 
 _ATTENTION = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}
+_EPS = {"layer_norm_eps": 1e-5}
 _NO_DECODER = {"is_decoder": False}
 _EXACT_GELU = {"hidden_act": "gelu"}
 _PADDING = {"pad_token_id": 1}  # positions count from the number after it
@@ -37,7 +38,8 @@ FIXED: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "resnet": {"downsample_in_bottleneck": False},
         "openai-gpt": {"afn": "gelu"},
         "ctrl": {"layer_norm_epsilon": 1e-6},
-        "wav2vec2": {"layer_norm_eps": 1e-5},
+        "wav2vec2": _EPS,
+        "hubert": _EPS,
         **dict.fromkeys(("roberta", "xlm-roberta", "camembert"), _PADDING),
         **dict.fromkeys(("convbert", "mobilebert", "mpnet", "roformer"), _NO_DECODER),
     },
