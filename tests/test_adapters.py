@@ -555,3 +555,33 @@ def test_the_command_that_verifies_kernels(capsys: pytest.CaptureFixture[str], m
     code, out, err = run("--kernels", "--backend", "torch")
     assert code == 1 and "attention 1x2x2x5x5x8 on torch" in err
     assert run("--kernels", "bert-base")[0] == run()[0] == 2
+
+
+_AGAIN = """
+import sys
+import torch
+def use():
+    import zoo
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.LayerNorm(8)).eval()
+    x = torch.randn(3, 4)
+    package = zoo.capture(module, input=x)
+    for backend in ("torch", "jax"):
+        model = zoo.load(package, backend, fast=True)
+        found = torch.from_numpy(__import__("numpy").array(model(input=x.numpy())["output"]))
+        assert (found - module(x)).abs().max() < float(sys.argv[1]) * module(x).abs().max()
+        model.fast_report()
+use()
+for name in [name for name in sys.modules if name.partition(".")[0] in ("zoo", "converters")]:
+    del sys.modules[name]
+use()
+import importlib, zoo.native.adapters.torch
+importlib.reload(zoo.native.adapters.torch)
+"""
+
+
+def test_zoo_can_be_imported_again() -> None:
+    """torch takes an operation's name once in a process."""
+    arguments = [sys.executable, "-W", "ignore", "-c", _AGAIN, str(TOLERANCES["jax", "float32"])]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]

@@ -155,6 +155,15 @@ def test_run_embeds(run: Run, package: Path, backend: str) -> None:
     assert similarities[0, 2] == pytest.approx(1) and similarities[0, 1] < 0.999
 
 
+def test_run_says_that_a_text_is_a_file(run: Run, package: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("the cat sat")
+    code, out, err = run("run", package, str(tmp_path / "notes.txt"), "the " * 2000, "\0", "-b", "numpy", "--json")
+    assert code == 0 and "notes.txt" in err.replace("\n", "") and "file" in err
+    assert json.loads(out)["results"][0]["text"] == str(tmp_path / "notes.txt")
+    _, _, err = run("run", package, "the cat sat", "-b", "numpy")
+    assert "file" not in err
+
+
 def test_run_as_text(run: Run, package: Path) -> None:
     code, out, _ = run("run", package, "the cat sat", "a red sky", "-b", "jax")
     assert code == 0 and "16 numbers" in out and "cosine similarities" in out and "[MASK]" not in out

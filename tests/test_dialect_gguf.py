@@ -290,7 +290,7 @@ def test_models_whose_modules_are_not_as_published(name: str, tmp_path: Path, mo
     if name != "nomic_bert":
         made.set_experts_implementation("eager")  # the grouped product takes rows of whole 16 bytes only
 
-        def no_graph(*_: Any) -> None:
+        def no_graph(*_: Any, **__: Any) -> None:
             raise CaptureError("to capture experts takes long, and outputs are compared below")
 
         monkeypatch.setattr("zoo.loading.graph_for", no_graph)

@@ -96,3 +96,29 @@ def test_int8_is_the_native_engines(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="another dtype"):
         zoo.load(tmp_path / "half", "native", dtype="int8")
     assert zoo.load(tmp_path / "half", "native", dtype="bfloat16").graph.meta["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("kind", ["Bart", "Marian", "PLBart"])
+@pytest.mark.parametrize("overflows", [False, True])
+def test_float16_is_clamped_where_its_values_ask_for_it(kind: str, overflows: bool, tmp_path: Path) -> None:
+    """As the module itself looks at its values and decides, bit for bit on torch."""
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=61, d_model=24, encoder_layers=1, decoder_layers=1, encoder_attention_heads=4, pad_token_id=1,
+        decoder_attention_heads=4, encoder_ffn_dim=37, decoder_ffn_dim=53, max_position_embeddings=40,
+        decoder_start_token_id=2, bos_token_id=0, eos_token_id=2,
+    )  # fmt: skip
+    module = getattr(transformers, f"{kind}Model")(config).eval().half()
+    if overflows:
+        with torch.no_grad():
+            module.encoder.layers[0].final_layer_norm.weight.fill_(6e4)
+    module.save_pretrained(tmp_path / "m")
+    rng = np.random.default_rng(0)
+    inputs = {name: rng.integers(3, 61, (2, 7 - 2 * i)) for i, name in enumerate(("input_ids", "decoder_input_ids"))}
+    with torch.no_grad():
+        expected = module(**{name: torch.from_numpy(ids) for name, ids in inputs.items()})
+    found = zoo.load(tmp_path / "m", "torch", dtype="float16")(**inputs)
+    hidden = expected["encoder_last_hidden_state"]
+    assert torch.isfinite(hidden).all() and (hidden.abs().max() > 60000) == overflows
+    for name in ("encoder_last_hidden_state", "last_hidden_state"):
+        assert torch.equal(torch.nan_to_num(found[name].detach()), torch.nan_to_num(expected[name])), name

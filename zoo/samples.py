@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from zoo.errors import InputError, ZooError
+from zoo.errors import InputError
 from zoo.graph.ir import Graph, Input, param_ref, refs
 from zoo.model import Model
 
@@ -31,7 +31,7 @@ def fitting(
     part of it, say. It runs at the sizes of the example that it was captured with.
 
     Raises:
-        InputError: at none of them; the error is the first one's.
+        InputError: at none of them, because of the first one's error; or what is given does not fit.
     """
     first: Exception | None = None
     for sizes in _sizes_to_try(model):
@@ -39,9 +39,9 @@ def fitting(
             inputs = sample_inputs(model, seed, batch, length, given, sizes)
             return inputs, use(inputs)
         except Exception as error:  # whatever a framework raises
+            if given and isinstance(error, InputError):
+                raise  # of what was given, not of what was drawn
             first = first or error
-    if isinstance(first, ZooError):
-        raise first
     line = next(iter(str(first).splitlines()), "")
     raise InputError(
         "the model does not run with inputs that are drawn for it",

@@ -58,6 +58,8 @@ def rewritten(module: torch.nn.Module) -> Iterator[Rewrites]:
             elif lines := _guarded_writes(forward):
                 guarded = functools.partial(_Guarded, forward.__code__, lines)
                 stack.enter_context(replaced(part, "forward", _under(guarded, part, forward)))
+            elif _clamps(part, forward):
+                stack.enter_context(replaced(part, "forward", _under(_Clamping, part, forward)))
             check = getattr(type(part), _CHECKED, None)
             if check and {"numel", "ValueError"} <= names_in(check):
                 stack.enter_context(replaced(part, _CHECKED, _under(_Agreeing, part, check)))
@@ -170,6 +172,34 @@ class _Guarded(TorchFunctionMode):
             if frame.f_lineno in self.lines:
                 return True
         return func(*args, **(kwargs or {}))
+
+
+def _clamps(part: torch.nn.Module, forward: Callable[..., Any]) -> bool:
+    """Whether a forward looks at its values and clamps them if some are not finite, as many do in float16."""
+    names = names_in(forward)
+    looks = "clamp" in names and "where" not in names and not {"isfinite", "isinf"}.isdisjoint(names)
+    return looks and any(param.dtype == torch.float16 for param in part.parameters())
+
+
+class _Clamping(TorchFunctionMode):
+    """What is clamped if its values ask for it: both are computed, and one is chosen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mask: Any = None
+        self.asked: Any = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if func in (torch.isfinite, torch.isinf) and args[0].dtype == torch.float16:
+            self.mask = found
+        elif func in (torch.Tensor.all, torch.Tensor.any) and args[0] is self.mask:
+            self.asked = found if func is torch.Tensor.any else ~found
+            return func is torch.Tensor.any  # the branch that clamps
+        elif func is torch.clamp and self.asked is not None:
+            asked, self.asked = self.asked, None
+            return torch.where(asked, found, args[0])
+        return found
 
 
 _CHECKED = "get_placeholder_mask"

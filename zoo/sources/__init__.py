@@ -59,6 +59,13 @@ def fetch(
     return source.fetch(uri, files, sha256=sha256, progress=progress, offline=offline)
 
 
+def is_offline(asked: bool | None) -> bool:
+    """Whether the network is not to be used: what was asked for, else what HF_HUB_OFFLINE says, for every source."""
+    if asked is not None:
+        return asked
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
 def fetch_first(
     uris: Iterable[str],
     files: Sequence[str] | None = None,

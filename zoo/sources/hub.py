@@ -21,7 +21,7 @@ from typing import Any
 
 from zoo.errors import ChecksumError, SourceError
 from zoo.registry import parse_uri
-from zoo.sources import NO_HASHES, Progress, cache_root
+from zoo.sources import NO_HASHES, Progress, cache_root, is_offline
 from zoo.sources.local import digest, inside, module_folders, select, shards, write_text
 
 __all__ = ["cache_folder", "fetch", "stated"]
@@ -52,9 +52,7 @@ def fetch(
     """
     ref = parse_uri(uri)
     repo = _Repo(uri, ref.location, ref.revision or "main", cache_folder())
-    if offline is None:
-        offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-    if offline:
+    if is_offline(offline):
         return _from_cache(repo, files, sha256)
     if _COMMIT.fullmatch(repo.revision) and _complete(repo, repo.revision, files):
         return _from_cache(repo, files, sha256)

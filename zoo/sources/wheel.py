@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from zoo.errors import ChecksumError, FormatError, SourceError, UnsafeFile, ZooError
 from zoo.registry import SourceRef, parse_uri
-from zoo.sources import NO_HASHES, Progress, cache_root
+from zoo.sources import NO_HASHES, Progress, cache_root, is_offline
 from zoo.sources.local import digest, inside, module_folders, safe_name, select, shards
 
 if TYPE_CHECKING:
@@ -75,12 +75,12 @@ def _fetched(
     uri = ref.uri
     names = _cached(ref, folder, files)
     if names is None:
-        if offline:
+        if is_offline(offline):
             raise SourceError(
                 "not in the cache, and offline",
                 where=uri,
                 got=f"nothing in {folder}",
-                do="fetch it once with a network",
+                do="fetch it once with a network (unset HF_HUB_OFFLINE)",
             )
         import tempfile
 

@@ -52,7 +52,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
             special["extra_special_tokens"] = known + [token for token in more if token not in known]
         settings |= special
         added = of("added_tokens.json")
-        named = {_content(settings.get(name)) for name in _NAMED} | {_content(token) for token in _extra(settings)[0]}
+        known_tokens = (*map(settings.get, _NAMED), *_extra(settings)[0])
+        named = {token for token in map(_content, known_tokens) if isinstance(token, str)}
         settings["added_tokens_decoder"] = {
             index: {"content": token, "normalized": token not in named, "special": token in named}
             for token, index in added.items()

@@ -25,7 +25,13 @@ _SCHEMAS = {
 }
 
 
+_KEPT = "_registered_by_anyzoo"
+"""In torch's own namespace of our operations: that all of them is there, from an earlier import of this module."""
+
+
 def _register() -> None:
+    if hasattr(torch.ops.anyzoo, "norm"):  # and torch takes no name twice in a process
+        raise refused("torch", "an earlier import of it failed half-way")
     library = ctypes.CDLL(loaded("torch"))
     library.zoo_torch_register.restype = ctypes.c_char_p
     define("anyzoo")
@@ -55,7 +61,8 @@ def define(space: str) -> None:
             torch.library.define(f"{space}::{name}{overload}", schema, tags=(torch.Tag.pt2_compliant_tag,))
 
 
-_register()
+if _KEPT not in vars(torch.ops.anyzoo):
+    _register()
 _OPS = {name: getattr(torch.ops.anyzoo, name) for name in _SCHEMAS}
 _WITH_GRADIENT = {name: op.default for name, op in _OPS.items()}
 # gradients are Python's, which costs 4 µs a call where nobody asks for them
@@ -243,6 +250,8 @@ for _name, _fake, _context, _backward in (
     ("attention", _attention_fake, _attention_context, _attention_backward),
     ("gated", _gated_fake, _gated_context, _gated_backward),
 ):
-    torch.library.register_fake(f"anyzoo::{_name}", _fake)
-    torch.library.register_fake(f"anyzoo::{_name}.inference", _fake)
-    torch.library.register_autograd(f"anyzoo::{_name}", _backward, setup_context=_context)
+    if _KEPT not in vars(torch.ops.anyzoo):
+        torch.library.register_fake(f"anyzoo::{_name}", _fake)
+        torch.library.register_fake(f"anyzoo::{_name}.inference", _fake)
+        torch.library.register_autograd(f"anyzoo::{_name}", _backward, setup_context=_context)
+setattr(torch.ops.anyzoo, _KEPT, True)
