@@ -344,7 +344,7 @@ def test_verification_needs_a_conversion(llama: Path) -> None:
 
 def test_what_the_classes_of_transformers_4_ignore_is_in_the_table() -> None:
     """As tests/oracle/find_fields.py found it by running them."""
-    found = json.loads((Path(zoo.__file__).parents[1] / "benchmarks/results/fields_of_transformers4.json").read_text())
+    found = json.loads((Path(__file__).parents[1] / "benchmarks/results/fields_of_transformers4.json").read_text())
     lacking = []
     for key, fields in found["result"].items():
         kind, _, framework = key.split("/")
