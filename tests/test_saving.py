@@ -128,7 +128,7 @@ def test_a_config_that_no_file_says_is_saved(source: Path, tmp_path: Path) -> No
     saved = zoo.load(model.save(tmp_path / "out"), "numpy")
     assert saved.config == model.config and saved.config["pad_token_id"] == 3
     for name in checkpoints.tensors(folder):
-        assert name in saved.params
+        assert name in saved.state
 
 
 SHAPES = {"some": (3,), "scalar": (), "none": (0, 2)}
@@ -166,7 +166,7 @@ def test_what_is_saved_is_loaded(dtype: str, tmp_path: Path) -> None:
         model = zoo.load(saved, backend)
         (output,) = model(x=x).values()
         assert error_of(output, expected) <= TOLERANCES[backend, "float32"]
-        again = zoo.load(model.save(tmp_path / backend), "numpy").params
+        again = zoo.load(model.save(tmp_path / backend), "numpy").state
         for name, shape in SHAPES.items():
             for array in (again[f"used_{name}"], again[f"unused_{name}"]):
                 assert array.shape == shape and str(array.dtype) == dtype and np.all(array == 1)
