@@ -85,7 +85,7 @@ def test_a_tied_weight_is_saved_under_its_published_name(script: ModuleType, tmp
     assert "roberta.embeddings.word_embeddings.weight" in names and "lm_head.decoder.weight" not in names
     convert(folder, tmp_path / "tf", "tf-h5")
     for source in (folder, tmp_path / "tf"):
-        convert(source, tmp_path / "out")
+        convert(source, tmp_path / "out", overwrite=True)
         assert set(tensors(tmp_path / "out")) == names
 
 

@@ -35,7 +35,7 @@ FIXED: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     },
     "tf": {
         "gpt2": _ATTENTION,
-        "resnet": {"downsample_in_bottleneck": False},
+        "resnet": {"downsample_in_bottleneck": False, "hidden_act": "relu"},
         "openai-gpt": {"afn": "gelu"},
         "ctrl": {"layer_norm_epsilon": 1e-6},
         "wav2vec2": _EPS,
