@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -585,3 +586,27 @@ def test_zoo_can_be_imported_again() -> None:
     arguments = [sys.executable, "-W", "ignore", "-c", _AGAIN, str(TOLERANCES["jax", "float32"])]
     done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_several_devices_keep_their_parts(tmp_path: Path) -> None:
+    """XLA would gather what a foreign call takes: the graph stays the framework's own there."""
+    code = f"""
+import sys
+sys.path.insert(0, {str(ROOT / "tests")!r})
+import jax, numpy as np, tiny, zoo
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+tiny.build("bert").save_pretrained({str(tmp_path)!r})
+own, fast = (zoo.load({str(tmp_path)!r}, "jax", fast=fast) for fast in (False, True))
+ids = np.arange(64).reshape(4, 16) % 50
+batch = NamedSharding(Mesh(np.array(jax.devices()), ("batch",)), PartitionSpec("batch"))
+run = jax.jit(lambda params, ids: fast.apply(params, input_ids=ids)["last_hidden_state"])
+out = run(fast.params, jax.device_put(ids, batch))
+assert len(out.sharding.device_set) == 2 and out.addressable_shards[0].data.shape[0] == 2, out.sharding
+assert "several devices" in fast.fast_report().reason
+assert "all-gather" not in run.lower(fast.params, jax.device_put(ids, batch)).compile().as_text()
+print(float(np.abs(np.asarray(out) - np.asarray(own(input_ids=ids).last_hidden_state)).max()))
+"""
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) <= TOLERANCES["jax", "float32"]

@@ -95,9 +95,13 @@ class Fast:
             )
             return
         try:
-            self.module = adapter(backend)
+            found = adapter(backend)
         except MissingFramework as error:
             self.report.reason = str(error).replace("\n", "; ")
+            return
+        self.report.reason = found.unsuitable() if backend == "jax" else ""
+        if not self.report.reason:
+            self.module = found
 
     def prepared(self, graph: Graph) -> tuple[Graph, dict[str, Callable[..., Any]]]:
         """The graph with what one kernel does joined, and the functions of the nodes that chose between kernels."""

@@ -19,7 +19,7 @@ from zoo.native.adapters import heads_of, loaded, plain, refused, scale_of
 from zoo.native.library import ACTIVATIONS, find
 from zoo.ops import OPS
 
-__all__ = ["PLAIN", "attention", "fits", "gated", "norm", "own_attention", "register_gpu"]
+__all__ = ["PLAIN", "attention", "fits", "gated", "norm", "own_attention", "register_gpu", "unsuitable"]
 
 PLAIN = plain(namespace())
 
@@ -56,6 +56,16 @@ def _add(library: ctypes.CDLL, suffix: str, platform: str, calls: str = _CALLS) 
 
 
 _register()
+
+
+def unsuitable() -> str:
+    """Why none of our kernels may stand in a graph; empty if they may.
+
+    XLA does not know how to cut a foreign call: it gathers what lies on several devices, and each computes all of it.
+    """
+    return "the process has several devices, and XLA would gather their parts for a kernel of ours" * (
+        jax.device_count() > 1
+    )
 
 
 def fits(*arrays: Any) -> bool:
