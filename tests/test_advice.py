@@ -74,9 +74,9 @@ def test_several_extras_are_named_at_once(tmp_path: Path) -> None:
     (source / "config.json").write_text('{"model_type": "bert", "architectures": ["BertModel"], "hidden_size": 7}')
     with h5py.File(source / "tf_model.h5", "w") as file:
         file["bert/bert/x:0"] = [1.0]
-    code = f"""
+    code = """
 import importlib.util, sys
-gone = {{"torch", "transformers", "h5py", "keras", "jax", "tensorflow"}}
+gone = {"torch", "transformers", "h5py", "keras", "jax", "tensorflow"}
 class Blocker:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in gone:
