@@ -14,7 +14,7 @@ export PIP_BUILD_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format graphs coverage bench sanitize wheel clean distclean
+.PHONY: help setup run test lint format graphs coverage hostile bench sanitize wheel clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ graphs: $(READY) ## rebuild the packaged graphs
 
 coverage: $(READY) ## tiny models of transformers' architectures on every backend (ARGS="--sample 10 --check")
 	$(PY) benchmarks/coverage $(ARGS)
+
+hostile: $(READY) ## damaged and hostile files of every form, for two minutes (ARGS="--seconds 1200 --write")
+	$(PY) benchmarks/check_hostile.py --check $(ARGS)
 
 bench: $(READY) ## run every benchmarks/bench_*.py
 	@set -e; for script in $(sort $(wildcard benchmarks/bench_*.py)); do echo "==> $$script"; $(PY) $$script; done

@@ -11,7 +11,7 @@ from converters.checkpoint import DTYPES, Checkpoint, TensorInfo, read_head, ref
 from converters.folder import USUAL, is_beside, weights_in
 from converters.safetensors import save_safetensors
 from converters.sharded import open_index
-from zoo.errors import FormatError, SourceError
+from zoo.errors import FormatError, SourceError, ZooError
 
 __all__ = ["DTYPES", "Checkpoint", "TensorInfo", "open_checkpoint", "save_safetensors", "unnamed"]
 
@@ -52,6 +52,15 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         UnsafeFile: the file asks for code to be run, or leads out of its folder.
     """
     path = Path(path)
+    try:
+        return _open(path)
+    except ZooError:
+        raise
+    except OSError as error:  # a name in the checkpoint that the system does not take, a folder that it does not show
+        raise SourceError("the checkpoint cannot be opened", where=path, got=error) from error
+
+
+def _open(path: Path) -> Checkpoint:
     if path.is_dir():
         for format_ in FOLDERS:
             if format_.recognises_folder(path):
@@ -98,7 +107,7 @@ def unnamed(folder: Path) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
-_TELLING = ("safetensors", "npz", "torch_pickle", "h5", "gguf")
+_TELLING = ("safetensors", "npz", "torch_pickle", "h5", "msgpack", "gguf")
 """Formats whose files begin as no others do."""
 
 _TEXTS = (".json", ".txt", ".md", ".py", ".jinja", ".yaml", ".yml", ".model", ".gz")

@@ -21,8 +21,11 @@ import math
 import mmap
 import os
 import sys
+import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -39,6 +42,7 @@ __all__ = [
     "DTYPES",
     "NO_METADATA",
     "Checkpoint",
+    "Mapped",
     "MappedCheckpoint",
     "MemoryCheckpoint",
     "TensorInfo",
@@ -50,12 +54,14 @@ __all__ = [
     "is_text",
     "little_endian",
     "map_file",
+    "mapped",
     "packed",
     "read_head",
     "refuse_impostor",
     "release",
     "strict_json",
     "tensor_info",
+    "unmapped",
 ]
 
 BLOCK = 1 << 22
@@ -297,19 +303,117 @@ def in_step(one: Iterator[np.ndarray], other: Iterator[np.ndarray]) -> Iterator[
 
 
 def map_file(path: Path) -> memoryview:
-    """The whole file as bytes, mapped; unmapped when the last view of it goes.
+    """The whole file as bytes, mapped; unmapped when the last view of it goes. Inside `unmapped` it is read instead.
 
     The mapping is private: a framework that trains on the arrays in place changes its own memory, never the file.
     The mapping is never closed by hand: NumPy arrays do not lock the buffer that they are made on, so an
-    explicit close would leave them dangling.
+    explicit close would leave them dangling. A file that another program cuts short while it is mapped ends the process
+    (SIGBUS) when a page beyond its new end is touched.
     """
     try:
         with path.open("rb") as f:
-            if not os.fstat(f.fileno()).st_size:
+            facts = os.fstat(f.fileno())
+            if not facts.st_size:
                 raise FormatError("the file is empty", where=path, do="download it again")
-            return memoryview(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_COPY))
+            if _UNMAPPED.get():
+                whole = bytearray(facts.st_size)
+                if f.readinto(whole) != facts.st_size:
+                    raise SourceError("the file was cut short while it was read", where=path)
+                return memoryview(whole)
+            mapping = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_COPY)
+            start = np.frombuffer(mapping, np.uint8).ctypes.data
+            _MAPPINGS[mapping] = start, len(mapping), path.resolve(), facts.st_mtime_ns
+            return memoryview(mapping)
     except OSError as error:
         raise SourceError("the file cannot be read", where=path, got=error) from error
+
+
+_MAPPINGS: MutableMapping[mmap.mmap, tuple[int, int, Path, int]] = weakref.WeakKeyDictionary()
+"""What is mapped now: where in memory, how many bytes, of which file, and when that was last written."""
+
+_UNMAPPED: ContextVar[bool] = ContextVar("unmapped", default=False)
+
+
+@contextmanager
+def unmapped(wanted: bool = True) -> Iterator[None]:
+    """Files that are opened inside are read into memory as a whole, if that is wanted, and can be cut or taken away."""
+    token = _UNMAPPED.set(wanted)
+    try:
+        yield
+    finally:
+        _UNMAPPED.reset(token)
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """An array that lies in a file: what a pickle holds of one that is mapped and has not been written to.
+
+    Args:
+        path, size, written: the file, its bytes, and when it was last written (nanoseconds).
+        offset: where the array begins.
+        shape, dtype: the array's.
+    """
+
+    path: Path
+    size: int
+    written: int
+    offset: int
+    shape: tuple[int, ...]
+    dtype: str
+
+    def read(self, files: dict[Path, memoryview]) -> np.ndarray:
+        """The array, out of a mapping of its own: `files` has those made so far.
+
+        Raises:
+            SourceError: the file is gone, or is another by now.
+        """
+        try:
+            facts = self.path.stat()
+        except OSError as error:
+            raise self._changed(error) from None
+        if (facts.st_size, facts.st_mtime_ns) != (self.size, self.written):
+            raise self._changed("another size or time")
+        if self.path not in files:
+            files[self.path] = map_file(self.path)
+        data = files[self.path]
+        count = math.prod(self.shape)
+        return np.frombuffer(data, DTYPES[self.dtype], count, self.offset).reshape(self.shape)
+
+    def _changed(self, got: object) -> SourceError:
+        return SourceError(
+            "a pickled model refers to a file that is not what it was",
+            where=self.path,
+            got=got,
+            do="keep the file, or pickle a model that was loaded with mmap=False, which holds its arrays itself",
+        )
+
+
+def mapped(array: np.ndarray) -> Mapped | None:
+    """The place in a file that an array is mapped from, or None if there is none or either has been written to."""
+    if not array.flags.c_contiguous or not array.nbytes:
+        return None
+    at = array.__array_interface__["data"][0]
+    for start, size, path, written in list(_MAPPINGS.values()):
+        if start <= at and at + array.nbytes <= start + size:
+            found = Mapped(path, size, written, at - start, array.shape, str(array.dtype))
+            return found if _untouched(found, array) else None
+    return None
+
+
+def _untouched(place: Mapped, array: np.ndarray) -> bool:
+    values = array.reshape(-1).view(np.uint8)
+    try:
+        with place.path.open("rb") as f:
+            facts = os.fstat(f.fileno())
+            if (facts.st_size, facts.st_mtime_ns) != (place.size, place.written):
+                return False
+            f.seek(place.offset)
+            return all(
+                f.read(len(block)) == block.tobytes()
+                for block in (values[i : i + BLOCK] for i in range(0, len(values), BLOCK))
+            )
+    except OSError:
+        return False
 
 
 def release(array: np.ndarray) -> None:

@@ -38,7 +38,7 @@ USUAL = tuple(usual for usual, _ in _FORMATS if usual)
 
 _OTHERS = (
     "graph.safetensors", "training_args.bin", "optimizer.*", "scheduler.*", "rng_state*", "tokenizer*.bin",
-    "scaler.pt", "sampler*.bin", "*optim_states.pt", "n_averaged*",
+    "scaler.pt", "sampler*.bin", "*optim_states.pt", "zero_pp_rank_*",
     "group*-shard*of*",  # TensorFlow.js: model.json lists them
 )  # fmt: skip
 
@@ -82,12 +82,30 @@ def weights_in(names: Sequence[str], where: object) -> str | None:
             )
         if found:
             return found[0]
+    for pattern, what, do in _IN_PARTS:
+        if any(like(name, pattern) for name in names):
+            raise SourceError(what, where=where, expected="tensors put together", got=pattern, do=do)
     return None
 
 
 def is_beside(name: str) -> bool:
     """Whether a file's name says that it holds tensors, but no model's weights."""
     return _matches(name, _OTHERS) or _matches(name, _ADAPTERS)
+
+
+_IN_PARTS = (
+    (
+        "*.distcp",
+        "the checkpoint is in parts of torch.distributed",
+        "put them together: python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER model.pt",
+    ),
+    (
+        "zero_pp_rank_*",
+        "the checkpoint is in parts of DeepSpeed's ZeRO",
+        "put them together with zero_to_fp32.py, which DeepSpeed writes beside its checkpoints",
+    ),
+)
+"""Files of training on several devices, each of which has a part of every tensor."""
 
 
 def adapters_in(names: Sequence[str]) -> list[str]:

@@ -17,7 +17,7 @@ from converters.gguf_tokenizer import marks_around, tokenizer_metadata, unused_n
 from converters.spm_tokenizer import UNUSED
 from zoo.errors import ConfigError, FormatError
 
-__all__ = ["FILES", "vocabulary"]
+__all__ = ["FILES", "pooling", "tokenizer_config", "vocabulary"]
 
 FILES = (
     "tokenizer.json",
@@ -25,6 +25,7 @@ FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
     "chat_template.json",
+    "1_Pooling/config.json",
 )
 """The files that are looked at."""
 
@@ -53,7 +54,7 @@ def vocabulary(
             none[f"{architecture}.vocab_size"] = rows
         return none, [f"the file has no tokenizer: {why}; llama.cpp loads it, and takes numbers of tokens alone"]
     said = json.loads(text)
-    notes = list(_differences(said))
+    notes = _differences(said, found.get("tokenizer.ggml.pre"))
     if rows is not None:
         notes += _fit(found, rows, said)
     tokens: list[str] = found["tokenizer.ggml.tokens"]
@@ -67,6 +68,48 @@ def vocabulary(
     if found["tokenizer.ggml.model"] != "bert" and "tokenizer.ggml.eos_token_id" not in found:
         notes.append("no end-of-sequence token is named: llama.cpp takes a number of its own (2, or 11 for BPE)")
     return found | _templates(texts, settings), notes
+
+
+def pooling(texts: Mapping[str, str], architecture: str) -> tuple[dict[str, Any], list[str]]:
+    """How sentence-transformers makes one vector of a text, as llama.cpp's number, and a note where it has none."""
+    said = _json(texts, "1_Pooling/config.json")
+    modes = [
+        key.removeprefix("pooling_mode_") for key, on in said.items() if key.startswith("pooling_mode_") and on is True
+    ]
+    if isinstance(said.get("pooling_mode"), str):  # as sentence-transformers 6 has it
+        modes = [said["pooling_mode"]]
+    if not modes:
+        return {}, []
+    number = _POOLINGS.get(modes[0].removesuffix("_tokens").removesuffix("_token")) if len(modes) == 1 else None
+    if number is None:
+        return {}, [f"llama.cpp does not pool as 1_Pooling/config.json says: {', '.join(modes)}"]
+    return {f"{architecture}.pooling_type": number}, []
+
+
+_POOLINGS = {"mean": 1, "cls": 2, "lasttoken": 3}
+
+
+def tokenizer_config(metadata: Mapping[str, Any]) -> str | None:
+    """The tokenizer_config.json that a file describes: special tokens and chat templates; None where it has none."""
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    found: dict[str, Any] = {}
+    for which in _WHICH:
+        number = metadata.get(_key(which))
+        if isinstance(tokens, list) and type(number) is int and 0 <= number < len(tokens):
+            found[f"{which}_token"] = tokens[number]
+    template = metadata.get("tokenizer.chat_template")
+    names = metadata.get("tokenizer.chat_templates")
+    further = [
+        {"name": name, "template": metadata[f"tokenizer.chat_template.{name}"]}
+        for name in (names if isinstance(names, list) else ())
+        if isinstance(metadata.get(f"tokenizer.chat_template.{name}"), str)
+    ]
+    if isinstance(template, str):
+        found["chat_template"] = [{"name": "default", "template": template}, *further] if further else template
+    if not found:
+        return None
+    found = {"tokenizer_class": "PreTrainedTokenizerFast", **found}
+    return json.dumps(found, indent=2, ensure_ascii=False) + "\n"
 
 
 _KEYS = {"unk": "unknown", "sep": "seperator", "pad": "padding"}  # as GGUF spells them
@@ -156,7 +199,7 @@ def _templates(texts: Mapping[str, str], settings: Mapping[str, Any]) -> dict[st
     return found | ({"tokenizer.chat_templates": names} if names else {})
 
 
-def _differences(said: Mapping[str, Any]) -> list[str]:
+def _differences(said: Mapping[str, Any], pre: str | None) -> list[str]:
     """What of a tokenizer that llama.cpp has it does otherwise."""
     notes = []
     strips = [one["content"] for one in said["added_tokens"] if one.get("lstrip") or one.get("rstrip")]
@@ -173,8 +216,14 @@ def _differences(said: Mapping[str, Any]) -> list[str]:
     if normalizer.get("type") == "NFC":
         notes.append("llama.cpp does not bring text to Unicode's composed form (NFC) before it cuts it")
     step = said.get("pre_tokenizer") or {}
-    if step.get("type") == "Metaspace" and step.get("prepend_scheme") == "first":
-        notes.append("llama.cpp puts a space behind every special token inside a text, too, not before the text alone")
+    if step.get("type") == "Metaspace" and step.get("prepend_scheme") != "never":
+        notes.append("llama.cpp puts a space before a text that begins with one, too")
+        if step.get("prepend_scheme") == "first":
+            notes.append("llama.cpp puts a space after every special token inside a text, too")
+    if pre in ("tekken", "gpt-4o"):
+        notes.append(
+            "llama.cpp's pattern cuts words at combining marks, of letters that are not composed and Indic ones"
+        )
     return notes
 
 

@@ -53,7 +53,12 @@ class Target:
             FormatError, WeightsError: this form has no such class, or no place for some tensors.
         """
         dialect = self.dialect_module()
-        return checkpoint if dialect is None else View(checkpoint, dialect.foreign(checkpoint, config), aliases={})
+        if dialect is None:
+            return checkpoint
+        widen = getattr(dialect, "widened", None)
+        if widen is not None:
+            checkpoint = widen(checkpoint, config)
+        return View(checkpoint, dialect.foreign(checkpoint, config), aliases={})
 
     def knows(self, config: Mapping[str, Any]) -> Callable[[str], bool] | None:
         """Whether the form has a place for a tensor of a canonical name; None if it takes any."""
@@ -84,6 +89,16 @@ class Target:
         """
         own = getattr(self.dialect_module(), "understood", None)
         return None if own is None else own(checkpoint, config)
+
+    @property
+    def says_config(self) -> bool:
+        """Whether its readers do take config.json, though they may ignore a field of it."""
+        return self.dialect is None or getattr(self.dialect_module(), "SAYS_CONFIG", False)
+
+    def unties(self, config: Mapping[str, Any]) -> bool:
+        """Whether its readers have tied weights of this model apart, each with a tensor of its own."""
+        own = getattr(self.dialect_module(), "unties", None)
+        return own is not None and own(config)
 
     def described(self, checkpoint: Checkpoint, config: Mapping[str, Any]) -> Checkpoint:
         """A view of this form with what its file will say beside the tensors, but for a tokenizer."""

@@ -20,15 +20,16 @@ def finetune(seed):
     reviews = Reviews(model.tokenizer, seed)
     frozen = {name: x for name, x in model.params.items() if not trained(name)}
     params = {name: x for name, x in model.params.items() if trained(name)}
-    params |= {"head.weight": jnp.asarray(reviews.head), "head.bias": jnp.zeros(len(reviews.head))}
+    head = {"weight": jnp.asarray(reviews.head), "bias": jnp.zeros(len(reviews.head))}
+    params = {"encoder": params, "head": head}
     optimizer = optax.adam(LEARNING_RATE)
     state = optimizer.init(params)
 
     def logits_of(params, inputs, key=None):
         mask = inputs["attention_mask"][..., None]
-        hidden = model.apply({**frozen, **params}, rng=key, **inputs)["last_hidden_state"]
+        hidden = model.apply({**frozen, **params["encoder"]}, rng=key, **inputs)["last_hidden_state"]
         pooled = (hidden * mask).sum(1) / mask.sum(1)
-        return pooled @ params["head.weight"].T + params["head.bias"]
+        return pooled @ params["head"]["weight"].T + params["head"]["bias"]
 
     @jax.jit
     def step(params, state, inputs, labels, key):

@@ -1,4 +1,4 @@
-"""What errors advise can be done: commands, options, extras and functions that they name exist, and are printed whole."""
+"""What errors advise can be done: commands, options, extras and functions that they name exist, printed whole."""
 
 from __future__ import annotations
 

@@ -264,6 +264,44 @@ def test_special_tokens_and_chat_templates(llama: Path, tmp_path: Path) -> None:
     assert (found["tokenizer.ggml.eos_token_id"], found["tokenizer.ggml.add_bos_token"]) == (7, False)
 
 
+def test_special_tokens_and_chat_templates_come_back(llama: Path, tmp_path: Path) -> None:
+    bpe(llama, 40)
+    templates = [{"name": "default", "template": "{{ a }}"}, {"name": "tool", "template": "{{ b }}"}]
+    for number, given in enumerate(("{{ a }}", templates)):
+        settings(llama, bos_token="<s>", eos_token="</s>", pad_token="c", chat_template=given)
+        zoo.convert(llama, tmp_path / f"out{number}", "gguf")
+        alone = tmp_path / f"{number}.gguf"
+        alone.write_bytes((tmp_path / f"out{number}" / "model.gguf").read_bytes())
+        zoo.convert(alone, tmp_path / f"back{number}")
+        tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / f"back{number}")
+        assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == ("<s>", "</s>", "c")
+        assert tokenizer.get_chat_template() == "{{ a }}"
+        assert (
+            tokenizer("the cat").input_ids
+            == tokenizers.Tokenizer.from_file(str(llama / "tokenizer.json")).encode("the cat").ids
+        )
+
+
+@pytest.mark.parametrize(
+    ("said", "number"),
+    [
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}, 1),
+        ({"pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True}, 2),
+        ({"pooling_mode": "cls"}, 2),
+        ({"pooling_mode": "lasttoken"}, 3),
+        ({"pooling_mode_max_tokens": True}, None),
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True}, None),
+    ],
+)
+def test_how_a_text_becomes_one_vector(said: dict[str, Any], number: int | None, bert: Path, tmp_path: Path) -> None:
+    wordpiece(bert)
+    (bert / "1_Pooling").mkdir()
+    (bert / "1_Pooling" / "config.json").write_text(json.dumps(said))
+    done = zoo.convert(bert, tmp_path / "out", "gguf")
+    assert fields(tmp_path / "out").get("bert.pooling_type") == number
+    assert any("1_Pooling" in note for note in done.notes) == (number is None)
+
+
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
@@ -366,6 +404,22 @@ def test_a_window_that_no_text_is_longer_than_is_no_matter(window: int | None, t
 def test_berts_gelu_is_the_approximation_in_llama_cpp(bert: Path, tmp_path: Path) -> None:
     done = zoo.convert(bert, tmp_path / "out", "gguf", dry_run=True)
     assert any("hidden_act" in note and "gelu" in note for note in done.notes)
+
+
+@pytest.mark.parametrize("dtype", [None, "float32", "bfloat16", "q8_0"])
+def test_gemma_in_16_bits(dtype: str | None, tmp_path: Path) -> None:
+    """As it is published; its norms are stored with 1 added, in float32, which 16 bits could not hold."""
+    changes = {"head_dim": 6, "query_pre_attn_scalar": 6, "sliding_window": 8}
+    made = small("gemma2", "Gemma2ForCausalLM", changes)
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            if "norm" in name:
+                parameter.copy_(torch.linspace(-0.9, 0.9, parameter.numel()))
+    made.to(torch.bfloat16).save_pretrained(tmp_path / "in")
+    zoo.convert(tmp_path / "in", tmp_path / "out", "gguf", dtype=dtype, verify=True)
+    stored = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "out" / "model.gguf").tensors}
+    norm = made.model.norm.weight.detach().float().numpy()
+    assert np.array_equal(stored["output_norm.weight"].data, norm + np.float32(1))
 
 
 def test_longrope_is_two_tensors_and_a_note(tmp_path: Path) -> None:

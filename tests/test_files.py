@@ -22,10 +22,10 @@ from zoo.errors import ChecksumError, FormatError
 
 # What notices a changed weight: loading with the file mapped, loading where it is copied, converting, `--files`.
 NOTICED = {
-    "npz": ("mapped", "copied", "converted", "files"),
-    "keras-model": ("mapped", "copied", "converted", "files"),
-    "tf-checkpoint": ("mapped", "copied", "converted", "files"),
-    "torch": ("copied", "converted", "files"),
+    "npz": ("mapped", "copied", "converted", "raw", "files"),
+    "keras-model": ("mapped", "copied", "converted", "raw", "files"),
+    "tf-checkpoint": ("mapped", "copied", "converted", "raw", "files"),
+    "torch": ("copied", "converted", "raw", "files"),
     "safetensors": (),
     "flax": (),
     "tf-h5": (),
@@ -80,6 +80,7 @@ def test_a_changed_weight(form: str, source: Path, forms: Callable[[str], Path],
         "mapped": lambda: zoo.load(folder, "numpy"),
         "copied": lambda: zoo.load(folder, "jax"),
         "converted": lambda: zoo.convert(folder, tmp_path / "out", "npz", verify=True),
+        "raw": lambda: zoo.convert(folder, tmp_path / "raw", "npz", raw=True),
         "files": lambda: zoo.check_files(folder).raise_for_failure(),
     }
     noticed = []
@@ -90,7 +91,7 @@ def test_a_changed_weight(form: str, source: Path, forms: Callable[[str], Path],
             assert path.name.split(".")[0] in str(error)
             noticed.append(name)
     assert tuple(noticed) == NOTICED[form]
-    assert (tmp_path / "out").exists() == ("converted" not in noticed)
+    assert (tmp_path / "out").exists() == (tmp_path / "raw").exists() == ("converted" not in noticed)
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])

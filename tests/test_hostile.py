@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import struct
@@ -15,7 +16,7 @@ from attacks import safetensors_files
 from safetensors.numpy import save_file
 
 import zoo
-from zoo.errors import ConfigError, FormatError, ZooError
+from zoo.errors import ConfigError, FormatError, SourceError, ZooError
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -124,3 +125,18 @@ def test_a_tokenizer_that_cannot_take_a_text(copy: Path) -> None:
     (copy / "tokenizer.json").write_text(json.dumps(words))
     with pytest.raises(ConfigError, match="cannot take these texts"):
         zoo.load(copy, "numpy", "feature-extraction").embed(["never seen"])
+
+
+def test_a_full_disk(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+    model = zoo.load(copy, "numpy", "feature-extraction")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("converters.safetensors.write", full)
+    for act in (lambda: model.save(tmp_path / "saved"), lambda: zoo.convert(copy, tmp_path / "saved")):
+        with pytest.raises(SourceError, match=r"saved[\s\S]*No space left"):
+            act()
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+    code, _, err = run("convert", copy, tmp_path / "saved")
+    assert code == 2 and "No space left" in err and "Traceback" not in err

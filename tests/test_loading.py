@@ -91,7 +91,8 @@ def sha256(path: Path) -> str:
 def test_every_backend_computes_what_transformers_does(kind, backend, folders, references) -> None:
     model = zoo.load(folders(kind), backend)
     agree(backend, run(model, checkpoints.inputs_of(kind)), references(kind))
-    assert set(model.params) == set(checkpoints.tensors(folders(kind)))
+    assert {*model.params, *model.buffers} == set(checkpoints.tensors(folders(kind)))
+    assert [name for name in model.buffers if "running" not in name and "num_batches" not in name] == []
     assert not model.notes
 
 
@@ -780,6 +781,7 @@ def sentences(folders, tmp_path: Path) -> Callable[..., Path]:
             for i, kind in enumerate(kinds)
         ]
         (folder / "modules.json").write_text(json.dumps(modules))
+        (folder / "1_Pooling").mkdir()
         (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": max_length}))
         if pooling is not None:
             modes = (
@@ -791,7 +793,6 @@ def sentences(folders, tmp_path: Path) -> Callable[..., Path]:
                 "lasttoken",
             )
             settings = {f"pooling_mode_{mode}": f"pooling_mode_{mode}" == pooling for mode in modes}
-            (folder / "1_Pooling").mkdir()
             (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 24, **settings}))
         return folder
 
@@ -822,6 +823,9 @@ def vectors(folder: Path, pooling: str | None, normalise: bool, max_length: int 
 @pytest.mark.parametrize("normalise", [True, False])
 def test_embed(pooling: str | None, normalise: bool, sentences) -> None:
     folder = sentences(pooling, normalise)
+    if pooling is None:  # nothing says that there are modules
+        (folder / "modules.json").unlink()
+        normalise = False
     expected = vectors(folder, pooling, normalise)
     model = zoo.load(folder)
     for batch_size in (1, 2, 32):
@@ -859,19 +863,221 @@ def test_embed_after_saving(sentences, tmp_path: Path) -> None:
     assert np.array_equal(model.embed(TEXTS), again.embed(TEXTS))
 
 
-@pytest.mark.parametrize("pooling", ["pooling_mode_weightedmean_tokens", "pooling_mode_mean_sqrt_len_tokens"])
-def test_embed_unknown_pooling(pooling: str, sentences) -> None:
-    with pytest.raises(ConfigError, match=pooling):
-        zoo.load(sentences(pooling), "numpy").embed(TEXTS)
+def edit(path: Path, **fields: Any) -> None:
+    """Sets fields of a JSON file, which may be new."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps((json.loads(path.read_text()) if path.is_file() else {}) | fields))
+
+
+def hidden_states(folder: Path, text: str) -> torch.Tensor:
+    """float64 [T, D], of the text alone."""
+    ids = [2, *(4 + WORDS.index(word) for word in text.split()), 3]
+    return torch.from_numpy(
+        checkpoints.reference(folder, "bert", {"input_ids": np.array([ids])})["last_hidden_state"][0]
+    )
+
+
+MODES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "cls": lambda hidden, _: hidden[0],
+    "max": lambda hidden, _: hidden.amax(0),
+    "mean": lambda hidden, _: hidden.mean(0),
+    "mean_sqrt_len_tokens": lambda hidden, _: hidden.sum(0) / len(hidden) ** 0.5,
+    "weightedmean": lambda hidden, places: (hidden * places[:, None]).sum(0) / places.sum(),
+    "lasttoken": lambda hidden, _: hidden[-1],
+}
+
+
+def pooled(folder: Path, modes: Any, prompt: str = "", skipped: int = 0) -> np.ndarray:
+    """Written anew from what the modes mean; `skipped` tokens of the prompt are left out, their places counted."""
+    rows = []
+    for text in TEXTS:
+        hidden = hidden_states(folder, prompt + text)
+        places = torch.arange(1, len(hidden) + 1, dtype=torch.float64)
+        rows.append(torch.cat([MODES[mode](hidden[skipped:], places[skipped:]) for mode in modes]))
+    return torch.stack(rows).numpy()
+
+
+@pytest.mark.parametrize("modes", [*((mode,) for mode in MODES), ("cls", "mean"), ("lasttoken", "max", "weightedmean")])
+@pytest.mark.parametrize("spelling", ["name", "flags"])
+def test_embed_pools_in_every_way(modes: tuple[str, ...], spelling: str, sentences) -> None:
+    folder = sentences(None, False)
+    ending = {"cls": "cls_token", "max": "max_tokens", "mean": "mean_tokens", "weightedmean": "weightedmean_tokens"}
+    if spelling == "flags":  # these have an order of their own
+        modes = tuple(mode for mode in MODES if mode in modes)
+        fields: dict[str, Any] = {f"pooling_mode_{ending.get(mode, mode)}": mode in modes for mode in MODES}
+    else:
+        fields = {"pooling_mode": modes[0] if len(modes) == 1 else list(modes)}
+    edit(folder / "1_Pooling" / "config.json", embedding_dimension=24, include_prompt=True, **fields)
+    model = zoo.load(folder, "numpy")
+    for batch_size in (2, 32):
+        agree("numpy", {"vectors": model.embed(TEXTS, batch_size)}, {"vectors": pooled(folder, modes)})
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("include", [True, False])
+@pytest.mark.parametrize("mode", ["cls", "weightedmean", "lasttoken"])
+def test_embed_with_prompts(mode: str, include: bool, side: str, sentences) -> None:
+    """A default one, of which the pooling may see nothing, and those that a call names."""
+    folder = sentences(None, False)
+    edit(folder / "1_Pooling" / "config.json", pooling_mode=mode, include_prompt=include)
+    prompts = {"query": "on a mat ", "document": "the grey cat ", "none": ""}
+    edit(folder / "config_sentence_transformers.json", prompts=prompts, default_prompt_name="query")
+    edit(folder / "tokenizer_config.json", padding_side=side, cls_token="[CLS]", sep_token="[SEP]")
+    model = zoo.load(folder, "numpy")
+    batch = 1 if side == "left" else 3  # where padding stands first, BERT's positions depend on the batch
+
+    def expected(prompt: str) -> dict[str, np.ndarray]:
+        skipped = 0 if include or not prompt else 1 + len(prompt.split())  # [CLS] is in front of it
+        return {"vectors": pooled(folder, [mode], prompt, skipped)}
+
+    agree("numpy", {"vectors": model.embed(TEXTS, batch)}, expected("on a mat "))
+    agree("numpy", {"vectors": model.embed(TEXTS, batch, prompt_name="document")}, expected("the grey cat "))
+    agree("numpy", {"vectors": model.embed(TEXTS, batch, prompt_name="none")}, expected(""))
+    agree("numpy", {"vectors": model.embed(TEXTS, batch, prompt="it sat on ")}, expected("it sat on "))
+    with pytest.raises(ConfigError, match="summary"):
+        model.embed(TEXTS, prompt_name="summary")
+
+
+def layers_added(folder: Path, *layers: tuple[str, torch.nn.Module, dict[str, Any]]) -> None:
+    """Modules behind the pooling, each with its config and weights, as sentence-transformers lays them out."""
+    from safetensors.torch import save_file
+
+    modules = json.loads((folder / "modules.json").read_text())
+    for number, (kind, layer, config) in enumerate(layers, len(modules)):
+        place = f"{number}_{kind}"
+        modules.append(
+            {"idx": number, "name": str(number), "path": place, "type": f"sentence_transformers.models.{kind}"}
+        )
+        edit(folder / place / "config.json", **config)
+        name = "norm" if kind == "LayerNorm" else "linear"
+        if tensors := {f"{name}.{key}": value for key, value in layer.state_dict().items()}:
+            save_file(tensors, folder / place / "model.safetensors")
+    (folder / "modules.json").write_text(json.dumps(modules))
+
+
+@pytest.mark.parametrize("activation", "Tanh Identity GELU ReLU Sigmoid SiLU Mish ELU LeakyReLU Softplus".split())
+def test_embed_layers(activation: str, sentences, tmp_path: Path) -> None:
+    folder = sentences(None, False)
+    edit(folder / "1_Pooling" / "config.json", pooling_mode="mean")
+    dense, norm, function = torch.nn.Linear(24, 5), torch.nn.LayerNorm(5), getattr(torch.nn, activation)()
+    with torch.no_grad():
+        norm.weight.uniform_(0.5, 2), norm.bias.normal_()
+    path = f"{type(function).__module__}.{activation}"
+    layers_added(
+        folder,
+        ("Dense", dense, {"in_features": 24, "out_features": 5, "bias": True, "activation_function": path}),
+        ("LayerNorm", norm, {"dimension": 5}),
+        ("Normalize", torch.nn.Identity(), {}),
+    )
+    with torch.no_grad():
+        expected = norm.double()(function(dense.double()(torch.from_numpy(pooled(folder, ["mean"])))))
+        expected = torch.nn.functional.normalize(expected).numpy()
+    model = zoo.load(folder, "numpy")
+    agree("numpy", {"vectors": model.embed(TEXTS)}, {"vectors": expected})
+    again = zoo.load(model.save(tmp_path / "package"), "jax")  # the layers go with it
+    agree("jax", {"vectors": again.embed(TEXTS)}, {"vectors": expected})
+
+
+def test_embed_a_layer_beside_its_input(sentences) -> None:
+    folder = sentences(None, False)
+    edit(folder / "1_Pooling" / "config.json", pooling_mode="mean")
+    dense = torch.nn.Linear(24, 24, bias=False)
+    config = {"in_features": 24, "out_features": 24, "bias": False, "use_residual": True}
+    layers_added(folder, ("Dense", dense, config))
+    x = torch.from_numpy(pooled(folder, ["mean"]))
+    with torch.no_grad():
+        expected = (x + torch.tanh(dense.double()(x))).numpy()
+    agree("numpy", {"vectors": zoo.load(folder, "numpy").embed(TEXTS)}, {"vectors": expected})
+
+
+def test_embed_modules_are_where_modules_json_says(sentences, tmp_path: Path) -> None:
+    folder = sentences("pooling_mode_cls_token", False)
+    (folder / "1_Pooling").rename(folder / "pooling")
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[1]["path"] = "pooling"
+    (folder / "modules.json").write_text(json.dumps(modules))
+    model = zoo.load(folder, "numpy")
+    agree("numpy", {"vectors": model.embed(TEXTS)}, {"vectors": pooled(folder, ["cls"])})
+    again = zoo.load(model.save(tmp_path / "package"), "numpy")
+    assert np.array_equal(again.embed(TEXTS), model.embed(TEXTS))
+    modules[1]["path"] = "2_Pooling"
+    (folder / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(ConfigError, match="2_Pooling"):
+        zoo.load(folder, "numpy").embed(TEXTS)
+
+
+def test_embed_lengths_and_case(sentences) -> None:
+    """What sentence-transformers' file says is what holds, whatever the tokenizer's own says."""
+    folder = sentences(None, False, max_length=4)
+    edit(folder / "1_Pooling" / "config.json", pooling_mode="mean")
+    edit(folder / "tokenizer_config.json", model_max_length=9, truncation_side="left")
+    text = "seven small grey mice were dancing around the cat"
+    assert zoo.load(folder, "numpy").tokenizer.encode(text).tokens == ["[CLS]", "the", "cat", "[SEP]"]
+    edit(folder / "sentence_bert_config.json", max_seq_length=12)
+    assert len(zoo.load(folder, "numpy").tokenizer.encode(text).ids) == 11
+    (folder / "sentence_bert_config.json").unlink()
+    assert len(zoo.load(folder, "numpy").tokenizer.encode(text).ids) == 9
+    model = zoo.load(folder, "numpy")
+    assert np.abs(model.embed("THE Cat") - model.embed("the cat")).max() > 0.01
+    edit(folder / "sentence_bert_config.json", do_lower_case=True)
+    model = zoo.load(folder, "numpy")
+    assert np.array_equal(model.embed("THE Cat"), model.embed("the cat"))
+
+
+@pytest.mark.parametrize(
+    "file, fields",
+    [
+        ("1_Pooling/config.json", {"pooling_mode": "attention"}),
+        ("1_Pooling/config.json", {"pooling_mode": ["mean", "attention"]}),
+        ("1_Pooling/config.json", {"embedding_dimension": 25}),
+        ("1_Pooling/config.json", {"pooling_mode": "mean", "temperature": 2}),
+        ("sentence_bert_config.json", {"module_output_name": "other_embeddings"}),
+        ("sentence_bert_config.json", {"transformer_task": "fill-mask"}),
+        ("sentence_bert_config.json", {"temperature": 2}),
+        ("config_sentence_transformers.json", {"default_prompt_name": "temperature"}),
+        ("2_Normalize/config.json", {"module_input_name": "token_embeddings"}),
+        ("2_Normalize/config.json", {"temperature": 2}),
+    ],
+)
+def test_embed_refuses_what_it_cannot_do(file: str, fields: dict[str, Any], sentences) -> None:
+    folder = sentences(None, True)
+    edit(folder / "1_Pooling" / "config.json", pooling_mode="mean")
+    edit(folder / file, **fields)
+    name, value = list(fields.items())[-1]
+    with pytest.raises(ConfigError) as refused:
+        zoo.load(folder, "numpy").embed(TEXTS)
+    assert name in str(refused.value) or str(value) in str(refused.value) or "attention" in str(refused.value)
+    assert file.rpartition("/")[2] in str(refused.value)
 
 
 def test_embed_module_that_is_not_known(sentences) -> None:
-    """A Dense layer after the pooling changes every vector: without it they would be wrong, not approximate."""
+    """A module after the pooling changes every vector: without it they would be wrong, not approximate."""
     folder = sentences()
-    modules = json.loads((folder / "modules.json").read_text())
-    modules.insert(2, {"idx": 2, "name": "2", "path": "2_Dense", "type": "sentence_transformers.models.Dense"})
-    (folder / "modules.json").write_text(json.dumps(modules))
-    with pytest.raises(ConfigError, match="Dense"):
+    layers_added(folder, ("WordWeights", torch.nn.Identity(), {}))
+    with pytest.raises(ConfigError, match="WordWeights"):
+        zoo.load(folder, "numpy").embed(TEXTS)
+
+
+def test_embed_layers_that_are_not_whole(sentences) -> None:
+    folder = sentences(None, False)
+    edit(folder / "1_Pooling" / "config.json", pooling_mode="mean")
+    config = {"in_features": 24, "out_features": 5, "activation_function": "torch.nn.modules.activation.Tanh"}
+    layers_added(folder, ("Dense", torch.nn.Linear(24, 5), config))
+    place = folder / "2_Dense"
+    for fields, error in (
+        ({"in_features": 23}, ConfigError),
+        ({"out_features": 6}, WeightsError),
+        ({"bias": False}, WeightsError),
+        ({"activation_function": "torch.nn.modules.activation.Softmax2d"}, ConfigError),
+        ({"activation_function": "somewhere.Tanh"}, ConfigError),
+        ({"module_input_name": "token_embeddings"}, ConfigError),
+    ):
+        (place / "config.json").write_text(json.dumps(config | fields))
+        with pytest.raises(error, match="2_Dense"):
+            zoo.load(folder, "numpy").embed(TEXTS)
+    (place / "config.json").write_text(json.dumps(config))
+    (place / "model.safetensors").unlink()
+    with pytest.raises(WeightsError, match=r"linear\.weight"):
         zoo.load(folder, "numpy").embed(TEXTS)
 
 

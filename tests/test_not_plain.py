@@ -145,6 +145,17 @@ def test_adapters_in_the_file_are_refused(prefix: str, case: str, layer: str, be
         assert "merge_and_unload" in str(caught.value)
 
 
+def test_an_adapter_outside_the_wrapper_is_refused(bert: Path, tmp_path: Path) -> None:
+    def change(arrays: Arrays) -> None:
+        lora(arrays, f"adapter.{LAYER}")
+        for name in list(arrays):
+            if not name.startswith("adapter."):
+                arrays[f"model.{name}"] = arrays.pop(name)
+
+    with pytest.raises(WeightsError, match="adapter"):
+        zoo.load(checkpoints.copy_of(bert, tmp_path / "a", change), "numpy")
+
+
 def adapter(folder: Path, file: str = "adapter_model.safetensors") -> Path:
     """A folder with an adapter as PEFT writes it."""
     folder.mkdir(exist_ok=True)

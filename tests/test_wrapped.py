@@ -97,6 +97,10 @@ WRAPPERS: dict[str, tuple[str, Callable[[State], Any]]] = {
         "module.",
         lambda s: {"n_averaged": torch.tensor(5), **under("module.", s)},
     ),
+    "a base that was distributed, with a head": (
+        "'module'",
+        lambda s: {n if "classifier" in n else f"module.{n}": t for n, t in s.items()},
+    ),
     "part of a module that was distributed": ("'module'", lambda s: inside("bert.encoder.", "module.", s)),
     "Lightning": (
         "state_dict.model.",
@@ -218,8 +222,10 @@ def test_a_train_state_of_flax(wrap: Callable[[Any], Any], tmp_path: Path) -> No
     folder = tmp_path / "c"
     folder.mkdir()
     shutil.copy(source / "config.json", folder)
-    (folder / "flax_model.msgpack").write_bytes(train_state(tree, wrap))
+    file = folder / "flax_model.msgpack"
+    file.write_bytes(train_state(tree, wrap))
     model, usual = zoo.load(folder, "numpy"), zoo.load(source, "numpy")
+    assert zoo.load(file.rename(folder / "checkpoint_10").parent, "numpy").params.keys() == model.params.keys()
     assert all(np.array_equal(model.params[name], usual.params[name]) for name in usual.params)
     assert any("trainer" in note for note in model.notes)
 
@@ -343,3 +349,82 @@ def test_safetensors_of_transformers_flax_and_tensorflow(tmp_path: Path) -> None
         assert worst <= TOLERANCES["numpy", "float32"]
     if CASES.is_dir():
         assert not zoo.load(CASES / "t-flax-safetensors", "numpy").notes
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (["__0_0.distcp", "__1_0.distcp", ".metadata"], "format_utils dcp_to_torch"),
+        (["zero_pp_rank_0_mp_rank_00_model_states.pt", "zero_pp_rank_1_mp_rank_00_model_states.pt"], "zero_to_fp32.py"),
+    ],
+)
+def test_parts_of_several_devices_say_how_they_are_put_together(
+    files: list[str], said: str, bert: Path, tmp_path: Path
+) -> None:
+    shutil.copy(bert / "config.json", tmp_path)
+    for file in files:
+        (tmp_path / file).write_bytes(b"part")
+    with pytest.raises(SourceError, match=said):
+        zoo.load(tmp_path, "numpy")
+
+
+def test_flattened_parameters_say_how_they_are_saved_whole(bert: Path, tmp_path: Path) -> None:
+    flat = {"_fsdp_wrapped_module._flat_param": torch.ones(100)}
+    with pytest.raises(WeightsError, match="full_state_dict"):
+        zoo.load(lying(bert, tmp_path / "c", flat), "numpy")
+
+
+def test_deepspeeds_model_states_beside_its_optimizers(bert: Path, state: State, tmp_path: Path) -> None:
+    folder = lying(bert, tmp_path / "c", {"module": state}, "mp_rank_00_model_states.pt")
+    (folder / "zero_pp_rank_0_mp_rank_00_optim_states.pt").write_bytes(b"part")
+    assert_same(folder, bert)
+
+
+def test_the_dtype_of_an_optimizer_is_not_the_checkpoints(bert: Path, state: State, tmp_path: Path) -> None:
+    half = {name: tensor.bfloat16() for name, tensor in state.items()}
+    states = {"state": {0: {name: torch.cat([tensor.float().flatten()] * 2) for name, tensor in state.items()}}}
+    folder = lying(bert, tmp_path / "c", {"model": half, "optimizer": states})
+    assert str(zoo.load(folder, "numpy", dtype="auto").graph.meta["dtype"]) == "bfloat16"
+
+
+def test_a_train_state_in_orbax(tmp_path: Path) -> None:
+    pytest.importorskip("tensorstore")
+    if not FIXTURES.is_dir():
+        pytest.skip("no shared fixtures beside this checkout")
+    from converters import orbax
+    from converters.checkpoint import MemoryCheckpoint
+
+    source = FIXTURES / "bert-mlm" / "flax"
+    with zoo_checkpoint(source) as found:
+        arrays = {name: np.array(found.read(name)) for name in found.infos}
+    expected = zoo.load(source, "numpy").params
+    for number, (params, others) in enumerate((("params/", ""), ("state/params/", "state/"))):
+        tree = {
+            **under(params, arrays),
+            **under(f"{others}opt_state/0/mu/", arrays),
+            f"{others}step": np.array(3),
+        }
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        orbax.write(folder / "checkpoint", MemoryCheckpoint(tree))
+        shutil.copy(source / "config.json", folder)
+        model = zoo.load(folder, "numpy")
+        assert all(np.array_equal(model.params[name], expected[name]) for name in expected)
+        assert any("trainer" in note for note in model.notes)
+
+
+@pytest.mark.parametrize(("family", "form"), [("resnet", "torchvision"), ("vit", "timm")])
+def test_another_program_s_names_inside_a_wrapper(family: str, form: str, tmp_path: Path) -> None:
+    """What ImageNet's training scripts write: the names of torchvision under `module.` under `state_dict`."""
+    if not FIXTURES.is_dir():
+        pytest.skip("no shared fixtures beside this checkout")
+    source = FIXTURES / family / "torch"
+    zoo.convert(source, tmp_path / "named", form)
+    with zoo_checkpoint(tmp_path / "named") as found:
+        tensors = {name: torch.from_numpy(np.array(found.read(name))) for name in found.infos}
+    content = {"arch": "net", "state_dict": under("module.", tensors), "best_acc1": torch.tensor(1.0)}
+    model = zoo.load(lying(source, tmp_path / "c", content, "model_best.pth.tar"), "numpy")
+    expected = zoo.load(source, "numpy").params
+    kept = [name for name in expected if not name.endswith("num_batches_tracked")]
+    assert kept and all(np.array_equal(model.params[name], expected[name]) for name in kept)
+    assert any("state_dict.module." in note for note in model.notes)

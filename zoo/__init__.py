@@ -18,8 +18,8 @@ from zoo.errors import ZooError
 if TYPE_CHECKING:
     from zoo.bench import BenchReport, bench
     from zoo.catalogue import architectures, available, info
+    from zoo.checksums import FilesReport, check_files
     from zoo.convert import Conversion, convert, verify_conversion
-    from zoo.files import FilesReport, check_files
     from zoo.loading import capture, load
     from zoo.model import Model, Output, Package
     from zoo.verify import Report, verify
@@ -52,8 +52,8 @@ _LAZY = {
     "convert": "zoo.convert",
     "Conversion": "zoo.convert",
     "verify_conversion": "zoo.convert",
-    "check_files": "zoo.files",
-    "FilesReport": "zoo.files",
+    "check_files": "zoo.checksums",
+    "FilesReport": "zoo.checksums",
     "Model": "zoo.model",
     "Output": "zoo.model",
     "Package": "zoo.model",

@@ -29,9 +29,16 @@ _NUMPYS = frozenset(
 
 
 def to_numpy(value: Any) -> np.ndarray:
-    """A framework's array as NumPy's, bfloat16 included."""
+    """A framework's array as NumPy's: on any device, bfloat16 included, with or without a gradient."""
+    if isinstance(value, np.ndarray):
+        return np.asarray(value)
+    if hasattr(getattr(value, "value", None), "dtype"):  # keras.Variable: of Keras's own backend
+        value = value.value
     if hasattr(value, "detach"):  # torch
         value = value.detach().cpu()
+        if value.layout is not _strided():
+            value = value.to_dense()
+        value = value.resolve_conj().resolve_neg()
         if str(value.dtype) == "torch.bfloat16":
             import torch
 
@@ -52,3 +59,9 @@ def owned(array: np.ndarray) -> np.ndarray:
         array = np.array(array, order="C")
         array.flags.writeable = False
     return array
+
+
+def _strided() -> Any:
+    import torch
+
+    return torch.strided

@@ -254,10 +254,14 @@ def describe(row: Row, backend: str) -> str:
     if cell.gradients is not None:
         worst = "" if cell.gradient_error is None else f", error {cell.gradient_error:.1e}"
         said.append(f"gradients {'match' if cell.gradients else 'differ'}{worst}")
+    why = cell.reason or reason(row, backend)
+    one_length = cell.length is False and "where: input_ids" in " ".join(why.split())
     for what, right in (("batch size", cell.batch), ("length", cell.length)):
-        if right is not None:
+        if what == "length" and one_length:
+            said.append("its graph holds for one length: captured once for each that is asked for, which needs torch")
+        elif right is not None:
             said.append(f"{'right' if right else 'wrong'} at another {what}")
-    return "; ".join([*said, *filter(None, [cell.reason or reason(row, backend)])])
+    return "; ".join([*said, *([why] if why and not one_length else [])])
 
 
 @cache

@@ -20,7 +20,7 @@ from zoo.console import console, import_frameworks, plain, progress_bars, quiet,
 from zoo.errors import ConfigError, InputError, SourceError, ZooError, printable
 
 if TYPE_CHECKING:
-    from zoo.files import FilesReport
+    from zoo.checksums import FilesReport
     from zoo.model import Model
     from zoo.native.check import KernelReport
     from zoo.verify import Report
@@ -311,7 +311,7 @@ def _verify_kernels(name: str | None, wanted: list[str] | None, as_json: bool) -
 
 
 def _verify_files(name: str | None, as_json: bool) -> None:
-    from zoo.files import check_files
+    from zoo.checksums import check_files
 
     if name is None:
         raise InputError("there is no model whose files to verify", do="zoo verify NAME --files")
@@ -399,7 +399,9 @@ def convert_model(
     ] = None,
     shard_size: Annotated[str | None, typer.Option(metavar="SIZE", help="Largest file, such as 5GB or 200MB.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print which tensor becomes which.")] = False,
-    verify: Annotated[bool, typer.Option("--verify", help="Read both ends and compare tensors and outputs.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Open what was written by itself and compare tensors, files and outputs.")
+    ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="A tensor that holds NaN is an error.")] = False,
     overwrite: _Overwrite = False,
     raw: Annotated[

@@ -17,14 +17,23 @@ import numpy as np
 
 from converters import open_checkpoint
 from converters.checkpoint import BLOCK, Checkpoint, TensorInfo, little_endian
-from converters.dialects import canonical, derived_tokenizer, dialect_of, dropped
+from converters.dialects import canonical, derived_tokenizer, derived_tokenizer_config, dialect_of, dropped
 from converters.dialects.fields import nearly, note, refuse, unsaid, with_field
 from converters.gguf_quants import q8_0_error
 from converters.gguf_vocabulary import FILES as TOKENIZER_FILES
 from converters.said_dtype import most_floats, saying_dtype
 from converters.targets import TARGETS, Target, find_target
 from converters.view import Cast, Made, Recipe, Subset, View, origins
-from zoo.errors import CaptureError, ConfigError, SourceError, VerifyError, WeightsError, ZooError
+from zoo.errors import (
+    CaptureError,
+    ConfigError,
+    InputError,
+    MissingFramework,
+    SourceError,
+    VerifyError,
+    WeightsError,
+    ZooError,
+)
 from zoo.graph.computed import COMPUTED, is_computed, sinusoids
 from zoo.graph.key import Contradiction, contradictions, current
 from zoo.registry import Entry, SourceRef, parse
@@ -51,8 +60,8 @@ class Conversion:
         nbytes: size of the tensors written.
         verified: what was compared; outputs only of models that can be captured.
         notes: what was taken off to reach the model's tensors, prefixes and what trainers put around them; what readers
-            of the form will do otherwise than those of the source; fields of the config that they have nearly as the
-            model has them.
+            of the form will do otherwise than those of the source; fields of the config that they have otherwise,
+            nearly the same, or ignored where it stands.
     """
 
     folder: Path | None
@@ -242,6 +251,7 @@ def _raw_plan(stack: ExitStack, place: Path, target: Target, dtype: str | None) 
             do="name one of these with --to, or leave out --raw",
         )
     file = stack.enter_context(open_checkpoint(place))
+    file.check_reads()
     return file, Cast(file, target.stored(file, dtype))
 
 
@@ -346,9 +356,10 @@ def _plan(
         ),
     )
     theirs = target.understood(target.described(written, config), target.config(config))
-    near = _unsaid(target, theirs, config, graph)
+    near, unheard = _unsaid(target, theirs, config, graph)
     texts = _tokenizer_texts(place if place.is_dir() else place.parent, raw) if target.with_tokenizer else {}
-    result.notes = [*opened.notes, *(note(target.name, one) for one in near), *target.notes(config, texts, written)]
+    unequal = (note(target.name, one) for one in (*near, *unheard))
+    result.notes = [*opened.notes, *unequal, *target.notes(config, texts, written)]
     return _Plan(
         target, place, raw, source, config, graph, ours, written, served, quantised, near, texts, dtype, result
     )
@@ -356,14 +367,18 @@ def _plan(
 
 def _graph_of(config: Mapping[str, Any], task: str | None, place: Path | None = None) -> Graph:
     """The model's graph, or its names and shapes alone: one that cannot be captured can still be converted."""
-    from zoo.loading import graph_for
+    from zoo.loading import fitting, graph_for, need_torch
 
     try:
         return graph_for(config, task, "float32", place=place)
+    except MissingFramework:
+        need_torch(place)
+        raise
     except CaptureError:
         from zoo.capture.huggingface import config_from, parameters_of
 
-        return parameters_of(config_from(config), task)
+        size = None if place is None else fitting(config, place)
+        return parameters_of(config_from(config), task, size=size)
 
 
 def _untied(
@@ -482,6 +497,9 @@ def _in_places(
             gone[name] = "no output needs it, and the form has no place for it" if own else COMPUTED
     if not known:  # the form does not know the class, and says so itself
         return ours, ours, {}
+    if target.unties(config):
+        tied = {alias: name for name in ours.infos if name in graph.params for alias in graph.params[name].aliases}
+        names |= {alias: name for alias, name in tied.items() if has_place(alias)}
     order = {name: number for number, name in enumerate(ours.infos)}
     names = dict(sorted(names.items(), key=lambda item: order[item[1]]))
     ours = Subset(ours, names.values())
@@ -490,8 +508,8 @@ def _in_places(
 
 def _unsaid(
     target: Target, theirs: Mapping[str, Any] | None, config: Mapping[str, Any], graph: Graph
-) -> list[Contradiction]:
-    """The fields that the form's reader has nearly as the config has them.
+) -> tuple[list[Contradiction], list[Contradiction]]:
+    """The fields that the form's reader has nearly as the config has them, and those that it ignores.
 
     A field that changes nothing in this model's graph (what another head would have for an activation) is no matter.
 
@@ -499,14 +517,16 @@ def _unsaid(
         theirs: the config as the form's reader has it, None if it honours config.json.
 
     Raises:
-        ConfigError: the reader would compute something else; each field is named.
+        ConfigError: the form cannot say a field, and its reader would compute something else; each is named.
     """
     if theirs is None:
-        return []
+        return [], []
     found = _otherwise(theirs, config, graph)
-    near = [one for one in found if nearly(one)]
-    refuse(target.name, _mattering([one for one in found if one not in near], config, graph))
-    return _mattering(near, config, graph)
+    near = _mattering([one for one in found if nearly(one)], config, graph)
+    other = _mattering([one for one in found if not nearly(one)], config, graph)
+    if not target.says_config:
+        refuse(target.name, other)
+    return near, other
 
 
 def _otherwise(theirs: Mapping[str, Any], config: Mapping[str, Any], graph: Graph) -> list[Contradiction]:
@@ -624,6 +644,8 @@ def _companions(source: Path, folder: Path, config: Mapping[str, Any], raw: Chec
     copy_companions(source, folder)
     if not (folder / "tokenizer.json").is_file() and (tokenizer := derived_tokenizer(raw)) is not None:
         (folder / "tokenizer.json").write_text(tokenizer, "utf-8")
+        if not (folder / "tokenizer_config.json").is_file() and (said := derived_tokenizer_config(raw)) is not None:
+            (folder / "tokenizer_config.json").write_text(said, "utf-8")
     (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
@@ -821,14 +843,17 @@ def _compare_outputs(plan: _Plan, folder: Path, own: dict[str, Any], graph: Grap
         What was compared, and what was not.
     """
     from zoo.loading import assemble
-    from zoo.samples import sample_inputs
+    from zoo.samples import fitting
     from zoo.tolerances import CONVERTED, VACUOUS
 
     config, first = plan.source
     one = assemble(str(plan.place), "numpy", first, plan.place, config, True)
     other = assemble(str(folder), "numpy", graph, folder, own, True)
-    inputs = sample_inputs(one)
-    left, right = one(**inputs), other(**inputs)
+    try:
+        inputs, left = fitting(one, lambda drawn: one(**drawn))
+    except InputError as error:
+        raise VerifyError("the outputs cannot be compared", where=plan.place, got=error) from error
+    right = other(**inputs)
     limit = CONVERTED[rounded]
     compared: list[str] = []
     constant: list[str] = []

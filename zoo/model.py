@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
+import operator
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zoo.arrays import numpy_dtype, to_numpy
-from zoo.errors import ConfigError, InputError
+from zoo.arrays import to_numpy
+from zoo.errors import ConfigError
 from zoo.graph.io import load_graph, save_graph
-from zoo.graph.ir import Graph, Input, Ref, param_ref
+from zoo.graph.ir import Graph
 from zoo.graph.passes import RNG, keyed
+from zoo.inputs import named, prepare_inputs
+from zoo.lookups import Lookups
+from zoo.params import Params, complete, split
+from zoo.trees import register_trees
 
 if TYPE_CHECKING:
     from zoo.native.fast import Fast, FastReport
 
-__all__ = ["GRAPH_FILE", "Model", "Output", "Package"]
+__all__ = ["GRAPH_FILE", "Model", "Output", "Package", "prepare_inputs"]
 
 log = logging.getLogger(__name__)
 
@@ -33,14 +40,25 @@ GRAPH_FILE = "graph.json.gz"
 class Output(dict):
     """A model's outputs by name, in the model's order; `out.logits` is `out["logits"]`.
 
-    Values are the backend's own arrays; `np.asarray` takes each of them.
+    Values are the backend's own arrays; `np.asarray` takes each of them (on torch not bfloat16, which NumPy lacks). It
+    is a pytree of JAX, torch and optree, and a mapping for `tf.nest`.
     """
+
+    def __init__(self, *items: Any, **named: Any) -> None:
+        super().__init__(*items, **named)
+        register_trees()
 
     def __getattr__(self, name: str) -> Any:
         try:
             return self[name]
         except KeyError:
             raise AttributeError(f"no output {name!r}; this model has {', '.join(self)}") from None
+
+    def copy(self) -> Output:
+        return Output(self)
+
+    def __reduce__(self) -> Any:
+        return Output, (dict(self),)
 
 
 @dataclass(eq=False)
@@ -122,40 +140,98 @@ class Package:
         return model_from(self, backend)
 
 
-@dataclass(eq=False, repr=False)
 class Model:
     """A model on a backend. Made by `zoo.load`.
+
+    It can be pickled and copied. A pickle holds the arrays (of an unchanged mapped file: its path, size and time) and
+    nothing compiled. A deep copy has arrays of its own.
 
     Attributes:
         name: what was loaded.
         backend: "torch", "jax", "tensorflow", "keras", "numpy" or "native".
         graph: what it computes.
-        params: {checkpoint name: the backend's own array}.
+        params: {checkpoint name: the backend's own array}, those that training changes. It is what `module` holds:
+            either sees what the other replaces.
+        buffers: the same of all others: running statistics, counters, fixed tables.
         config: config.json's fields, empty for models that have none.
         folder: the files it came from, if any.
         weights: the file of weights among them, or the index of its shards.
         notes: what a user should know: outputs left out, tensors of the checkpoint not used.
     """
 
-    name: str
-    backend: str
-    graph: Graph
-    params: dict[str, Any]
-    config: dict[str, Any]
-    folder: Path | None
-    notes: list[str] = field(default_factory=list)
-    weights: Path | None = None
-    _backend: ModuleType = field(kw_only=True)
-    _fast: Fast | None = field(default=None, kw_only=True)
-    _precision: str = field(default="float32", kw_only=True)
-    _module: Any = field(default=None, init=False)
-    _function: Callable[..., Any] | None = field(default=None, init=False)
-    _training: Callable[..., Any] | None = field(default=None, init=False)
-    _tokenizer: Any = field(default=None, init=False)
-    _limits: dict[str, int] | None = field(default=None, init=False)
+    def __init__(
+        self,
+        name: str,
+        backend: str,
+        graph: Graph,
+        params: Mapping[str, Any],
+        config: dict[str, Any],
+        folder: Path | None,
+        notes: list[str] | None = None,
+        weights: Path | None = None,
+        *,
+        _backend: ModuleType,
+        _fast: Fast | None = None,
+        _precision: str = "float32",
+    ) -> None:
+        self.name, self.backend, self.graph = name, backend, graph
+        self.config, self.folder, self.notes, self.weights = config, folder, notes or [], weights
+        self._backend, self._fast, self._precision = _backend, _fast, _precision
+        self._module: Any = None
+        self._function: Callable[..., Any] | None = None
+        self._training: Callable[..., Any] | None = None
+        self._tokenizer: Any = None
+        self._lookups: Lookups | None = None
+        self._lengths: dict[int, Model] = {}
+        self._seen: list[Any] = []
+        self._whole: dict[str, Any] = {}
+        self._params, self._buffers = map(self._tied, split(graph, params))
 
-    def __call__(self, *, rng: Any = None, packed: bool = False, **inputs: Any) -> Output:
+    def _tied(self, arrays: dict[str, Any]) -> dict[str, Any]:
+        replace = getattr(self._backend, "replaced", None)
+        return arrays if replace is None else Params(arrays, self.graph.params, replace)
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """{checkpoint name: the backend's own array}, those that training changes."""
+        if isinstance(self._params, Params):
+            self._params.refresh()
+        return self._params
+
+    @params.setter
+    def params(self, given: Mapping[str, Any]) -> None:
+        arrays = complete(self.graph, given, self.state, self._backend.INPUTS.own)
+        for kept, new in zip((self._params, self._buffers), split(self.graph, arrays), strict=True):
+            if isinstance(kept, Params):
+                kept.update({name: value for name, value in new.items() if value is not kept[name]})
+        if not isinstance(self._params, Params):
+            self._params, self._buffers = split(self.graph, arrays)
+
+    @property
+    def buffers(self) -> dict[str, Any]:
+        """{checkpoint name: the backend's own array}, those that training leaves: statistics, counters, tables."""
+        if isinstance(self._buffers, Params):
+            self._buffers.refresh()
+        return self._buffers
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Parameters and buffers together, in the graph's order: a new dict."""
+        return dict(self._state())
+
+    def _state(self) -> dict[str, Any]:
+        """The same, put together and checked once as long as the arrays are the same."""
+        values = [*self._params.values(), *self._buffers.values()]
+        if len(values) != len(self._seen) or not all(map(operator.is_, values, self._seen)):
+            self._whole = complete(self.graph, {**self._buffers, **self._params}, {}, self._backend.INPUTS.own)
+            self._seen = values
+        return self._whole
+
+    def __call__(self, *unnamed: Any, rng: Any = None, packed: bool = False, **inputs: Any) -> Output:
         """Run the model.
+
+        On torch no gradient is recorded, unless `rng` is given: that is what `module` and `apply` are for. TensorFlow's
+        tapes and JAX's transformations see calls.
 
         Args:
             rng: with it the model runs as in training, with dropout: a seed (a number or two), or what the framework
@@ -164,7 +240,7 @@ class Model:
             packed: True says that what the outputs hold at padding (zeros of `attention_mask`) does not matter. The
                 native engine then computes real tokens alone where the graph allows, and leaves 0 at padding; other
                 backends compute all as ever.
-            inputs: arrays by the model's input names (NumPy, the backend's own, or lists); `input_ids` [B, T] int,
+            inputs: arrays by the model's input names (any framework's, or lists); `input_ids` [B, T] int,
                 `pixel_values` [B, C, H, W] float and so on, as `inputs` tells. Masks and token types may be left out.
 
         Returns:
@@ -172,22 +248,37 @@ class Model:
 
         Raises:
             InputError: a name, dtype, rank or size is wrong; the input is named.
+            WeightsError: `params` or `module` no longer fit the graph; the parameters or modules are named.
             ConfigError: `rng` was given, and the model was not loaded for training.
         """
-        if self._limits is None:
-            self._limits = _index_limits(self.graph)
-        prepared = prepare_inputs(self.graph.inputs, self.graph.symbols, inputs)
-        _check_indices(prepared, self._limits)
-        return Output(self._run(self.params, prepared, rng, packed))
+        named(self.graph.inputs, unnamed)
+        model = self._of_length(inputs)
+        prepared = prepare_inputs(model.graph.inputs, model.graph.symbols, inputs, self._backend.INPUTS)
+        model._check_lookups(prepared)
+        with self._backend.evaluating() if rng is None else nullcontext():
+            return Output(model._run(self._state(), prepared, rng, packed))
 
-    def apply(self, params: Mapping[str, Any], /, *, rng: Any = None, **inputs: Any) -> dict[str, Any]:
+    def apply(self, params: Mapping[str, Any], /, *unnamed: Any, rng: Any = None, **inputs: Any) -> dict[str, Any]:
         """The model as a pure function of parameters, inputs and, in training, a key; a plain dict of outputs.
 
         Under JAX it goes through `jax.jit`, `jax.grad` and `jax.vmap`; under TensorFlow and torch through their tapes.
-        Inputs that may be left out are filled in. Values are not checked, so that traced arrays can pass.
-        `rng` as in a call: it may be traced, too.
+        Names, dtypes and shapes of inputs are checked as in a call, and what may be left out is filled in. Traced
+        values cannot be checked: rows that they look up outside a table are NaN. `rng` as in a call: it may be
+        traced, too.
+
+        Args:
+            params: `m.params` or the like; buffers may be among them, and are the model's own where they are not.
+
+        Raises:
+            InputError, ConfigError: as in a call.
+            WeightsError: names or shapes in `params` are not the graph's; all are listed.
         """
-        return self._run(params, fill_defaults(self.graph.inputs, inputs), rng)
+        named(self.graph.inputs, unnamed)
+        model = self._of_length(inputs)
+        prepared = prepare_inputs(model.graph.inputs, model.graph.symbols, inputs, self._backend.INPUTS)
+        if self.backend != "torch":  # its operations look at indices themselves, and may be compiled around this
+            model._check_lookups(prepared)
+        return model._run(complete(self.graph, params, self._state(), self._backend.INPUTS.own), prepared, rng)
 
     @property
     def module(self) -> Any:
@@ -195,9 +286,17 @@ class Model:
 
         torch: the transformers module, or an nn.Module around the graph; tensorflow: a tf.Module; keras: a
         keras.Model; jax, numpy and native: the pure function `apply`.
+
+        On torch, replacing a parameter there shows in `params`, calls and `save`. After other changes (a LoRA adapter
+        that is not merged, a head of another shape) these raise WeightsError: the graph is not that of the module.
         """
         if self._module is None:
             self._module = self._backend.module_of(self)
+            if hasattr(self._backend, "held"):
+                held = self._backend.held(self._module, self.graph)
+                for arrays in (self._params, self._buffers):
+                    if isinstance(arrays, Params):
+                        arrays.held = held
         return self._module
 
     @property
@@ -214,25 +313,51 @@ class Model:
             self._tokenizer = load_tokenizer(self)
         return self._tokenizer
 
-    def embed(self, texts: str | Sequence[str], batch_size: int = 32) -> np.ndarray:
-        """One vector per text: float32 [len(texts), D], pooled and normalised as the checkpoint says.
+    def embed(
+        self,
+        texts: str | Sequence[str],
+        batch_size: int = 32,
+        *,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+    ) -> np.ndarray:
+        """One vector per text: float32 [len(texts), D], pooled, projected and normalised as the checkpoint says.
+
+        Args:
+            prompt: what is put before each text; "" puts nothing. Without it the prompt of `prompt_name`, or else the
+                one that the checkpoint's sentence-transformers files name as the default.
+            prompt_name: of the checkpoint's prompts, such as "query".
 
         Raises:
-            ConfigError: the model has no tokenizer, or gives no hidden states.
+            ConfigError: the model has no tokenizer, gives no hidden states, or has no such prompt.
         """
         from zoo.tasks.text import embed
 
-        return embed(self, [texts] if isinstance(texts, str) else list(texts), batch_size)
+        listed = [texts] if isinstance(texts, str) else list(texts)
+        return embed(self, listed, batch_size, prompt=prompt, prompt_name=prompt_name)
 
-    def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
-        """Write the model as a package: graph, weights as they are now, config, tokenizer; see `Package.save`."""
-        return self.package().save(folder, overwrite=overwrite)
+    def save(
+        self, folder: str | os.PathLike[str], params: Mapping[str, Any] | None = None, *, overwrite: bool = False
+    ) -> Path:
+        """Write the model as a package: graph, weights and buffers, config, tokenizer; see `Package.save`.
 
-    def package(self) -> Package:
-        """The model without its backend: graph, weights as they are now, and the files beside them."""
+        Args:
+            params: weights to write in place of the model's own, as `apply` takes them; by default those of now.
+
+        Raises:
+            WeightsError: names or shapes in `params` are not the graph's, or `module` is no longer a module of the
+                graph; all are listed.
+        """
+        return self.package(params).save(folder, overwrite=overwrite)
+
+    def package(self, params: Mapping[str, Any] | None = None) -> Package:
+        """The model without its backend: graph, weights (or `params`) as they are now, and the files beside them."""
         from zoo.tasks.text import derived_tokenizer_of
 
-        arrays = {name: to_numpy(value) for name, value in self.params.items()}
+        state = self._state()
+        if params is not None:
+            state = complete(self.graph, params, state, self._backend.INPUTS.own)
+        arrays = {name: to_numpy(value) for name, value in state.items()}
         has_file = self.folder is not None and (self.folder / "tokenizer.json").is_file()
         tokenizer = (
             None if has_file or self.weights is None or not self.weights.is_file() else derived_tokenizer_of(self)
@@ -257,6 +382,75 @@ class Model:
         kind = self.graph.meta.get("class", "graph")
         return f"<{self.name}: {kind}, {self.parameter_count() / 1e6:.1f}M parameters, on {self.backend}>"
 
+    def _of_length(self, inputs: Mapping[str, Any]) -> Model:
+        """This model, or the same with a graph of the inputs' length, where a graph can be of one length alone."""
+        own, shape = fixed_length(self.graph), getattr(inputs.get("input_ids"), "shape", None)
+        if own is None:
+            return self
+        if shape is None and isinstance(inputs.get("input_ids"), (list, tuple)):
+            shape = np.shape(inputs["input_ids"])
+        if shape is None or len(shape) != 2 or not isinstance(shape[1], int) or shape[1] == own:
+            return self
+        if shape[1] not in self._lengths:
+            from zoo.loading import at_length
+
+            self._lengths[shape[1]] = self._with_graph(at_length(self, shape[1]))
+        return self._lengths[shape[1]]
+
+    def _with_graph(self, graph: Graph) -> Model:
+        """A model that runs another graph; it is called with this one's parameters."""
+        arrays = {name: value for name, value in self._state().items() if name in graph.params}
+        facts = (self.name, self.backend, graph, arrays, self.config, self.folder, self.notes, self.weights)
+        return Model(*facts, _backend=self._backend, _fast=self._fast, _precision=self._precision)
+
+    def __getstate__(self) -> dict[str, Any]:
+        from converters.checkpoint import mapped
+
+        arrays = {name: to_numpy(value) for name, value in self.state.items()}
+        return {**self._facts(), "arrays": {name: mapped(array) or array for name, array in arrays.items()}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        from converters.checkpoint import Mapped
+        from zoo.backends import get_backend
+
+        module, graph = get_backend(state["backend"]), state["graph"]
+        files: dict[Path, memoryview] = {}
+        arrays = {name: a.read(files) if isinstance(a, Mapped) else a for name, a in state["arrays"].items()}
+        fast = None
+        if state["fast"]:
+            from zoo.native.fast import Fast
+
+            fast = Fast(state["backend"])
+        params = module.params_from(arrays, graph)
+        for name in state["frozen"]:
+            setattr(params[name], module.TRAINED, False)
+        own = [state[name] for name in ("config", "folder", "notes", "weights")]
+        precision = state["precision"]
+        self.__init__(  # type: ignore[misc]
+            state["name"], state["backend"], graph, params, *own, _backend=module, _fast=fast, _precision=precision
+        )
+        self._tokenizer = state["tokenizer"]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Model:
+        facts = self._facts()
+        facts |= copy.deepcopy({name: fact for name, fact in facts.items() if name != "graph"}, memo)
+        made = Model.__new__(Model)
+        memo[id(self)] = made
+        made.__setstate__({**facts, "arrays": {n: np.array(to_numpy(value)) for n, value in self.state.items()}})
+        return made
+
+    def _facts(self) -> dict[str, Any]:
+        """All that a model is but its arrays."""
+        names = ("name", "backend", "graph", "config", "folder", "notes", "weights")
+        trained = getattr(self._backend, "TRAINED", None)
+        return {
+            **{name: getattr(self, name) for name in names},
+            "frozen": [name for name, value in self.params.items() if trained and not getattr(value, trained)],
+            "precision": self._precision,
+            "fast": self._fast is not None,
+            "tokenizer": self._tokenizer,
+        }
+
     def _run(
         self, params: Mapping[str, Any], inputs: Mapping[str, Any], rng: Any, packed: bool = False
     ) -> dict[str, Any]:
@@ -273,6 +467,12 @@ class Model:
             self._training = self._backend.compile_graph(keyed(self.graph))
         return self._training(params, {**inputs, RNG: self._backend.key_from(rng)})
 
+    def _check_lookups(self, inputs: Mapping[str, Any]) -> None:
+        if self._lookups is None:
+            self._lookups = Lookups(self.graph)
+        # where a call computes at once, its operations look at indices themselves
+        self._lookups.check(inputs, values=self.backend not in ("torch", "numpy", "native"))
+
     def _native_module(self) -> Any:
         """torch only: the transformers module over the same parameters, or None."""
         import importlib.util
@@ -282,59 +482,20 @@ class Model:
             return None
         from zoo.capture.huggingface import config_from, native_module
 
-        module = native_module(config_from(self.config), name, self.params, self.graph.meta.get("renamed", {}))
-        ours = {id(param) for param in self.params.values()}
+        state = self.state
+        module = native_module(config_from(self.config), name, state, self.graph.meta.get("renamed", {}))
+        ours = {param.data_ptr() for param in state.values()}
         for param in module.parameters():
-            if id(param) not in ours:
+            if param.data_ptr() not in ours:
                 # no tensor of the checkpoint: what is computed from it must not look like a result
                 param.detach().fill_(float("nan"))
         return module
 
 
-def prepare_inputs(
-    declared: Sequence[Input], symbols: Mapping[str, tuple[int, int | None]], given: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The inputs checked against the graph, with those that may be absent filled in.
-
-    Raises:
-        InputError: naming the input, what it should be and what it was.
-    """
-    names = [item.name for item in declared]
-    unknown = sorted(set(given) - set(names))
-    if unknown:
-        raise InputError("the model has no such input", where=", ".join(unknown), expected=", ".join(names))
-    lacking = [item.name for item in declared if item.default is None and given.get(item.name) is None]
-    if lacking:
-        raise InputError("an input is missing", where=", ".join(lacking), expected=", ".join(names))
-    arrays = {}
-    sizes: dict[str, tuple[int, str]] = {}
-    for item in declared:
-        value = given.get(item.name)
-        if value is None:
-            continue
-        array = value if hasattr(value, "shape") and hasattr(value, "dtype") else _array(item, value)
-        arrays[item.name] = _checked(item, array, symbols, sizes)
-    return fill_defaults(declared, arrays)
-
-
-def fill_defaults(declared: Sequence[Input], given: Mapping[str, Any]) -> dict[str, Any]:
-    """`given` with absent optional inputs added, filled with their default; their sizes follow from the others."""
-    sizes = {
-        dim: given[item.name].shape[axis]
-        for item in declared
-        if item.name in given
-        for axis, dim in enumerate(item.shape)
-        if isinstance(dim, str)
-    }
-    filled = dict(given)
-    for item in declared:
-        if item.name in given:
-            continue
-        shape = tuple(sizes.get(dim) if isinstance(dim, str) else dim for dim in item.shape)
-        if item.default is None or None in shape:
-            raise InputError("an input is missing", where=item.name, expected=f"{item.dtype} {list(item.shape)}")
-        filled[item.name] = np.full(shape, item.default, item.dtype)
-    return {item.name: filled[item.name] for item in declared}
+def fixed_length(graph: Graph) -> int | None:
+    """How many tokens the texts have that a graph of a transformers model takes; None where any number will do."""
+    shapes = (item.shape for item in graph.inputs if item.name == "input_ids" and "model_type" in graph.meta)
+    return next((shape[1] for shape in shapes if len(shape) == 2 and isinstance(shape[1], int)), None)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -353,102 +514,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ConfigError("the file does not hold a JSON object", where=path, got=type(found).__name__)
     return found
-
-
-def _index_limits(graph: Graph) -> dict[str, int]:
-    """Input name -> rows of the table it is looked up in, for inputs that are ids."""
-    names = {item.name for item in graph.inputs}
-    rows = {param_ref(n): p.shape[0] for p in graph.params.values() for n in (p.name, *p.aliases) if p.shape}
-    limits: dict[str, int] = {}
-    for node in graph.nodes:
-        if node.op == "embedding" and all(isinstance(arg, Ref) for arg in node.args[:2]):
-            table, ids = node.args[0].name, node.args[1].name
-            if ids in names and table in rows:
-                limits[ids] = min(rows[table], limits.get(ids, rows[table]))
-    return limits
-
-
-def _check_indices(inputs: Mapping[str, Any], limits: Mapping[str, int]) -> None:
-    """Ids outside their table are an error on torch, and some row or other on JAX; here they are an error at once."""
-    for name, limit in limits.items():
-        ids = inputs.get(name)
-        if isinstance(ids, np.ndarray) and ids.size and not (ids.min() >= 0 and ids.max() < limit):
-            raise InputError(
-                "an id is outside the model's table",
-                where=name,
-                expected=f"0 to {limit - 1}",
-                got=f"{ids.min()} to {ids.max()}",
-                do="use the tokenizer that the model was trained with",
-            )
-
-
-def _checked(
-    item: Input, array: Any, symbols: Mapping[str, tuple[int, int | None]], sizes: dict[str, tuple[int, str]]
-) -> Any:
-    shape, dtype = tuple(array.shape), _dtype_name(array)
-    wanted = f"{item.dtype} [{', '.join(map(str, item.shape))}]"
-    got = f"{dtype} {list(shape)}"
-    if len(shape) != len(item.shape):
-        raise InputError("an input has the wrong number of dims", where=item.name, expected=wanted, got=got)
-    if _kind(dtype) not in _ACCEPTED[_kind(item.dtype)]:
-        raise InputError("an input has the wrong dtype", where=item.name, expected=wanted, got=got)
-    for axis, (size, dim) in enumerate(zip(shape, item.shape, strict=True)):
-        if isinstance(dim, int):
-            if size != dim:
-                raise InputError(
-                    f"dim {axis} of an input has the wrong size", where=item.name, expected=wanted, got=got
-                )
-            continue
-        low, high = symbols.get(dim, (1, None))
-        if size < low or (high is not None and size > high):
-            bounds = f"at least {low}" if high is None else f"{low} to {high}"
-            raise InputError(f"{dim!r} of an input is out of range", where=item.name, expected=bounds, got=size)
-        known, other = sizes.setdefault(dim, (size, item.name))
-        if known != size:
-            raise InputError(
-                f"two inputs disagree about {dim!r}",
-                where=f"{other} and {item.name}",
-                expected=f"{wanted} with {dim} = {known}",
-                got=got,
-            )
-    if isinstance(array, np.ndarray) and dtype != item.dtype:
-        return array.astype(numpy_dtype(item.dtype))
-    return _cast(array, item.dtype) if dtype != item.dtype else array
-
-
-def _array(item: Input, value: Any) -> np.ndarray:
-    try:
-        return np.asarray(value)
-    except ValueError as error:  # rows of different lengths
-        wanted = f"{item.dtype} [{', '.join(map(str, item.shape))}]"
-        raise InputError("an input is not an array", where=item.name, expected=wanted, got=error) from None
-
-
-def _cast(array: Any, dtype: str) -> Any:
-    """A framework's array in another dtype of the same kind, in the framework's own way."""
-    kind = type(array).__module__.split(".")[0]
-    if kind == "torch":
-        import torch
-
-        return array.to(getattr(torch, dtype))
-    if kind == "tensorflow":
-        import tensorflow as tf
-
-        return tf.cast(array, dtype)
-    if kind.startswith("jax"):
-        return array  # int64 does not exist there; the kinds agree, and that is what counts
-    return np.asarray(array).astype(numpy_dtype(dtype))
-
-
-def _dtype_name(array: Any) -> str:
-    dtype = array.dtype
-    return getattr(dtype, "name", None) or str(dtype).removeprefix("torch.")
-
-
-def _kind(dtype: str) -> str:
-    if dtype == "bool":
-        return "bool"
-    return next((kind for kind in ("int", "float", "complex") if kind in dtype), dtype)
-
-
-_ACCEPTED = {"int": ("int", "bool"), "bool": ("bool", "int"), "float": ("float",), "complex": ("complex", "float")}

@@ -2,38 +2,97 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 
-from zoo.errors import InputError
+from zoo.errors import InputError, ZooError
 from zoo.graph.ir import Graph, Input, param_ref, refs
 from zoo.model import Model
 
-__all__ = ["is_mask", "sample_inputs"]
+Result = TypeVar("Result")
+
+__all__ = ["fitting", "is_mask", "sample_inputs"]
+
+
+def fitting(
+    model: Model,
+    use: Callable[[dict[str, Any]], Result],
+    seed: int = 0,
+    batch: int = 3,
+    length: int = 17,
+    given: Mapping[str, Any] | None = None,
+) -> tuple[dict[str, Any], Result]:
+    """Inputs that the model runs with, and what `use` makes of them: those of `sample_inputs` at the first sizes at
+    which `use` raises nothing.
+
+    A graph's symbols say less than it needs where the model computes sizes in Python: of images whose positions are
+    part of it, say. It runs at the sizes of the example that it was captured with.
+
+    Raises:
+        InputError: at none of them; the error is the first one's.
+    """
+    first: Exception | None = None
+    for sizes in _sizes_to_try(model):
+        try:
+            inputs = sample_inputs(model, seed, batch, length, given, sizes)
+            return inputs, use(inputs)
+        except Exception as error:  # whatever a framework raises
+            first = first or error
+    if isinstance(first, ZooError):
+        raise first
+    line = next(iter(str(first).splitlines()), "")
+    raise InputError(
+        "the model does not run with inputs that are drawn for it",
+        where=model.name,
+        got=f"{type(first).__name__}: {line}"[:500],
+        do="pass inputs of your own",
+    ) from first
+
+
+def _sizes_to_try(model: Model) -> Iterator[dict[str, int]]:
+    yield {}
+    symbols = model.graph.symbols
+    if example := {name: size for name, size in (model.graph.meta.get("example") or {}).items() if name in symbols}:
+        yield example
+    yield {name: low for name, (low, _) in symbols.items() if not name.endswith("batch")}
+    pictures = [name for name in symbols if name.endswith(("height", "width"))]
+    for size in _PICTURES if pictures else ():
+        yield dict.fromkeys(pictures, size)
+
+
+_PICTURES = (64, 32, 128, 96, 256, 384, 512, 640)
+"""Heights and widths that models are made for."""
 
 
 def sample_inputs(
-    model: Model, seed: int = 0, batch: int = 3, length: int = 17, given: Mapping[str, Any] | None = None
+    model: Model,
+    seed: int = 0,
+    batch: int = 3,
+    length: int = 17,
+    given: Mapping[str, Any] | None = None,
+    sizes: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """Inputs that fit a model's graph, drawn from a seed.
 
     Args:
         given: arrays that are taken as they are, by name; the sizes of the others follow.
+        sizes: of the graph's symbols, where they are to be others than the usual.
     """
+    asked = dict(sizes or {})
     graph, config, rng = model.graph, model.config, np.random.default_rng(seed)
     values: dict[str, Any] = dict(given or {})
     unknown = sorted(values.keys() - {item.name for item in graph.inputs})
     if unknown:
         names = ", ".join(item.name for item in graph.inputs)
         raise InputError("the model has no such input", where=", ".join(unknown), expected=names)
-    sizes = {name: _size(name, low, high, batch, length, config) for name, (low, high) in graph.symbols.items()}
+    found = {name: _size(name, low, high, batch, length, config) for name, (low, high) in graph.symbols.items()} | asked
     for item in graph.inputs:
         if item.name in values:
             shape = np.shape(values[item.name])
-            sizes.update((d, n) for d, n in zip(item.shape, shape, strict=False) if isinstance(d, str))
-    shapes = {i.name: tuple(sizes[d] if isinstance(d, str) else d for d in i.shape) for i in graph.inputs}
+            found.update((d, n) for d, n in zip(item.shape, shape, strict=False) if isinstance(d, str))
+    shapes = {i.name: tuple(found[d] if isinstance(d, str) else d for d in i.shape) for i in graph.inputs}
     masks = {i.shape: _mask(shapes[i.name]) for i in graph.inputs if is_mask(i)}
     for item in graph.inputs:
         if item.name in values:

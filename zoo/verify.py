@@ -14,10 +14,10 @@ import numpy as np
 
 from zoo.arrays import to_numpy
 from zoo.backends import BACKENDS, backend_name, get_backend, how_to_install, installed
-from zoo.errors import VerifyError, ZooError
+from zoo.errors import InputError, VerifyError, ZooError
 from zoo.graph.ir import Graph, Ref
 from zoo.model import Model, Package, prepare_inputs
-from zoo.samples import is_mask, sample_inputs
+from zoo.samples import fitting, is_mask
 from zoo.tolerances import FLOORS, VACUOUS, gradient_tolerance, tolerance
 
 if TYPE_CHECKING:
@@ -233,7 +233,7 @@ def verify(
 
     Raises:
         MissingFramework, UnknownBackend: a backend asked for by name is not there.
-        InputError: the drawn inputs do not fit the graph; pass `inputs`.
+        InputError: `inputs` do not fit the graph, or none can be drawn that do.
         ZooError: whatever `zoo.load` raises.
     """
     asked = list(BACKENDS) if backends is None else [backend_name(name) for name in backends]
@@ -244,16 +244,28 @@ def verify(
     present = [name for name in names if installed(name)]
     source = weights_of(model, task, dtype, progress)
     graph = source.graph
-    feed = prepare_inputs(graph.inputs, graph.symbols, sample_inputs(source, seed, batch, length, inputs))
     computed = graph.meta.get("dtype", dtype)
     report = Report(
         source.name,
         computed if computed in FLOORS else "float32",
-        {name: f"{value.dtype} {list(value.shape)}" for name, value in feed.items()},
+        {},
         missing={name: how_to_install(name) for name in names if name not in present},
     )
+
+    def referred(drawn: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray], float]:
+        prepared = prepare_inputs(graph.inputs, graph.symbols, drawn)
+        return prepared, *run(source, prepared)
+
+    try:
+        _, (feed, reference, seconds) = fitting(source, referred, seed, batch, length, inputs)
+    except InputError as error:
+        if error.__cause__ is None or not present:  # the inputs' names or shapes are wrong
+            raise
+        why = f"the float64 reference does not run: {said(error.__cause__)}"
+        report.rows = [OutputRow(name, "", reason=why) for name in present]
+        return report
+    report.inputs = {name: f"{value.dtype} {list(value.shape)}" for name, value in feed.items()}
     masks = {name: _selection(graph, ref, feed) for name, ref in graph.outputs.items()}
-    reference, seconds = run(source, feed)
     measured: dict[str, dict[str, float]] = {}
     torch_outputs: dict[str, np.ndarray] | None = None
     found: dict[str, list[OutputRow]] = {}
@@ -271,17 +283,18 @@ def verify(
             except Exception as error:
                 found[name] = [OutputRow(name, "", reason=said(error))]
                 continue
-        if name == YARDSTICK:
-            torch_outputs = outputs
-            measured = {key: errors(outputs, reference, key, masks[key]) for key in graph.outputs if key in outputs}
-        if name in present:
-            found[name] = [
-                _row(name, key, outputs, reference, torch_outputs, measured.get(key), masks[key], elapsed, report.dtype)
-                for key in graph.outputs
-            ]
+        try:
+            if name == YARDSTICK:
+                torch_outputs = outputs
+                measured = {key: errors(outputs, reference, key, masks[key]) for key in graph.outputs if key in outputs}
+            if name in present:
+                allowed = (torch_outputs, measured, masks, elapsed, report.dtype)
+                found[name] = [_row(name, key, outputs, reference, *allowed) for key in graph.outputs]
+        except Exception as error:  # outputs of a kind that cannot be compared
+            found[name] = [OutputRow(name, "", reason=said(error))]
         if name in wanted:
-            weights = loss_weights(reference[main], masks[main], seed)
             try:
+                weights = loss_weights(reference[main], masks[main], seed)
                 slopes[name] = GRADIENTS_OF[name](candidate, feed, main, weights)
             except Exception as error:
                 slopes[name] = error
@@ -302,7 +315,7 @@ def weights_of(model: Any, task: str | None, dtype: str, progress: Progress | No
         return load(model, REFERENCE, task, dtype=dtype, progress=progress)
     if model.backend == REFERENCE:
         return model
-    params = {name: to_numpy(value) for name, value in model.params.items()}
+    params = {name: to_numpy(value) for name, value in model.state.items()}
     return Model(
         model.name, REFERENCE, model.graph, params, model.config, model.folder, _backend=get_backend(REFERENCE)
     )
@@ -310,7 +323,7 @@ def weights_of(model: Any, task: str | None, dtype: str, progress: Progress | No
 
 def on_backend(source: Model, backend: str) -> Model:
     module = get_backend(backend)
-    params = module.params_from(source.params, source.graph)
+    params = module.params_from(source.state, source.graph)
     return Model(source.name, backend, source.graph, params, source.config, source.folder, _backend=module)
 
 
@@ -348,12 +361,12 @@ def _row(
     outputs: Mapping[str, np.ndarray],
     reference: Mapping[str, np.ndarray],
     torch_outputs: Mapping[str, np.ndarray] | None,
-    yardstick: Mapping[str, Any] | None,
-    mask: np.ndarray | None,
+    measured: Mapping[str, Mapping[str, Any]],
+    masks: Mapping[str, np.ndarray | None],
     seconds: float,
     dtype: str,
 ) -> OutputRow:
-    truth = reference[output]
+    truth, yardstick, mask = reference[output], measured.get(output), masks[output]
     if output not in outputs or outputs[output].shape != truth.shape:
         got = list(outputs[output].shape) if output in outputs else "nothing"
         return OutputRow(backend, output, reason=f"expected the shape {list(truth.shape)}, got {got}", seconds=seconds)
@@ -472,7 +485,7 @@ def loss_weights(truth: np.ndarray, mask: np.ndarray | None, seed: int) -> np.nd
 
 
 def _trainable(model: Model) -> list[str]:
-    return [p.name for p in model.graph.params.values() if p.trainable and "float" in p.dtype]
+    return list(model.params)
 
 
 def _torch_gradients(model: Model, feed: Mapping[str, Any], main: str, weights: np.ndarray) -> dict[str, np.ndarray]:
@@ -492,10 +505,9 @@ def _jax_gradients(model: Model, feed: Mapping[str, Any], main: str, weights: np
     import jax.numpy as jnp
 
     names = _trainable(model)
-    rest = {name: value for name, value in model.params.items() if name not in set(names)}
 
     def loss(trained: Mapping[str, Any]) -> Any:
-        output = model.apply({**rest, **trained}, **feed)[main].astype(jnp.float32)
+        output = model.apply(trained, **feed)[main].astype(jnp.float32)
         return jnp.sum(jnp.square(output) * weights)
 
     return {n: to_numpy(slope) for n, slope in jax.grad(loss)({name: model.params[name] for name in names}).items()}
@@ -573,7 +585,7 @@ def _tensor(row: OutputRow | GradientRow) -> str:
     return f"{name}[{', '.join(map(str, row.position))}]" if row.position else name
 
 
-def said(error: Exception) -> str:
+def said(error: BaseException) -> str:
     if isinstance(error, ZooError):
         return str(error)
     lines = [f"{type(error).__name__}: {error}".strip().split("\n")[0]]

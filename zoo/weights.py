@@ -117,7 +117,7 @@ def fit(
             misshaped.append(f"{found}: expected {list(param.shape)}, got {list(shapes[found])}")
         else:
             names[param.name] = found
-        if found and is_integer(dtypes.get(found, "")) and not is_integer(param.dtype):
+        if found and not _of_a_kind(dtypes.get(found, param.dtype), param.dtype):
             packed.append(f"{found}: expected {param.dtype}, got {dtypes[found]}")
     served = set(names.values()) | {index[c] for c in _all_names(graph, prefix) if c in index}
     unused, unexpected = _leftovers(graph, [name for name in shapes if name not in served], prefix)
@@ -136,6 +136,13 @@ def fit(
             what, do = NOT_APPLIED, ADAPTER_ADVICE
         _refuse(where, misshaped, unexpected, missing, what, do, packed=packed, held=shapes)
     return Fit(names, tuple(missing), made, unused, twins)
+
+
+def _of_a_kind(stored: str, wanted: str) -> bool:
+    """Whether numbers of one dtype can serve as another: no whole ones for others, no complex ones for real."""
+    if stored.startswith("complex") and not wanted.startswith("complex"):
+        return False
+    return is_integer(wanted) or not is_integer(stored)
 
 
 def check_twins(checkpoint: Any, fitted: Fit) -> None:
@@ -489,7 +496,7 @@ def _refuse(
     found: Collection[str] = (),
 ) -> NoReturn:
     """Args: held: what the file has; found: of it what served."""
-    kinds = [("whole numbers", packed), ("misshaped", misshaped), ("unexpected", unexpected), ("missing", missing)]
+    kinds = [("other numbers", packed), ("misshaped", misshaped), ("unexpected", unexpected), ("missing", missing)]
     lines = [f"{kind} ({len(names)}): " + "; ".join(names) for kind, names in kinds if names]
     others = [name for name in held if name not in found]
     if missing and others:

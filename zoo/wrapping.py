@@ -15,7 +15,7 @@ from typing import Any
 
 from converters.dialects import canonical
 from converters.dialects.shared import same_values
-from converters.marks import is_average, why_beside
+from converters.marks import ADAPTER_ADVICE, NOT_APPLIED, adapter_tensors, is_average, why_beside
 from converters.view import Recipe, Subset, View, origins
 from zoo.errors import WeightsError, ZooError
 from zoo.graph.computed import is_computed
@@ -59,7 +59,8 @@ def unwrapped(file: Any, config: Mapping[str, Any], graph: Graph) -> Unwrapped:
         config: the model's config.json.
 
     Raises:
-        WeightsError: the file holds the parameters several times, and it is not clear which are meant.
+        WeightsError: the file holds the parameters several times, and it is not clear which are meant; or in parts that
+            have to be put together; or an adapter beside them.
         FormatError, ConfigError: what the file's dialect says, where nothing leads to the model.
     """
     expected = expected_shapes(graph)
@@ -69,6 +70,14 @@ def unwrapped(file: Any, config: Mapping[str, Any], graph: Graph) -> Unwrapped:
         main = main_needs(graph)
         if plain is None or plain.lacks & main:
             found = _best(file, config, graph, expected, main, plain) or plain
+    if found is not None and found.lacks and any("_flat_param" in name for name in file.infos):
+        raise WeightsError(
+            "the file holds FSDP's flattened parameters, each the numbers of several",
+            where=file.path,
+            got=", ".join([name for name in file.infos if "_flat_param" in name][:3]),
+            do="save a full state dict: torch.distributed.checkpoint.state_dict.get_model_state_dict with "
+            "StateDictOptions(full_state_dict=True)",
+        )
     if found is None:
         assert error is not None
         raise error
@@ -117,6 +126,7 @@ def _best(
     plain: _Reading | None,
 ) -> _Reading | None:
     """The way that leads to the most parameters, if it is better than to read the file as it is."""
+    near: list[_Reading] = []
     for names in _spelled(list(file.infos)):
         readings = []
         for prefix in _prefixes(names.values(), len(graph.params)):
@@ -127,21 +137,20 @@ def _best(
         whole = [found for found in readings if not found.lacks & main]
         if whole:
             return _chosen(file, whole)
-        # Not all, but most: what is said to lack is then what really does.
-        near = min(
-            readings, key=lambda found: (is_average(found.prefix), len(found.lacks), len(found.prefix)), default=None
-        )
-        if near is not None and 2 * len(near.lacks) < len(graph.params):
-            return near
-    return None
+        near += readings
+    # Not all, but most: what is said to lack is then what really does.
+    best = min(near, key=lambda found: (is_average(found.prefix), len(found.lacks), len(found.prefix)), default=None)
+    return best if best is not None and 2 * len(best.lacks) < len(graph.params) else None
 
 
 def _spelled(names: list[str]) -> Iterator[dict[str, str]]:
     """The file's names -> without modules that are around others: those that are nothing else, then `module`, too."""
+    known: dict[str, str] = {}
     for markers in (_MARKERS, (*_MARKERS, "module")):
         short = {name: _without(name, markers) for name in names}
-        if len(set(short.values())) == len(short):
+        if short != known and len(set(short.values())) == len(short):
             yield short
+        known = short
 
 
 def _without(name: str, markers: Iterable[str]) -> str:
@@ -221,10 +230,10 @@ def _finished(file: Any, reading: _Reading, expected: Mapping[str, Any]) -> Unwr
     }
     left = {own: why for name, why in strays.items() for own in origins(reading.read, name, file)}
     inside = set(reading.names.values()) if reading.names else set(file.infos)
-    for name in file.infos:
-        if name not in inside:
-            beside = f"it is not under {reading.prefix!r}, where the model's parameters are"
-            left[name] = why_beside(name, tops) or beside
+    beside = f"it is not under {reading.prefix!r}, where the model's parameters are"
+    left |= {name: why_beside(name, tops) or beside for name in file.infos if name not in inside}
+    if adapters := adapter_tensors(name for name, why in left.items() if why == beside):
+        raise WeightsError(NOT_APPLIED, where=file.path, got=", ".join(adapters[:3]), do=ADAPTER_ADVICE)
     notes = []
     wrapper = getattr(file, "wrapper", "")
     if prefix := (f"{wrapper}." if wrapper else "") + reading.prefix:

@@ -10,13 +10,19 @@ Canonical names are those of the torch checkpoint. A dialect is one file of this
                                                 where it can be written: the other way, from canonical tensors
     def config(checkpoint) -> dict | None       where it can tell: the config.json of a checkpoint that has none
     def tokenizer(checkpoint) -> str | None     where it can tell: the tokenizer.json of a checkpoint that has none
+    def tokenizer_settings(checkpoint) -> str | None
+                                                where it can tell: its tokenizer_config.json
     def metadata(config, texts, checkpoint) -> dict
                                                 where its format holds any: what to write about the model beside tensors
     def notes(config, texts, checkpoint) -> list[str]
                                                 where its readers will do something otherwise: what to tell the user
+    def widened(checkpoint, config) -> Checkpoint
+                                                where it adds to values: those in a dtype that can hold the sums
     def stored_as(info, dtype) -> str           where its readers want another dtype of a tensor than was asked for
     def foreign_config(config) -> dict          where its readers want another config.json than Hugging Face's
-    def understood(checkpoint, config) -> dict  where its readers do not honour config.json: see `fields`
+    def understood(checkpoint, config) -> dict  where its readers do not honour all of config.json: see `fields`
+    SAYS_CONFIG: bool                           whether they take config.json at all
+    def unties(config) -> bool                  whether they have an output layer of their own where the config ties it
     DROPPED: tuple[tuple[str, str], ...]        patterns of its own names that are no weights, each with the reason
 
 `config` is the model's config.json. What a dialect does not know keeps its own name, for `zoo.weights.fit` to accept
@@ -49,7 +55,15 @@ from converters.dialects.shared import why_dropped
 from converters.view import Recipe, Reshape, View
 from zoo.graph.computed import COMPUTED, is_computed
 
-__all__ = ["DIALECTS", "canonical", "derived_config", "derived_tokenizer", "dialect_of", "dropped"]
+__all__ = [
+    "DIALECTS",
+    "canonical",
+    "derived_config",
+    "derived_tokenizer",
+    "derived_tokenizer_config",
+    "dialect_of",
+    "dropped",
+]
 
 DIALECTS: tuple[ModuleType, ...] = (
     hf_tf,
@@ -86,6 +100,12 @@ def derived_config(checkpoint: Checkpoint) -> dict[str, Any] | None:
 def derived_tokenizer(checkpoint: Checkpoint) -> str | None:
     """The tokenizer.json that follows from a checkpoint's own metadata, where its dialect can tell."""
     derive = getattr(dialect_of(checkpoint), "tokenizer", None)
+    return None if derive is None else derive(checkpoint)
+
+
+def derived_tokenizer_config(checkpoint: Checkpoint) -> str | None:
+    """The tokenizer_config.json that follows from a checkpoint's own metadata, where its dialect can tell."""
+    derive = getattr(dialect_of(checkpoint), "tokenizer_settings", None)
     return None if derive is None else derive(checkpoint)
 
 

@@ -9,7 +9,8 @@ of those takes the rest from its code: llama.cpp's Llama computes with SiLU. Eac
 of a checkpoint in its names and layouts, one that is about to be written, or one that was, and the config.json that
 belongs beside. A table of `Fields` is one way to it, reading the file's own metadata another. `unsaid` compares that
 with the model that is written: a field that its reader has otherwise is refused by name, or noted where the two are
-nearly one function. A dialect without `understood` has readers that honour config.json.
+nearly one function, or where the form does say it and the reader ignores it (SAYS_CONFIG). A dialect without
+`understood` has readers that honour config.json.
 """
 
 from __future__ import annotations
@@ -72,8 +73,9 @@ def nearly(one: Contradiction) -> bool:
 
 
 def note(form: str, one: Contradiction) -> str:
-    """What to say of a field that the form's reader has nearly so."""
-    return f"{one.field}: the model has {one.expected!r}, what reads {form} computes with {one.got!r}, nearly the same"
+    """What to say of a field that the form's reader has nearly so, or that it ignores where it stands."""
+    what = f"{one.field}: the model has {one.expected!r}, what reads {form} computes with {one.got!r}"
+    return f"{what}, nearly the same" if nearly(one) else f"{what}, whatever config.json says"
 
 
 def refuse(form: str, found: Iterable[Contradiction]) -> None:

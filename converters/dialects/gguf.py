@@ -25,8 +25,8 @@ from converters.dialects.shared import Dropped
 from converters.dialects.tabled import read, write
 from converters.dialects.tables import Row, Table
 from converters.gguf_tokenizer import tokenizer_json
-from converters.gguf_vocabulary import vocabulary
-from converters.view import Concatenate, Layout, Made, Permute, Recipe, RotaryRows, Shift, is_float
+from converters.gguf_vocabulary import pooling, tokenizer_config, vocabulary
+from converters.view import Cast, Concatenate, Layout, Made, Permute, Recipe, RotaryRows, Shift, is_float
 from zoo.errors import ConfigError, WeightsError
 
 __all__ = [
@@ -40,7 +40,9 @@ __all__ = [
     "recognises",
     "stored_as",
     "tokenizer",
+    "tokenizer_settings",
     "understood",
+    "widened",
 ]
 
 NAME = "gguf"
@@ -96,6 +98,16 @@ def foreign(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Reci
     return found
 
 
+def widened(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Checkpoint:
+    """The same with Gemma's norms in float32, since less cannot hold them with 1 added."""
+    if architecture_of(config) not in _GEMMA or not _narrow_norms(checkpoint):
+        return checkpoint
+    narrow = _narrow_norms(checkpoint)
+    return Cast(
+        checkpoint, {name: "float32" if name in narrow else info.dtype for name, info in checkpoint.infos.items()}
+    )
+
+
 def metadata(
     config: Mapping[str, Any], texts: Mapping[str, str] | None = None, checkpoint: Checkpoint | None = None
 ) -> dict[str, Any]:
@@ -127,9 +139,15 @@ def stored_as(info: TensorInfo, dtype: str | None) -> str:
         return info.dtype
     if len(info.shape) < 2 or info.name.endswith(_IN_FLOAT32):
         return "float32"
+    own = "float32" if info.dtype not in _KERNELS else info.dtype
     if dtype == "q8_0" and info.shape[-1] % 32:
-        return info.dtype  # a row is no whole number of blocks
-    return dtype or info.dtype
+        return own  # a row is no whole number of blocks
+    return dtype or (own if info.dtype == "float64" else info.dtype)
+
+
+def tokenizer_settings(checkpoint: Checkpoint) -> str | None:
+    """The tokenizer_config.json that a file's key/values describe: special tokens and chat templates."""
+    return tokenizer_config(checkpoint.metadata)
 
 
 def tokenizer(checkpoint: Checkpoint) -> str | None:
@@ -142,6 +160,9 @@ _NOTHING = ("bos_token_id", "eos_token_id", "pad_token_id", "max_window_layers")
 
 # From prepare_tensors of convert_hf_to_gguf.py.
 _IN_FLOAT32 = ("_norm.weight", "position_embd.weight", "token_types.weight", "ffn_gate_inp.weight")
+
+_KERNELS = ("float32", "bfloat16", "float16")
+"""What llama.cpp multiplies with: a file can hold float64, and it has no kernel for that."""
 
 _GEMMA = ("gemma", "gemma2", "gemma3")
 
@@ -264,7 +285,9 @@ def _vocabulary(
 ) -> tuple[dict[str, Any], list[str]]:
     embedding = None if checkpoint is None else checkpoint.infos.get("token_embd.weight")
     rows = embedding.shape[0] if embedding is not None and embedding.shape else None
-    return vocabulary(texts, config, rows, architecture_of(config))
+    architecture = architecture_of(config)
+    (found, notes), (pooled, further) = vocabulary(texts, config, rows, architecture), pooling(texts, architecture)
+    return found | pooled, [*notes, *further]
 
 
 def _table(architecture: str, config: Mapping[str, Any], metadata: Mapping[str, Any]) -> Table:
@@ -297,12 +320,14 @@ def _heads(config: Mapping[str, Any], metadata: Mapping[str, Any], keys: bool) -
     return found
 
 
+def _narrow_norms(checkpoint: Checkpoint) -> list[str]:
+    return [name for name, info in checkpoint.infos.items() if "norm" in name and info.dtype != "float32"]
+
+
 def _need_float32(checkpoint: Checkpoint) -> None:
-    wrong = [name for name, info in checkpoint.infos.items() if "norm" in name and info.dtype != "float32"]
-    if wrong:
+    if wrong := _narrow_norms(checkpoint):
         raise WeightsError(
             "Gemma's norms are stored with 1 added, which less than float32 cannot hold",
             where=checkpoint.path,
             got=f"{checkpoint.infos[wrong[0]].dtype} in {', '.join(wrong[:4])}",
-            do="convert to float32 first: --dtype float32",
         )

@@ -11,13 +11,26 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from converters.checkpoint import Checkpoint
-from converters.dialects import hf_names
+from converters.dialects import hf_names, transformers4
 from converters.dialects.shared import KERNELS, kernel_steps, merge
 from converters.view import Concatenate, Recipe, Subset
 
-__all__ = ["NAME", "canonical", "canonical_name", "foreign", "knows", "recognises"]
+__all__ = [
+    "NAME",
+    "SAYS_CONFIG",
+    "canonical",
+    "canonical_name",
+    "foreign",
+    "foreign_config",
+    "knows",
+    "recognises",
+    "understood",
+    "unties",
+]
 
 NAME = "hf-flax"
+
+SAYS_CONFIG = True
 
 _COLLECTIONS = ("params", "batch_stats")
 _LEAVES = {
@@ -51,6 +64,21 @@ def foreign(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Reci
         stored = [name for name in checkpoint.infos if not name.endswith("coder.embed_positions.weight")]
         checkpoint = Subset(checkpoint, stored)
     return hf_names.foreign("flax", checkpoint, config)
+
+
+def foreign_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json in the spelling of transformers 4, which alone reads these files."""
+    return transformers4.spelled(config)
+
+
+def understood(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of what the class of transformers 4 computes."""
+    return transformers4.understood("flax", config)
+
+
+def unties(config: Mapping[str, Any]) -> bool:
+    """Whether the class of transformers 4 has an output layer of its own even where the config ties it."""
+    return ("flax", config.get("model_type")) in transformers4.UNTIED
 
 
 def knows(config: Mapping[str, Any]) -> Callable[[str], bool]:

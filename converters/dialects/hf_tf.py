@@ -13,13 +13,28 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from converters.checkpoint import Checkpoint
-from converters.dialects import hf_names
+from converters.dialects import hf_names, transformers4
 from converters.dialects.shared import KERNELS, kernel_steps, merge
 from converters.view import Concatenate, Layout, Recipe
 
-__all__ = ["NAME", "canonical", "canonical_name", "foreign", "knows", "metadata", "recognises", "shard_names"]
+__all__ = [
+    "NAME",
+    "SAYS_CONFIG",
+    "canonical",
+    "canonical_name",
+    "foreign",
+    "foreign_config",
+    "knows",
+    "metadata",
+    "recognises",
+    "shard_names",
+    "understood",
+    "unties",
+]
 
 NAME = "hf-tf"
+
+SAYS_CONFIG = True
 
 _LEAVES = {
     **dict.fromkeys(KERNELS, "weight"),
@@ -66,6 +81,21 @@ def canonical(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Re
 def foreign(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Recipe | Concatenate]:
     """Name -> recipe, for every place in which transformers 4 keeps the tensors of the config's class."""
     return hf_names.foreign("tf", checkpoint, config)
+
+
+def foreign_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json in the spelling of transformers 4, which alone reads these files."""
+    return transformers4.spelled(config)
+
+
+def understood(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of what the class of transformers 4 computes."""
+    return transformers4.understood("tf", config)
+
+
+def unties(config: Mapping[str, Any]) -> bool:
+    """Whether the class of transformers 4 has an output layer of its own even where the config ties it."""
+    return ("tf", config.get("model_type")) in transformers4.UNTIED
 
 
 def knows(config: Mapping[str, Any]) -> Callable[[str], bool]:

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from zoo.errors import InputError, UnsupportedOp, ZooError
+from zoo.errors import InputError, OutsideError, UnsupportedOp, ZooError
 from zoo.graph.ir import DType, Graph, Node, Ref, ValueInfo, map_refs, param_ref, refs
 from zoo.ops import OPS
 from zoo.ops.size import known
@@ -119,7 +119,7 @@ class Program:
         except Exception as error:
             where = f"node {node.name!r} ({node.op}) of the graph, inputs {_shapes(args, values)}"
             if isinstance(error, IndexError) or "out of bounds" in str(error):
-                raise InputError("an index is outside what it points into", where=where, got=error) from error
+                raise OutsideError("an index is outside what it points into", where=where, got=error) from error
             if any(_unknown(values.get(ref.name)) for ref in refs((args, kwargs))):
                 raise UnsupportedOp(
                     "this operation cannot be traced with sizes that are not known",

@@ -20,11 +20,14 @@ from zoo.backends.numpy import _clipped, _start, all_inside
 from zoo.errors import UnsupportedOp
 from zoo.graph.ir import Graph, Node, ValueInfo, refs
 from zoo.graph.passes import with_all_rows
+from zoo.inputs import Arrays
 from zoo.ops import size as size_ops
 from zoo.ops.random import key_of
+from zoo.trees import register_trees
 
-__all__ = ["JaxNamespace", "compile_graph", "key_from", "module_of", "namespace", "params_from"]
+__all__ = ["INPUTS", "JaxNamespace", "compile_graph", "evaluating", "key_from", "module_of", "namespace", "params_from"]
 
+register_trees()
 
 COPIES = True
 """Whether `params_from` copies, so that the checkpoint's pages are not needed any more."""
@@ -138,6 +141,10 @@ def key_from(rng: Any) -> jax.Array:
         rng = jnp.stack([rng, rng >> 32 if rng.dtype.itemsize == 8 else jnp.where(rng < 0, -1, 0).astype(rng.dtype)])
     rng = rng[-2:]  # the generator "rbg" has keys of four
     return rng if rng.dtype == jnp.int32 else lax.bitcast_convert_type(rng.astype(jnp.uint32), jnp.int32)
+
+
+evaluating = contextlib.nullcontext
+"""What a call without `rng` runs under."""
 
 
 def module_of(model: Any) -> Callable[..., Any]:
@@ -454,6 +461,15 @@ def _undecided(what: str) -> UnsupportedOp:
         got=what,
         do="give the dim a fixed size, or the symbol a bound, as in jax.export.symbolic_shape(..., constraints=[...])",
     )
+
+
+def _full(shape: Any, value: Any, dtype: str) -> Any:
+    known = all(isinstance(size, int) for size in shape)
+    return np.full(tuple(shape), value, dtype) if known else _XP.full(shape, value, dtype)
+
+
+INPUTS = Arrays(own=lambda x: isinstance(x, jax.Array), shape=_XP.shape, cast=_XP.cast, full=_full)
+"""What a call's inputs need of JAX."""
 
 
 def _topk(x: Any, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:

@@ -15,12 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from zoo.arrays import numpy_dtype
+from zoo.arrays import numpy_dtype, to_numpy
 from zoo.backends import get_backend, how_to_install, installed
-from zoo.errors import GraphError, InputError, MissingFramework, UnknownBackend, WeightsError
+from zoo.errors import GraphError, InputError, MissingFramework, UnknownBackend
 from zoo.graph.io import from_json, to_json
-from zoo.graph.ir import DTYPES, Dim, Graph, Input, Param
+from zoo.graph.ir import DTYPES, Dim, Graph, Input
 from zoo.graph.passes import RNG, keyed
+from zoo.inputs import Arrays, check_names
+from zoo.params import HeldVariables, check_params
+from zoo.trees import register_trees
 
 try:
     import keras
@@ -35,7 +38,19 @@ except ModuleNotFoundError as error:
         ),
     ) from error
 
-__all__ = ["GraphModel", "compile_graph", "key_from", "module_of", "params_from"]
+__all__ = [
+    "INPUTS",
+    "GraphModel",
+    "compile_graph",
+    "evaluating",
+    "held",
+    "key_from",
+    "module_of",
+    "params_from",
+    "replaced",
+]
+
+register_trees()
 
 COPIES = keras.backend.backend() != "torch"
 """Whether `params_from` copies, so that the checkpoint's pages are not needed any more; on torch it does not."""
@@ -56,9 +71,7 @@ def compile_graph(graph: Graph) -> Any:
     native = _native().compile_graph(graph)
 
     def apply(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
-        # a variable's value is asked for at each call: while JAX traces, Keras puts tracers in its place
-        values = {name: p.value if isinstance(p, keras.Variable) else p for name, p in params.items()}
-        return native(values, {name: keras.ops.convert_to_tensor(x) for name, x in inputs.items()})
+        return native({name: _plain(p) for name, p in params.items()}, inputs)
 
     return apply
 
@@ -72,7 +85,38 @@ def params_from(arrays: Mapping[str, np.ndarray], graph: Graph) -> dict[str, ker
         UnknownBackend: KERAS_BACKEND is none of `FRAMEWORKS`.
     """
     value = _tensor_maker()
-    return {name: _variable(name, value(array), graph.params[name].trainable) for name, array in arrays.items()}
+    return {name: _variable(name, value(array), graph.trains(name)) for name, array in arrays.items()}
+
+
+TRAINED = "trainable"
+"""The attribute of a variable that says whether it is trained."""
+
+
+def replaced(old: keras.Variable, value: Any) -> keras.Variable:
+    """The variable itself, of that value: its model's functions hold it."""
+    value = _plain(value)
+    old.assign(value if _native().INPUTS.own(value) else to_numpy(value).astype(numpy_dtype(old.dtype)))
+    return old
+
+
+def evaluating() -> Any:
+    """What a call without `rng` runs under."""
+    return _native().evaluating()
+
+
+def _plain(x: Any) -> Any:
+    """A variable's value: it is asked for at each call, as Keras puts tracers in its place while JAX traces."""
+    return x.value if isinstance(x, keras.Variable) else x
+
+
+INPUTS = Arrays(
+    own=lambda x: isinstance(x, keras.Variable) or _native().INPUTS.own(x),
+    shape=lambda x: _native().INPUTS.shape(_plain(x)),
+    cast=lambda x, dtype: _native().INPUTS.cast(_plain(x), dtype),
+    full=lambda shape, value, dtype: _native().INPUTS.full(shape, value, dtype),
+    ranked=lambda x, rank: _native().INPUTS.ranked(_plain(x), rank),
+)
+"""What a call's inputs need of Keras: what they need of the framework that it runs on."""
 
 
 def key_from(rng: Any) -> Any:
@@ -82,7 +126,12 @@ def key_from(rng: Any) -> Any:
 
 def module_of(model: Any) -> GraphModel:
     """The model as a `keras.Model` over the model's own variables."""
-    return GraphModel(model.graph, model.params)
+    return GraphModel(model.graph, {**getattr(model, "buffers", {}), **model.params})
+
+
+def held(module: GraphModel, graph: Graph) -> HeldVariables:
+    """What the module holds."""
+    return HeldVariables(lambda: module.params)
 
 
 @keras.saving.register_keras_serializable(package="anyzoo")
@@ -124,7 +173,7 @@ class GraphModel(keras.Model):
         if params is None:
             params = params_from({p.name: np.zeros(p.shape, _numpy(p.dtype)) for p in graph.params.values()}, graph)
         else:
-            _check_params(graph, {name: tuple(variable.shape) for name, variable in params.items()}, self.name)
+            check_params(graph, {name: tuple(variable.shape) for name, variable in params.items()}, self.name)
         self.graph = graph
         self.supports_jit = not _sizes_depend_on_data(graph)
         self._output = output
@@ -190,7 +239,7 @@ class GraphModel(keras.Model):
     def load_own_variables(self, store: Any) -> None:
         """Weights by canonical name; WeightsError lists whatever is missing, unexpected or misshaped."""
         arrays = {name: store[name] for name in store.keys()}  # noqa: SIM118 (a store is no mapping)
-        _check_params(self.graph, {name: tuple(array.shape) for name, array in arrays.items()}, self.name)
+        check_params(self.graph, {name: tuple(array.shape) for name, array in arrays.items()}, self.name)
         for name, variable in self.params.items():
             variable.assign(arrays[name])
 
@@ -265,23 +314,6 @@ def _variable(name: str, value: Any, trainable: bool) -> keras.Variable:
         return keras.Variable(value, trainable=trainable, autocast=False, name=leaf)
 
 
-def _check_params(graph: Graph, shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
-    def listed(params: Sequence[Param]) -> str:
-        return ", ".join(f"{p.name} {list(p.shape)}" for p in params)
-
-    missing = [p for p in graph.params.values() if p.name not in shapes]
-    misshaped = [p for p in graph.params.values() if p.name in shapes and shapes[p.name] != p.shape]
-    unexpected = [name for name in shapes if name not in graph.params]
-    if missing or misshaped or unexpected:
-        got = [f"no {p.name}" for p in missing] + [f"{p.name} {list(shapes[p.name])}" for p in misshaped]
-        raise WeightsError(
-            "the weights do not belong to this graph",
-            where=where,
-            expected=listed([*missing, *misshaped]) or None,
-            got=", ".join([*got, *(f"unexpected {name}" for name in unexpected)]),
-        )
-
-
 def _by_name(graph: Graph, inputs: Any) -> dict[str, Any]:
     required = [item.name for item in graph.inputs if item.default is None]
     if isinstance(inputs, Mapping):
@@ -290,18 +322,13 @@ def _by_name(graph: Graph, inputs: Any) -> dict[str, Any]:
         given = {required[0]: inputs}
     else:
         raise InputError(
-            "the inputs have no names", expected=_spelled(graph), got=type(inputs).__name__, do="pass a dict"
+            "the inputs have no names",
+            expected=", ".join(i.name for i in graph.inputs),
+            got=type(inputs).__name__,
+            do="pass a dict",
         )
-    unknown = sorted(given.keys() - {item.name for item in graph.inputs})
-    missing = [name for name in required if name not in given]
-    if unknown or missing:
-        got = [f"no {name}" for name in missing] + [f"unknown {name}" for name in unknown]
-        raise InputError("the inputs are not those of the graph", expected=_spelled(graph), got=", ".join(got))
-    return given
-
-
-def _spelled(graph: Graph) -> str:
-    return ", ".join(i.name + ("" if i.default is None else f" (default {i.default})") for i in graph.inputs)
+    check_names(graph.inputs, given)
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _bind(graph: Graph, shapes: Mapping[str, Sequence[Any]]) -> dict[str, Any]:

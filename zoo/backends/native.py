@@ -6,16 +6,19 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 
+from zoo.arrays import numpy_dtype
 from zoo.backends.execute import resolve_over
 from zoo.backends.namespace import Namespace
 from zoo.backends.numpy import NumpyNamespace
 from zoo.errors import UnsupportedOp
+from zoo.graph import passes
 from zoo.graph.ir import Graph
-from zoo.graph.passes import evaluating
+from zoo.inputs import NUMPY
 from zoo.native import kernels
 from zoo.native.canonical import canonical
 from zoo.native.kernels import supported
@@ -25,7 +28,16 @@ from zoo.native.passes import fused
 from zoo.native.program import Program, same
 from zoo.native.tape import taped
 
-__all__ = ["NativeNamespace", "compile_graph", "key_from", "module_of", "namespace", "params_from"]
+__all__ = [
+    "INPUTS",
+    "NativeNamespace",
+    "compile_graph",
+    "evaluating",
+    "key_from",
+    "module_of",
+    "namespace",
+    "params_from",
+]
 
 library()  # what is not there is said when the backend is asked for
 
@@ -48,8 +60,8 @@ def compile_graph(graph: Graph, precision: str = "float32") -> Any:
             "float32", "bfloat16", or "int8" (weights scaled per output, activations per row). Below float32, attention
             multiplies in bfloat16 where the processor does.
     """
-    weights = Weights(precision)
-    graph = canonical(evaluating(graph))
+    weights = Weights(precision, {param.name: numpy_dtype(param.dtype) for param in graph.params.values()})
+    graph = canonical(passes.evaluating(graph))
 
     def program_of(graph: Graph) -> Program:
         return Program(fused(graph), {**DIRECT, **weights.direct}, resolve_over(_XP, {}))
@@ -63,7 +75,7 @@ def compile_graph(graph: Graph, precision: str = "float32") -> Any:
         return None if found is None else program_of(found)
 
     def apply(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
-        weights.keep(list(params.values()))
+        params = weights.fixed(params)
         with np.errstate(all="ignore"):
             return program(params, {name: np.asarray(array) for name, array in inputs.items()})
 
@@ -72,7 +84,7 @@ def compile_graph(graph: Graph, precision: str = "float32") -> Any:
         padded = any(not np.all(inputs[name]) for name in masks if name in inputs)
         found = without_padding() if padded else None
         if found is not None:
-            weights.keep(list(params.values()))
+            params = weights.fixed(params)
             try:
                 with np.errstate(all="ignore"):
                     return found.once(params, {name: np.asarray(array) for name, array in inputs.items()})
@@ -97,6 +109,13 @@ def key_from(rng: Any) -> Any:
     raise UnsupportedOp("the native engine has no dropout: it evaluates only", where="rng", do="train on a framework")
 
 
+INPUTS = NUMPY
+"""What a call's inputs need of NumPy."""
+
+evaluating = nullcontext
+"""What a call without `rng` runs under."""
+
+
 def module_of(model: Any) -> Any:
     """There is no framework: the function (params, inputs) -> outputs."""
     return model.apply
@@ -109,8 +128,8 @@ AT_ONCE = 16 << 20
 class Weights:
     """Parameters in the kernels' layout: packed when first used, and kept while they are the same arrays."""
 
-    def __init__(self, precision: str) -> None:
-        self.precision = precision
+    def __init__(self, precision: str, dtypes: Mapping[str, np.dtype]) -> None:
+        self.precision, self.dtypes = precision, dtypes
         self.pack = [functools.partial(_pack_all, precision, turned) for turned in (False, True)]
         self.params: list[Any] = []
         self.known: dict[tuple[int, ...], tuple[tuple[Any, ...], Any]] = {}
@@ -121,10 +140,18 @@ class Weights:
             self.direct |= dict.fromkeys(("scaled_dot_product_attention", "native::attention"), attention)
             self.direct["native::within"] = functools.partial(PACKED["native::within"], precision="bfloat16")
 
-    def keep(self, params: list[Any]) -> None:
-        """Forget what was packed if these are not the parameters of the call before."""
-        if not same(params, self.params):
-            self.params, self.known, self.met = params, {}, set()
+    def fixed(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The parameters, with copies of those that may be written to, which what is packed of them would not see.
+
+        What was packed is forgotten if they are not those of the call before.
+        """
+        if not same(list(params.values()), self.params):
+            params = {
+                name: array.astype(self.dtypes[name]) if array.flags.writeable else array
+                for name, array in params.items()
+            }
+            self.params, self.known, self.met = list(params.values()), {}, set()
+        return params
 
     def at_once(self, weights: Sequence[np.ndarray]) -> bool:
         """Whether to multiply by weights as they lie, the first time: it takes less than to pack them."""

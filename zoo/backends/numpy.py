@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,21 @@ import numpy as np
 from zoo.arrays import numpy_dtype
 from zoo.backends.execute import Program, resolve_over
 from zoo.backends.namespace import BINARY, UNARY, Namespace
-from zoo.errors import InputError
+from zoo.errors import GraphError, OutsideError, ZooError
 from zoo.graph.ir import Graph
+from zoo.inputs import NUMPY
 from zoo.ops.random import key_of
 
-__all__ = ["NumpyNamespace", "all_inside", "compile_graph", "key_from", "namespace", "params_from"]
+__all__ = [
+    "INPUTS",
+    "NumpyNamespace",
+    "all_inside",
+    "compile_graph",
+    "evaluating",
+    "key_from",
+    "namespace",
+    "params_from",
+]
 
 
 COPIES = False
@@ -32,11 +43,16 @@ def compile_graph(graph: Graph) -> Any:
 
     def apply(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
         with np.errstate(all="ignore"):
-            return program(
-                {name: _widened(array) for name, array in params.items()},
-                {name: _widened(np.asarray(array)) for name, array in inputs.items()},
-                constants,
-            )
+            widened = {name: _widened(array) for name, array in params.items()}
+            given = {name: _widened(np.asarray(array)) for name, array in inputs.items()}
+            try:
+                return program(widened, given, constants)
+            except ZooError:
+                raise
+            except Exception as error:  # a graph whose nodes do not fit each other can make NumPy raise anything
+                where = "; ".join(getattr(error, "__notes__", ())) or None
+                what = "a node of the graph cannot be computed"
+                raise GraphError(what, where=where, got=f"{type(error).__name__}: {error}") from error
 
     return apply
 
@@ -49,6 +65,13 @@ def params_from(arrays: Mapping[str, np.ndarray], graph: Graph) -> dict[str, np.
 def key_from(rng: Any) -> np.ndarray:
     """A call's key, int32 [2], of a seed (a number or two) or of a NumPy Generator, from which it is drawn."""
     return key_of(rng.integers(2**32, size=2) if isinstance(rng, np.random.Generator) else rng)
+
+
+INPUTS = NUMPY
+"""What a call's inputs need of NumPy."""
+
+evaluating = nullcontext
+"""What a call without `rng` runs under."""
 
 
 def module_of(model: Any) -> Any:
@@ -302,10 +325,10 @@ class NumpyNamespace(Namespace):
 
 
 def all_inside(index: Any, size: int) -> Any:
-    """`index`. InputError if a number in it is not in 0 … size - 1."""
+    """`index`. OutsideError if a number in it is not in 0 … size - 1."""
     numbers = np.asarray(index)
     if numbers.size and not (numbers.min() >= 0 and numbers.max() < size):
-        raise InputError(
+        raise OutsideError(
             "an index is outside what it points into",
             expected=f"0 to {size - 1}" if size else "none: there is nothing",
             got=f"{numbers.min()} to {numbers.max()}",

@@ -5,7 +5,9 @@ Sizes that are None while a function is traced are int32 scalars; everything tha
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
 import string
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,16 +15,33 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from zoo.arrays import to_numpy
 from zoo.backends.execute import Program, disagreement, resolve_over
 from zoo.backends.namespace import BINARY, UNARY, Namespace
 from zoo.backends.numpy import _clipped, all_inside
 from zoo.graph.ir import Graph, Node, ValueInfo
 from zoo.graph.passes import RNG, keyed
+from zoo.inputs import Arrays, named, prepare_inputs
 from zoo.ops import size as size_ops
 from zoo.ops.random import key_of
+from zoo.params import HeldVariables
+from zoo.trees import register_trees
 
-__all__ = ["Module", "TensorflowNamespace", "compile_graph", "key_from", "module_of", "namespace", "params_from"]
+__all__ = [
+    "INPUTS",
+    "Module",
+    "TensorflowNamespace",
+    "compile_graph",
+    "evaluating",
+    "held",
+    "key_from",
+    "module_of",
+    "namespace",
+    "params_from",
+    "replaced",
+]
 
+register_trees()
 
 COPIES = True
 """Whether `params_from` copies, so that the checkpoint's pages are not needed any more."""
@@ -42,7 +61,7 @@ def compile_graph(graph: Graph, operations: Mapping[str, Callable[..., Any]] | N
 
     def apply(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
         # reading a variable under a tape is what ties its gradient to it
-        tensors = {name: tf.convert_to_tensor(params[name]) for name in graph.params}
+        tensors = {name: tf.cast(params[name], param.dtype) for name, param in graph.params.items()}
         return traced(tensors, {name: tf.convert_to_tensor(value) for name, value in inputs.items()})
 
     return apply
@@ -51,9 +70,20 @@ def compile_graph(graph: Graph, operations: Mapping[str, Callable[..., Any]] | N
 def params_from(arrays: Mapping[str, np.ndarray], graph: Graph) -> dict[str, tf.Variable]:
     """One variable per parameter, each a copy of the checkpoint's array (TensorFlow owns what it may change)."""
     return {
-        name: tf.Variable(array, name=_variable_name(name), trainable=graph.params[name].trainable)
+        name: tf.Variable(array, name=_variable_name(name), trainable=graph.trains(name))
         for name, array in arrays.items()
     }
+
+
+def replaced(old: tf.Variable, value: Any) -> tf.Variable:
+    """The variable itself, of that value: its module's functions hold it."""
+    value = value if INPUTS.own(value) else to_numpy(value)
+    old.assign(tf.cast(value, old.dtype))
+    return old
+
+
+evaluating = contextlib.nullcontext
+"""What a call without `rng` runs under."""
 
 
 def key_from(rng: Any) -> tf.Tensor:
@@ -70,13 +100,17 @@ def key_from(rng: Any) -> tf.Tensor:
 
 def module_of(model: Any) -> Module:
     """The model as a tf.Module: variables, `__call__`, and a `serving_default` signature for SavedModel."""
-    return Module(model.graph, model.params)
+    return Module(model.graph, model.state)
 
 
 class Module(tf.Module):
     """A graph and its variables as TensorFlow knows a model.
 
-    `tf.saved_model.save(module, path, signatures=module.signatures())` needs Anyzoo no more when it is loaded.
+    `tf.saved_model.save(module, path, signatures=module.signatures())` needs Anyzoo no more when it is loaded. What is
+    loaded takes, when it is called, what the module took: int32 and int64, with inputs that may be left out or without.
+
+    Raises:
+        InputError: at a call, an input is unknown, missing, or of a wrong dtype or shape.
     """
 
     def __init__(self, graph: Graph, params: Mapping[str, tf.Variable]) -> None:
@@ -87,6 +121,8 @@ class Module(tf.Module):
         self.weights = [params[name] for name in self._names]
         self.call = self._traced(graph)
         self.call_training = self._traced(keyed(graph)) if graph.meta.get("train") else None
+        # not what a call of this object runs, which takes more than tensors, but what is saved for calls of the loaded
+        self.__call__ = tf.function(self._called, autograph=False)  # type: ignore[method-assign]
 
     def _traced(self, graph: Graph) -> Any:
         apply = _runner(graph)
@@ -96,20 +132,50 @@ class Module(tf.Module):
 
         return tf.function(call, autograph=False, input_signature=[_signature(graph)], reduce_retracing=True)
 
-    def __call__(self, *, rng: Any = None, **inputs: Any) -> dict[str, Any]:
+    def __call__(self, *unnamed: Any, rng: Any = None, **inputs: Any) -> dict[str, Any]:
+        named(self._graph.inputs, unnamed)
+        prepared = self._prepared(inputs)
         if rng is None or self.call_training is None:
-            return self.call(inputs)
-        return self.call_training({**inputs, RNG: key_from(rng)})
+            return self.call(prepared)
+        return self.call_training({**prepared, RNG: key_from(rng)})
+
+    def _called(self, **inputs: Any) -> dict[str, Any]:
+        return self.call(self._prepared(inputs))
+
+    def _prepared(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        found = prepare_inputs(self._graph.inputs, self._graph.symbols, inputs, INPUTS)
+        return {name: tf.convert_to_tensor(value) for name, value in found.items()}
 
     def signatures(self) -> dict[str, Any]:
-        """What a SavedModel serves: one function from named inputs to named outputs."""
-        spec = _signature(self._graph)
+        """What a SavedModel serves: `serving_default` from all inputs by name to outputs by name; `required`, where
+        some may be left out, from the others alone. Ids are int64.
+        """
+        served = {}
+        optional = [item.name for item in self._graph.inputs if item.default is not None]
+        for left_out in _subsets(optional):
+            for integer in (tf.int64, tf.int32):
+                spec = {
+                    name: tf.TensorSpec(s.shape, integer if s.dtype == tf.int64 else s.dtype, name=name)
+                    for name, s in _signature(self._graph).items()
+                    if name not in left_out
+                }
+                served[left_out, integer] = self.__call__.get_concrete_function(**spec)  # type: ignore[attr-defined]
+        names = {(): "serving_default", tuple(optional): "required"}
+        return {name: served[left_out, tf.int64] for left_out, name in reversed(names.items())}
 
-        @tf.function(autograph=False)
-        def serve(**inputs: Any) -> dict[str, Any]:
-            return self.call(inputs)
 
-        return {"serving_default": serve.get_concrete_function(**spec)}
+def held(module: Module, graph: Graph) -> HeldVariables:
+    """What the module holds."""
+    return HeldVariables(lambda: dict(zip(module._names, module.weights, strict=False)))
+
+
+_MOST = 4
+"""Of more inputs that may be left out than this, a loaded SavedModel takes all or none."""
+
+
+def _subsets(names: Sequence[str]) -> list[tuple[str, ...]]:
+    sizes = range(len(names) + 1) if len(names) <= _MOST else (0, len(names))
+    return [subset for size in sizes for subset in itertools.combinations(names, size)]
 
 
 class TensorflowNamespace(Namespace):
@@ -669,4 +735,14 @@ for _name in (*UNARY, *BINARY):
     setattr(TensorflowNamespace, _name, staticmethod(_function))
 
 _XP = TensorflowNamespace()
+
+
+def _ranked(x: Any, rank: int) -> Any:
+    return tf.ensure_shape(x, [None] * rank) if x.shape.rank is None else x
+
+
+INPUTS = Arrays(
+    own=lambda x: isinstance(x, (tf.Tensor, tf.Variable)), shape=_XP.shape, cast=_XP.cast, full=_XP.full, ranked=_ranked
+)
+"""What a call's inputs need of TensorFlow."""
 _OVERRIDES: dict[str, Callable[..., Any]] = {"topk": _topk, "gelu": _gelu, "relu": tf.nn.relu}

@@ -4,19 +4,36 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from zoo.arrays import to_numpy
 from zoo.backends.execute import Program
+from zoo.errors import WeightsError
 from zoo.graph.ir import Graph
 from zoo.graph.passes import RNG, keyed
+from zoo.inputs import Arrays, named, prepare_inputs
 from zoo.ops import OPS
 from zoo.ops.random import key_of
+from zoo.trees import register_trees
 
-__all__ = ["GraphModule", "compile_graph", "key_from", "module_of", "params_from"]
+__all__ = [
+    "INPUTS",
+    "GraphModule",
+    "Held",
+    "compile_graph",
+    "evaluating",
+    "held",
+    "key_from",
+    "module_of",
+    "params_from",
+    "replaced",
+]
+
+register_trees()
 
 
 COPIES = False
@@ -25,32 +42,58 @@ COPIES = False
 IN_PLACE = True
 """Whether training writes into the arrays that `params_from` was given."""
 
+TRAINED = "requires_grad"
+"""The attribute of a parameter that says whether it is trained."""
 
+evaluating = torch.no_grad
+"""What a call without `rng` runs under."""
+
+_ordinary = torch.inference_mode(False)
+"""Tensors that are kept are made outside of inference mode: no later gradient could pass one that was made in it."""
+
+
+@_ordinary
 def compile_graph(graph: Graph, operations: Mapping[str, Callable[..., Any]] | None = None) -> Any:
     """A function (params, inputs) -> outputs on tensors; `operations` stand in for torch's own of those names."""
     given = operations or {}
     program = Program(graph, lambda name: given.get(name) or _resolve(name), lambda dtype: getattr(torch, dtype.name))
     constants = {name: tensor_from(array) for name, array in graph.constants.items()}
 
+    def given_tensor(name: str, array: np.ndarray) -> torch.Tensor:
+        return tensor_from(array).to(getattr(torch, graph.params[name].dtype))
+
     def apply(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+        params = {name: given_tensor(name, p) if isinstance(p, np.ndarray) else p for name, p in params.items()}
         device = next(iter(params.values())).device if params else torch.device("cpu")
         placed = constants if device.type == "cpu" else {name: c.to(device) for name, c in constants.items()}
         inputs = {name: _placed(value, device) for name, value in inputs.items()}
+        if torch.compiler.is_compiling() and device.type == "cpu":  # which knows no such context
+            return program(params, inputs, placed)
         with torch.device(device):
             return program(params, inputs, placed)
 
     return apply
 
 
-def params_from(arrays: Mapping[str, np.ndarray], graph: Graph) -> dict[str, torch.nn.Parameter]:
-    """Parameters over the checkpoint's own memory: nothing is copied, and a change to one is never written to disk."""
+@_ordinary
+def params_from(arrays: Mapping[str, np.ndarray], graph: Graph) -> dict[str, torch.Tensor]:
+    """Parameters, and tensors for buffers, over the checkpoint's own memory: nothing is copied, and a change to one is
+    never written to disk.
+    """
     tensors = {name: tensor_from(array) for name, array in arrays.items()}
-    return {
-        name: torch.nn.Parameter(
-            tensor, graph.params[name].trainable and (tensor.is_floating_point() or tensor.is_complex())
-        )
-        for name, tensor in tensors.items()
-    }
+    return {name: torch.nn.Parameter(x) if graph.trains(name) else x for name, x in tensors.items()}
+
+
+@_ordinary
+def replaced(old: torch.Tensor, value: Any) -> torch.Tensor:
+    """What stands for an array in a place of another: of its dtype, on its device, and a parameter if that was one."""
+    if not isinstance(value, torch.Tensor):
+        value = tensor_from(np.array(to_numpy(value)))
+    if (value.dtype, value.device) != (old.dtype, old.device):
+        value = value.detach().to(old.device, old.dtype)
+    if not isinstance(old, torch.nn.Parameter):
+        return value.detach()
+    return value if isinstance(value, torch.nn.Parameter) else torch.nn.Parameter(value.detach(), old.requires_grad)
 
 
 def key_from(rng: Any) -> torch.Tensor:
@@ -60,42 +103,211 @@ def key_from(rng: Any) -> torch.Tensor:
     return torch.from_numpy(key_of(rng.tolist() if isinstance(rng, torch.Tensor) else rng))
 
 
+@_ordinary
 def module_of(model: Any) -> torch.nn.Module:
     """The transformers module itself where transformers knows the class, else an nn.Module around the graph.
 
     Either is in evaluation mode, as transformers' own loading leaves it.
     """
-    return model._native_module() or GraphModule(model.graph, model.params).eval()
+    return model._native_module() or GraphModule(model.graph, model.state).eval()
 
 
 class GraphModule(torch.nn.Module):
-    """A graph as an nn.Module: parameters under their canonical names, forward(**inputs) -> dict of outputs.
+    """A graph as an nn.Module: parameters at their canonical names, forward(**inputs) -> dict of outputs.
 
-    In training mode a graph captured for training drops by torch's global generator, or by `rng`.
+    It is a tree of modules as the dots in the names say, so `state_dict` has the names of the checkpoint. It can be
+    compiled, pickled, copied and moved to another device. It computes in the graph's dtype and refuses parameters of
+    another. In training mode a graph captured for training drops by torch's global generator, or by `rng`.
+
+    Raises:
+        InputError: at a call, an input is unknown, missing, or of a wrong dtype or shape.
+        WeightsError: at a call, a parameter is gone, or has another shape or dtype than the graph.
     """
 
-    def __init__(self, graph: Graph, params: Mapping[str, torch.nn.Parameter]) -> None:
+    def __init__(self, graph: Graph, params: Mapping[str, torch.Tensor]) -> None:
         super().__init__()
         self.graph = graph
-        self._apply_graph = compile_graph(graph)
-        self._apply_keyed = compile_graph(keyed(graph)) if graph.meta.get("train") else None
-        self._keys = {name: name.replace(".", "\N{MIDDLE DOT}") for name in params}
+        self._compile()
         for name, tensor in params.items():
-            if graph.params[name].trainable:
-                self.register_parameter(self._keys[name], tensor)
-            else:
-                self.register_buffer(self._keys[name], tensor.detach())
+            _place(self, name, tensor if graph.trains(name) else tensor.detach())
 
-    def forward(self, *, rng: Any = None, **inputs: Any) -> dict[str, Any]:
-        params = {name: getattr(self, key) for name, key in self._keys.items()}
+    def _compile(self) -> None:
+        self._dtypes = {name: getattr(torch, param.dtype) for name, param in self.graph.params.items()}
+        self._apply_graph = compile_graph(self.graph)
+        self._apply_keyed = compile_graph(keyed(self.graph)) if self.graph.meta.get("train") else None
+
+    def forward(self, *unnamed: Any, rng: Any = None, **inputs: Any) -> dict[str, Any]:
+        graph = self.graph
+        named(graph.inputs, unnamed)
+        params = {name: _held(self, name) for name in graph.params}
+        for name, param in graph.params.items():
+            tensor = params[name]
+            if tensor is None or tensor.shape != param.shape or tensor.dtype != self._dtypes[name]:
+                raise _misfit(graph, params)
+        prepared = prepare_inputs(graph.inputs, graph.symbols, inputs, INPUTS)
         if self._apply_keyed is None or not self.training:
-            return self._apply_graph(params, inputs)
-        return self._apply_keyed(params, {**inputs, RNG: key_from(torch.default_generator if rng is None else rng)})
+            return self._apply_graph(params, prepared)
+        return self._apply_keyed(params, {**prepared, RNG: key_from(torch.default_generator if rng is None else rng)})
+
+    def extra_repr(self) -> str:
+        return f"{self.graph.meta.get('class', 'graph')}: {len(self.graph.nodes)} nodes"
+
+    def __getstate__(self) -> dict[str, Any]:
+        compiled = ("_apply_graph", "_apply_keyed")
+        return {name: value for name, value in super().__getstate__().items() if name not in compiled}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._compile()
+
+
+def held(module: torch.nn.Module, graph: Graph) -> Held:
+    """What the module holds."""
+    return Held(module, graph)
+
+
+class Held:
+    """What a module holds, by the names that a graph has for it.
+
+    Args:
+        module: as `module_of` made it; its modules are remembered, to see what is put in their places.
+    """
+
+    def __init__(self, module: torch.nn.Module, graph: Graph) -> None:
+        self.module, self.graph = module, graph
+        renamed = graph.meta.get("renamed", {})
+        self.paths = {name: renamed.get(name, name) for name in graph.params}
+        self.ties = {
+            name: [alias for alias in param.aliases if _held(module, alias) is not None]
+            for name, param in graph.params.items()
+            if param.aliases
+        }
+        self.parts = _parts(module)
+
+    def read(self, names: Sequence[str], whole: bool = False) -> dict[str, torch.Tensor]:
+        """The module's tensors; with `whole` all else that the graph rests on is compared, too.
+
+        Raises:
+            WeightsError: tensors are gone or of other shapes, tied ones apart, or modules exchanged; they are named.
+        """
+        found = {name: _held(self.module, self.paths[name]) for name in names}
+        wrong = [
+            f"{self.paths[name]}: {'gone' if tensor is None else list(tensor.shape)}"
+            for name, tensor in found.items()
+            if tensor is None or tensor.shape != self.graph.params[name].shape
+        ]
+        for name in names if whole else ():
+            for alias in self.ties.get(name, ()):
+                if not _alike(found[name], _held(self.module, alias)):
+                    wrong.append(f"{alias}: no longer {self.paths[name]}")
+        wrong += self._exchanged() if whole and not wrong else []
+        if wrong:
+            more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+            raise WeightsError(
+                "m.module was changed and is no longer what m's graph computes",
+                where=type(self.module).__name__,
+                got="; ".join(wrong[:5]) + more,
+                do="call and save m.module itself, merge adapters back first, or capture the changed module",
+            )
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+    def write(self, name: str, tensor: torch.Tensor) -> None:
+        """Put a tensor at each of its places in the module."""
+        for path in (self.paths[name], *self.ties.get(name, ())):
+            _place(self.module, path, tensor)
+
+    def _exchanged(self) -> list[str]:
+        parts = _parts(self.module)
+        if parts == self.parts:
+            return []
+        nothing: tuple[type | None, frozenset[str]] = (None, frozenset())
+        wrong = []
+        for path in {**self.parts, **parts}:
+            (was, had), (now, has) = self.parts.get(path, nothing), parts.get(path, nothing)
+            if had != has:
+                wrong.append(f"{path}: {', '.join(sorted(had ^ has))}, {'new' if has > had else 'changed'}")
+            elif was is not now and was is not torch.nn.Module and not {was, now} <= _IDLE:
+                wrong.append(f"{path}: {_kind(now)} for {_kind(was)}")
+        return wrong
+
+
+_IDLE = {torch.nn.Dropout, torch.nn.Identity}
+"""Modules that compute nothing in evaluation: one may stand for another."""
+
+
+def _parts(module: torch.nn.Module) -> dict[str, tuple[type | None, frozenset[str]]]:
+    """Each module's type and the names of its own tensors. A plain nn.Module computes nothing."""
+    return {path: (type(part), frozenset((*part._parameters, *part._buffers))) for path, part in module.named_modules()}
+
+
+def _kind(part: type | None) -> str:
+    return "nothing" if part is None else part.__name__
+
+
+def _alike(tensor: torch.Tensor | None, other: torch.Tensor | None) -> bool:
+    if tensor is other or tensor is None or other is None:
+        return tensor is other
+    if tensor.shape != other.shape:
+        return False
+    return tensor.data_ptr() == other.data_ptr() or torch.equal(tensor, other)
+
+
+def _held(module: torch.nn.Module, name: str) -> torch.Tensor | None:
+    """A module's parameter or buffer at a dotted name, or None.
+
+    By the modules' own tables: a name of a checkpoint may be that of a module as well, or of one of its methods.
+    """
+    *path, leaf = name.split(".")
+    for part in path:
+        below = module._modules.get(part)
+        if below is None:
+            return None
+        module = below
+    found = module._parameters.get(leaf)
+    return module._buffers.get(leaf) if found is None else found
+
+
+def _place(module: torch.nn.Module, name: str, tensor: torch.Tensor) -> None:
+    """Put a tensor at a dotted name, as what is there already; modules on the way are made where there are none."""
+    *path, leaf = name.split(".")
+    for part in path:
+        if module._modules.get(part) is None:
+            module._modules[part] = torch.nn.Module()
+        module = module._modules[part]
+    if leaf in module._parameters or (leaf not in module._buffers and isinstance(tensor, torch.nn.Parameter)):
+        module._parameters[leaf] = tensor
+    else:
+        module._buffers[leaf] = tensor.detach()
+
+
+def _misfit(graph: Graph, params: Mapping[str, torch.Tensor | None]) -> WeightsError:
+    wrong, dtypes = [], set()
+    for name, param in graph.params.items():
+        tensor = params[name]
+        if tensor is None or tensor.shape != param.shape:
+            wrong.append(f"{name}: {'gone' if tensor is None else list(tensor.shape)}, not {list(param.shape)}")
+        elif tensor.dtype != getattr(torch, param.dtype):
+            wrong.append(f"{name}: {tensor.dtype}, not torch.{param.dtype}")
+            dtypes.add(str(tensor.dtype).removeprefix("torch."))
+    return WeightsError(
+        "the module's parameters are not those of its graph",
+        got="; ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""),
+        do=f'a graph computes in one dtype: zoo.load(..., dtype="{dtypes.pop()}")' if len(dtypes) == 1 else None,
+    )
 
 
 def _placed(value: Any, device: torch.device) -> torch.Tensor:
     tensor = tensor_from(value) if isinstance(value, np.ndarray) else torch.as_tensor(value)
     return tensor.to(device)
+
+
+INPUTS = Arrays(
+    own=lambda x: isinstance(x, torch.Tensor),
+    shape=lambda x: tuple(x.shape),
+    cast=lambda x, dtype: x.to(getattr(torch, dtype)),
+    full=lambda shape, value, dtype: torch.full(tuple(shape), value, dtype=getattr(torch, dtype)),
+)
+"""What a call's inputs need of torch."""
 
 
 def tensor_from(array: np.ndarray) -> torch.Tensor:
@@ -104,8 +316,9 @@ def tensor_from(array: np.ndarray) -> torch.Tensor:
         # the memory is a private mapping or another's array; torch warns that it might be written to
         warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
         if str(array.dtype) == "bfloat16":
-            return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
-        return torch.from_numpy(array if array.flags.c_contiguous or array.ndim else np.ascontiguousarray(array))
+            return tensor_from(array.view(np.uint16)).view(torch.bfloat16)
+        # torch steps forwards only
+        return torch.from_numpy(array if not array.ndim or min(array.strides) >= 0 else array.copy())
 
 
 class _Sizes:

@@ -24,6 +24,7 @@ from torch.utils import _pytree as pytree
 
 from zoo.capture.alike import COUNTS, any_number, counting_axis, each_by_itself, is_counted, is_traced
 from zoo.capture.inputs import example_inputs, prepared_inputs
+from zoo.capture.plausible import Bounded, Size, harmless, refusing, without_hub
 from zoo.capture.rewrites import rewritten
 from zoo.capture.stored import conversions
 from zoo.capture.torch_export import ReadsValues, capture_program, dim_name, export, ties_of, traceable
@@ -62,7 +63,7 @@ def config_from(fields: Mapping[str, Any]) -> transformers.PretrainedConfig:
             do="if you trust its authors, build it with transformers and trust_remote_code=True, "
             "and capture the module with zoo.capture",
         )
-    if model_type not in transformers.CONFIG_MAPPING:
+    if not isinstance(model_type, str) or model_type not in transformers.CONFIG_MAPPING:
         raise ConfigError(
             "transformers does not know this kind of model",
             where="config.json, model_type",
@@ -70,10 +71,12 @@ def config_from(fields: Mapping[str, Any]) -> transformers.PretrainedConfig:
             do=f"if the type is right, install a transformers newer than {transformers.__version__}; "
             "a module of your own is captured with zoo.capture",
         )
-    try:
+    names = fields.get("architectures")
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise ConfigError("not a list of classes", where="config.json, architectures", got=names)
+    fields = harmless(fields)
+    with refusing(fields, "transformers refuses the config"), without_hub():
         return _from_fields(transformers.CONFIG_MAPPING[model_type], fields)
-    except Exception as error:  # whatever a config class's own checks raise
-        raise ConfigError("transformers refuses the config", where="config.json", got=error) from error
 
 
 def model_class(config: transformers.PretrainedConfig, task: str | None) -> type[transformers.PreTrainedModel]:
@@ -137,29 +140,51 @@ def build(
     dtype: str = "float32",
     *,
     tied: bool = True,
+    size: Size | None = None,
 ) -> transformers.PreTrainedModel:
     """The module with its buffers computed and its parameters' memory reserved but never touched.
 
     Unlike construction on the meta device this keeps the values of buffers that no checkpoint holds (rotary tables,
     position ids), and costs memory only for those. With `tied` False parameters that the class ties are apart, so that
     each use of one can be told from the uses of the others.
+
+    Args:
+        size: of the checkpoint that it is for, which bounds what is made.
+
+    Raises:
+        ConfigError: the config's fields do not make a model, or one too large for the checkpoint.
     """
     from transformers.initialization import no_init_weights
 
-    with _quiet(), no_init_weights():
-        module = cls._from_config(config, dtype=getattr(torch, dtype))
-    if tied:
-        module.tie_weights()
+    fields = config.to_dict()
+    bounds = nullcontext() if size is None else Bounded(fields, size)
+    with refusing(fields, "transformers cannot build a model of the config"), without_hub():
+        with _quiet(), no_init_weights(), bounds:
+            module = cls._from_config(config, dtype=getattr(torch, dtype))
+        if tied:
+            module.tie_weights()
     return module.eval()
 
 
 def capture_config(
-    config: transformers.PretrainedConfig, task: str | None = None, dtype: str = "float32", *, train: bool = False
+    config: transformers.PretrainedConfig,
+    task: str | None = None,
+    dtype: str = "float32",
+    *,
+    train: bool = False,
+    length: int | None = None,
+    size: Size | None = None,
 ) -> Graph:
     """The graph of a transformers model, from its config; with `train` it keeps dropout, at the config's rates.
 
+    Args:
+        length: how many tokens the example's texts have: for models of which a graph holds for no other.
+        size: of the checkpoint that it is for; a config that asks for much more is refused.
+
     Raises:
-        CaptureError: torch.export refuses the model, with and without transformers' own export patches.
+        ConfigError: the config's fields do not make a model, or one too large for the checkpoint.
+        CaptureError: torch.export refuses the model, with and without transformers' own export patches, or no inputs of
+            a reasonable size follow from the config.
     """
     import copy
 
@@ -170,12 +195,20 @@ def capture_config(
     cls = model_class(config, task)
 
     def inputs_of(module: Any, count: int) -> dict[str, torch.Tensor]:
-        return example_inputs(module, dtype, batch=count, length=6 + _chunk(config))
+        fields = config.to_dict()
+        with refusing(fields, "no inputs follow from the config", CaptureError), Bounded(fields, None, CaptureError):
+            return example_inputs(module, dtype, batch=count, length=length or 6 + _chunk(config))
 
     def capturing(count: int, one: Mapping[str, torch.Tensor] | None = None) -> _Capture:
-        module = build(config, cls, dtype, tied=False)
+        module = build(config, cls, dtype, tied=False, size=size)
         return _Capture(module, inputs_of(module, count), count, config, train, one)
 
+    with without_hub():
+        return _captured(config, task, dtype, capturing, inputs_of)
+
+
+def _captured(config: Any, task: str | None, dtype: str, capturing: Any, inputs_of: Any) -> Graph:
+    """The graph of any number of images where there is one, else that of the number of the example."""
     first = capturing(COUNTS[0])
     one = None
     if any(not _is_text(name, value, first.inputs) for name, value in first.inputs.items()):
@@ -378,11 +411,20 @@ _STATIC = {"input_values": _WAVE, "padding_mask": _WAVE}
 """Sounds whose length decides how codecs pad them."""
 
 
-def parameters_of(config: transformers.PretrainedConfig, task: str | None = None, dtype: str = "float32") -> Graph:
-    """A graph of a model's parameters alone: what a checkpoint of it holds, for models that cannot be captured."""
+def parameters_of(
+    config: transformers.PretrainedConfig,
+    task: str | None = None,
+    dtype: str = "float32",
+    *,
+    size: Size | None = None,
+) -> Graph:
+    """A graph of a model's parameters alone: what a checkpoint of it holds, for models that cannot be captured.
+
+    Arguments and errors as those of `capture_config`.
+    """
     cls = model_class(config, task)
-    ties = ties_of(build(config, cls, dtype))
-    module = build(config, cls, dtype, tied=False)
+    ties = ties_of(build(config, cls, dtype, size=size))
+    module = build(config, cls, dtype, tied=False, size=size)
     trainable = {name for name, tensor in module.named_parameters() if tensor.requires_grad}
     params = {}
     for name, tensor in module.state_dict().items():
@@ -406,14 +448,15 @@ def native_module(
         renamed: canonical name -> the module's own, where they differ.
     """
     cls = getattr(transformers, class_name)
-    dtype = next(iter(params.values())).dtype
+    dtype = next(tensor.dtype for tensor in params.values() if tensor.is_floating_point())
     module = build(config, cls, str(dtype).removeprefix("torch."))
     own = {renamed.get(name, name): tensor for name, tensor in params.items()}
     for name, tensor in own.items():
         parent, _, leaf = name.rpartition(".")
         owner = module.get_submodule(parent)
         if leaf in owner._parameters:
-            owner._parameters[leaf] = tensor
+            trained = isinstance(tensor, torch.nn.Parameter)
+            owner._parameters[leaf] = tensor if trained else torch.nn.Parameter(tensor, requires_grad=False)
         else:
             owner._buffers[leaf] = tensor.detach()
     # names that were given arrays of their own stay apart; the others are tied to them

@@ -409,7 +409,11 @@ class _Translation:
             nodes=self.nodes,
             outputs=outputs,
             symbols=self.ranges,
-            meta={"frontend": "torch.export", "torch": torch.__version__.split("+")[0]},
+            meta={
+                "frontend": "torch.export",
+                "torch": torch.__version__.split("+")[0],
+                "example": {name: size for name, size in self.examples.items() if name in self.ranges},
+            },
         )
 
     def _input_names(self) -> list[str]:

@@ -25,6 +25,7 @@ import numpy as np
 
 from zoo.arrays import numpy_dtype
 from zoo.errors import FormatError, GraphError, UnsupportedOp
+from zoo.files import write_whole
 from zoo.graph.ir import DTYPES, DType, Graph, Input, Node, Param, Ref, ValueInfo
 from zoo.graph.stored import Box, Stored
 
@@ -37,15 +38,11 @@ _AGAIN = "capture the model again with `zoo capture`"
 
 
 def save_graph(graph: Graph, path: str | os.PathLike[str]) -> None:
-    """Write `graph` to `path` (".json.gz"), atomically; equal graphs give equal bytes."""
-    path = Path(path)
+    """Write `graph` to `path` (".json.gz"), whole or not at all; equal graphs give equal bytes."""
     packed = io.BytesIO()
     with gzip.GzipFile(fileobj=packed, mode="wb", mtime=0, filename="", compresslevel=9) as stream:
         stream.write(to_json(graph).encode())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(packed.getvalue())
-    os.replace(temporary, path)
+    write_whole(Path(path), packed.getvalue())
 
 
 def load_graph(path: str | os.PathLike[str]) -> Graph:

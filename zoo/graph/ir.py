@@ -158,6 +158,12 @@ class Graph:
         """How many trainable numbers the model has, tied ones once."""
         return sum(int(np.prod(p.shape, dtype=np.int64)) for p in self.params.values() if p.trainable)
 
+    def trains(self, param: str) -> bool:
+        """Whether training changes a parameter: no buffer, no whole numbers, no table that its class keeps as it is."""
+        found = self.params[param]
+        floating = found.dtype.startswith(("float", "bfloat", "complex"))
+        return found.trainable and floating and param not in self.meta.get("sinusoids", ())
+
     def uses(self, param: str) -> list[tuple[Node, int]]:
         """The nodes that take a parameter directly, by its name or an alias, each with the argument's position."""
         names = {param_ref(name) for name in (param, *self.params[param].aliases)}

@@ -127,7 +127,9 @@ def current(config: Mapping[str, Any]) -> dict[str, Any]:
     if config.get("model_type") in _SCALES_IF_TIED and config.get("tie_word_embeddings") is False:
         config |= {"tie_word_embeddings": True, "scale_decoder_outputs": False}
     theta, scaling = config.pop("rope_theta", None), config.pop("rope_scaling", None)
-    if "rope_parameters" not in config and (theta is not None or scaling):
+    if not isinstance(scaling, Mapping | None):
+        config["rope_scaling"] = scaling  # of a wrong type: as it is
+    elif "rope_parameters" not in config and (theta is not None or scaling):
         scaling = dict(scaling or {})
         scaling.setdefault("rope_type", scaling.pop("type", "default"))
         if theta is not None:

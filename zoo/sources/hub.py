@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from zoo.errors import ChecksumError, SourceError
@@ -131,9 +132,10 @@ class _Repo:
         if _COMMIT.fullmatch(self.revision):
             return self.revision
         try:
-            return (self.folder / "refs" / self.revision).read_text("utf-8").strip() or None
-        except OSError:
+            commit = (self.folder / "refs" / self.revision).read_text("utf-8").strip()
+        except (OSError, ValueError):
             return None
+        return commit if _COMMIT.fullmatch(commit) else None
 
 
 def _ask(repo: _Repo) -> tuple[str, _Listing]:
@@ -264,9 +266,9 @@ def _known_listing(repo: _Repo, commit: str) -> dict[str, str | None]:
     """The commit's files as the hub once listed them, else those that another program left in the cache."""
     try:
         listing = json.loads(repo.listing_path(commit).read_text("utf-8"))
-        if isinstance(listing, dict):
+        if isinstance(listing, dict) and all(isinstance(stated, (str, NoneType)) for stated in listing.values()):
             return listing
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         pass
     folder = repo.snapshot(commit)
     present = sorted(path for path in folder.rglob("*") if path.is_file())

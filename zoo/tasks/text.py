@@ -1,91 +1,51 @@
-"""Texts in, vectors out: the checkpoint's own tokenizer, pooling and normalisation, on any backend.
+"""Texts in, vectors out: the checkpoint's own tokenizer, pooling and layers, on any backend.
 
 Dims: B texts, T tokens, D width.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from zoo.arrays import to_numpy
 from zoo.errors import ConfigError
-from zoo.model import Model, read_json
+from zoo.model import Model
+from zoo.tasks.sentence import Sentences, read_sentences
+from zoo.tasks.tokenizer import read_settings, read_tokenizer, tokenizer_in, worded
 
 __all__ = ["derived_tokenizer_of", "embed", "load_tokenizer", "tokenize", "tokenizer_in"]
 
 
 def load_tokenizer(model: Model) -> Any:
-    """The tokenizer of the model's files: tokenizer.json, a BERT vocabulary (vocab.txt), or what a GGUF file says.
+    """The tokenizer of the model's files: tokenizer.json, a BERT vocabulary (vocab.txt), or what a GGUF file says,
+    with what tokenizer_config.json, special_tokens_map.json and sentence-transformers' files set.
 
     Raises:
-        ConfigError: the files hold neither.
+        ConfigError: the files hold neither, or a setting that cannot be applied.
     """
-    from tokenizers import Tokenizer
-
     folder = model.folder
     if folder is None:
         raise ConfigError("the model has no files, so no tokenizer", where=model.name, do="load it from a checkpoint")
-    settings = _optional(folder / "tokenizer_config.json")
-    if (found := tokenizer_in(folder)) is not None:
-        tokenizer = found
-    elif (text := derived_tokenizer_of(model)) is not None:
-        with _ours(model.weights):
-            tokenizer = Tokenizer.from_str(text)
+    settings = read_settings(folder)
+    usual = model.config.get("tokenizer_class") or model.config.get("model_type", "")
+    tokenizer = read_tokenizer(folder, settings, usual, lambda: derived_tokenizer_of(model))
+    sentences = read_sentences(folder)
+    if sentences.lower:
+        _lower(tokenizer)
+    limit = _max_length(model, settings, sentences)
+    if limit:
+        tokenizer.enable_truncation(limit, direction=tokenizer.truncation["direction"])
     else:
-        raise ConfigError("no tokenizer this release reads", where=folder, expected="tokenizer.json or vocab.txt")
-    limit = _max_length(model, settings)
-    pad = model.config.get("pad_token_id") or 0
-    with _ours(folder):
-        if limit:
-            tokenizer.enable_truncation(limit)
-        tokenizer.enable_padding(pad_id=pad, pad_token=tokenizer.id_to_token(pad) or "[PAD]")
+        tokenizer.no_truncation()
+    if not tokenizer.padding["pad_token"]:  # nothing names one
+        pad = model.config.get("pad_token_id") or 0
+        tokenizer.enable_padding(
+            **{**tokenizer.padding, "pad_id": pad, "pad_token": tokenizer.id_to_token(pad) or "[PAD]"}
+        )
     return tokenizer
-
-
-def tokenizer_in(folder: Path) -> Any:
-    """The tokenizer of a folder's files, None where they hold none that the tokenizers library knows.
-
-    tokenizer.json, a BERT vocabulary (vocab.txt), or the pieces and merges of byte-level BPE (vocab.json, merges.txt).
-
-    Raises:
-        ConfigError: a file that is there and cannot be read.
-    """
-    import tokenizers
-
-    settings = _optional(folder / "tokenizer_config.json")
-    names = [name for name in ("tokenizer.json", "vocab.txt", "vocab.json") if (folder / name).is_file()]
-    if not names or (names[0] == "vocab.json" and not (folder / "merges.txt").is_file()):
-        return None
-    path = folder / names[0]
-    with _ours(path):
-        if path.name == "tokenizer.json":
-            return tokenizers.Tokenizer.from_file(str(path))
-        if path.name == "vocab.json":
-            return tokenizers.ByteLevelBPETokenizer(str(path), str(folder / "merges.txt"))._tokenizer
-        return tokenizers.BertWordPieceTokenizer(
-            str(path),
-            lowercase=bool(settings.get("do_lower_case", True)),
-            strip_accents=settings.get("strip_accents"),
-            handle_chinese_chars=bool(settings.get("tokenize_chinese_chars", True)),
-        )._tokenizer
-
-
-@contextmanager
-def _ours(where: object, what: str = "the tokenizer cannot be read") -> Iterator[None]:
-    """What the tokenizers library says of a file is an error of ours; a panic of its Rust code is no `Exception`."""
-    try:
-        yield
-    except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        do = "take the tokenizer's file from the model's repository again"
-        raise ConfigError(what, where=where, got=str(error)[:500] or type(error).__name__, do=do) from error
 
 
 def derived_tokenizer_of(model: Model) -> str | None:
@@ -102,7 +62,7 @@ def derived_tokenizer_of(model: Model) -> str | None:
 def tokenize(model: Model, texts: Sequence[str]) -> dict[str, Any]:
     """The inputs of a batch, padded to its longest text: input_ids, attention_mask, token_type_ids, int64 [B, T]."""
     tokenizer = model.tokenizer
-    with _ours(model.folder, "the tokenizer cannot take these texts"):
+    with worded(model.folder, "the tokenizer cannot take these texts"):
         encodings = tokenizer.encode_batch(list(texts))
     columns = {
         "input_ids": [e.ids for e in encodings],
@@ -110,17 +70,24 @@ def tokenize(model: Model, texts: Sequence[str]) -> dict[str, Any]:
         "token_type_ids": [e.type_ids for e in encodings],
     }
     wanted = {item.name for item in model.graph.inputs}
+    if model.folder is not None and (names := read_settings(model.folder).get("model_input_names")):
+        wanted &= {"input_ids", "attention_mask", *names}
     return {name: np.asarray(rows, np.int64) for name, rows in columns.items() if name in wanted}
 
 
-def embed(model: Model, texts: list[str], batch_size: int = 32) -> np.ndarray:
-    """float32 [len(texts), D]: hidden states pooled over tokens as 1_Pooling/config.json says (else their mean),
-    normalised to length 1 where modules.json says so.
+def embed(
+    model: Model, texts: list[str], batch_size: int = 32, *, prompt: str | None = None, prompt_name: str | None = None
+) -> np.ndarray:
+    """float32 [len(texts), D]: hidden states pooled and passed on as sentence-transformers' files say, else their mean.
 
     Texts are taken longest first, so that a batch pads little; the result is in the order given.
 
+    Args:
+        prompt: what is put before each text; None takes the one of `prompt_name`, or the checkpoint's default.
+        prompt_name: of the checkpoint's prompts.
+
     Raises:
-        ConfigError: the model gives no last_hidden_state, or its pooling is of a kind not known here.
+        ConfigError: the model gives no last_hidden_state, or its files ask for something not known here.
     """
     if "last_hidden_state" not in model.graph.outputs:
         raise ConfigError(
@@ -130,21 +97,29 @@ def embed(model: Model, texts: list[str], batch_size: int = 32) -> np.ndarray:
             got=", ".join(model.graph.outputs),
             do='load it with task="feature-extraction"',
         )
-    pooling, normalise = _pooling(model)
+    sentences = read_sentences(model.folder, _width(model))
+    before = sentences.prompt(prompt, prompt_name)
     if not texts:
-        return embed(model, [""])[:0]
+        return embed(model, [""], prompt=prompt, prompt_name=prompt_name)[:0]
+    of_prompt = 0 if sentences.include_prompt or not before else _prompt_length(model, before)
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
     result: np.ndarray | None = None
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        inputs = tokenize(model, [texts[i] for i in rows])
-        hidden_BTD = to_numpy(model(packed=True, **inputs)["last_hidden_state"])
-        vectors_BD = np.zeros((len(rows), hidden_BTD.shape[2]))
-        for vector_D, hidden_TD, mask_T in zip(vectors_BD, hidden_BTD, inputs["attention_mask"], strict=True):
-            if mask_T.any():
-                vector_D[:] = pooling(hidden_TD[mask_T > 0].astype(np.float64))
-        if normalise:
-            vectors_BD = vectors_BD / np.maximum(np.linalg.norm(vectors_BD, axis=1, keepdims=True), 1e-12)
+        inputs = tokenize(model, [before + texts[i] for i in rows])
+        mask_BT = inputs.get("attention_mask")
+        if mask_BT is None:  # the graph takes none; the padding is known all the same
+            encodings = model.tokenizer.encode_batch([before + texts[i] for i in rows])
+            mask_BT = np.array([e.attention_mask for e in encodings])
+        hidden_BTD = to_numpy(model(packed=True, **inputs)["last_hidden_state"]).astype(np.float64)
+        vectors_BD = np.stack(
+            [
+                sentences.pool(hidden_TD, mask_T, of_prompt)
+                for hidden_TD, mask_T in zip(hidden_BTD, mask_BT, strict=True)
+            ]
+        )
+        for layer in sentences.layers:
+            vectors_BD = layer(vectors_BD)
         if result is None:
             result = np.empty((len(texts), vectors_BD.shape[1]), np.float32)
         result[rows] = vectors_BD
@@ -152,64 +127,45 @@ def embed(model: Model, texts: list[str], batch_size: int = 32) -> np.ndarray:
     return result
 
 
-# The keys of sentence-transformers' 1_Pooling/config.json; of one text's real tokens, [T, D] -> [D].
-_POOLINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "pooling_mode_mean_tokens": lambda hidden_TD: hidden_TD.mean(0),
-    "pooling_mode_cls_token": lambda hidden_TD: hidden_TD[0],
-    "pooling_mode_max_tokens": lambda hidden_TD: hidden_TD.max(0),
-    "pooling_mode_lasttoken": lambda hidden_TD: hidden_TD[-1],
-}
+def _prompt_length(model: Model, prompt: str) -> int:
+    """How many tokens a prompt has in front of a text: all but a special one at its end."""
+    with worded(model.folder, "the tokenizer cannot take this prompt"):
+        ids = model.tokenizer.encode(prompt).ids
+    added = model.tokenizer.get_added_tokens_decoder()
+    return len(ids) - bool(ids and ids[-1] in added and added[ids[-1]].special)
 
 
-_MODULES = ("Transformer", "Pooling", "Normalize")
+def _width(model: Model) -> int | None:
+    ref = model.graph.outputs["last_hidden_state"]
+    for node in model.graph.nodes:
+        if ref.name in node.outputs:
+            width = node.infos[node.outputs.index(ref.name)].shape[-1]
+            return width if isinstance(width, int) else None
+    return None
 
 
-def _modules(path: Path) -> list[str]:
-    """The kinds of sentence-transformers' modules, in order: the last part of each one's type."""
-    if not path.is_file():
-        return []
-    try:
-        return [str(module["type"]).rpartition(".")[2] for module in json.loads(path.read_text("utf-8"))]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ConfigError("not a list of modules", where=path, got=error) from error
+def _lower(tokenizer: Any) -> None:
+    """Texts are lowercased before all else, unless they are anyway."""
+    from tokenizers import normalizers
+
+    said = "" if tokenizer.normalizer is None else str(tokenizer.normalizer.__getstate__())
+    if "Lowercase" in said or '"lowercase":true' in said:
+        return
+    rest = [] if tokenizer.normalizer is None else [tokenizer.normalizer]
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *rest])
 
 
-def _pooling(model: Model) -> tuple[Any, bool]:
-    folder = model.folder or Path("/nonexistent")
-    settings = _optional(folder / "1_Pooling" / "config.json")
-    modes = [key for key, on in settings.items() if key.startswith("pooling_mode_") and on is True]
-    unknown = [mode for mode in modes if mode not in _POOLINGS]
-    if unknown or len(modes) > 1 or (settings and not modes):
-        raise ConfigError(
-            "this way of pooling is not known",
-            where=folder / "1_Pooling" / "config.json",
-            expected=f"one of {', '.join(_POOLINGS)}",
-            got=", ".join(modes) or settings,
-        )
-    kinds = _modules(folder / "modules.json")
-    if unknown := [kind for kind in kinds if kind not in _MODULES]:
-        raise ConfigError(
-            "the vectors pass through a module that is not known here",
-            where=folder / "modules.json",
-            expected=f"only {', '.join(_MODULES)}",
-            got=", ".join(unknown),
-        )
-    normalise = "Normalize" in kinds
-    return _POOLINGS[modes[0] if modes else "pooling_mode_mean_tokens"], normalise
-
-
-def _max_length(model: Model, settings: dict[str, Any]) -> int | None:
-    """The shortest of what the pooling settings, the tokenizer and the network allow."""
-    folder = model.folder or Path("/nonexistent")
-    limits = [
-        _optional(folder / "sentence_bert_config.json").get("max_seq_length"),
-        settings.get("model_max_length"),
-        model.graph.symbols.get("sequence", (1, None))[1],
-    ]
-    # transformers writes 1e30 for "no limit"
-    known = [int(limit) for limit in limits if limit and limit < 1e9]
+def _max_length(model: Model, settings: dict[str, Any], sentences: Sentences) -> int | None:
+    """How many tokens are left of a text: what sentence-transformers' file says, else what tokenizer and config do; as
+    many as the network takes at most.
+    """
+    limits: list[Any] = [model.graph.symbols.get("sequence", (1, None))[1]]
+    if sentences.max_length is not None:
+        limits.append(sentences.max_length)
+    else:
+        limits.append(settings.get("model_max_length"))
+        if sentences.modules:
+            limits.append(model.config.get("max_position_embeddings"))
+    # transformers writes 1e30 for "no limit", and XLNet's config -1
+    known = [int(limit) for limit in limits if isinstance(limit, (int, float)) and 0 < limit < 1e9]
     return min(known) if known else None
-
-
-def _optional(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}

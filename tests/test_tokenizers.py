@@ -1,0 +1,202 @@
+"""`model.tokenizer` against transformers' AutoTokenizer: all that the files beside tokenizer.json say is applied."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import checkpoints
+import numpy as np
+import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+import zoo
+from zoo.errors import ConfigError
+from zoo.tasks.text import tokenize
+
+transformers = pytest.importorskip("transformers")
+
+TEXTS = [
+    "the Cat sat on the mats.",
+    "THE LOWER café é",
+    "",
+    "a [MASK] cat <mask> <extra> , the <ent> cat!",
+    "中国 cat <sp> the",
+    "the " * 12 + "cat",
+    " the cat 's x .",
+]
+WORDS = "the cat sat on a mat é e ##s ##t low er Cat THE . , ! ' 中 国 x s".split()
+
+
+def word_piece() -> Tokenizer:
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    made = Tokenizer(models.WordPiece({t: i for i, t in enumerate([*special, *WORDS])}, unk_token="[UNK]"))
+    made.normalizer, made.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    made.decoder = decoders.WordPiece()
+    made.post_processor = processors.TemplateProcessing(
+        single="[CLS]:0 $A:0 [SEP]:0",
+        pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    made.add_special_tokens(special)
+    return made
+
+
+def byte_level() -> Tokenizer:
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    pieces = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet()), "th", "the", "Ġt"]
+    made = Tokenizer(models.BPE({t: i for i, t in enumerate(pieces)}, [("t", "h"), ("th", "e"), ("Ġ", "t")]))
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    made.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), True, False)
+    made.add_special_tokens([*special[:-1], AddedToken("<mask>", lstrip=True)])
+    return made
+
+
+def unigram() -> Tokenizer:
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), ("▁the", -1.0), ("▁cat", -1.5)]
+    made = Tokenizer(models.Unigram(pieces + [(c, -3.0) for c in "abcdefghijklmnopqrstuvwxyzCTH.,!é"], unk_id=2))
+    made.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(prepend_scheme="always")]
+    )
+    made.decoder = decoders.Metaspace()
+    made.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    made.add_special_tokens(["<pad>", "</s>", "<unk>"])
+    return made
+
+
+def added(content: str, **flags: bool) -> dict[str, Any]:
+    usual = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False, "special": True}
+    return {"content": content, **usual, **flags}
+
+
+BERT: dict[str, Any] = {"tokenizer_class": "BertTokenizer", "pad_token": "[PAD]", "unk_token": "[UNK]"}
+BERT |= {"cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]", "model_max_length": 12}
+ROBERTA: dict[str, Any] = {"tokenizer_class": "RobertaTokenizer", "bos_token": "<s>", "eos_token": "</s>"}
+ROBERTA |= {"pad_token": "<pad>", "unk_token": "<unk>", "mask_token": "<mask>", "cls_token": "<s>"}
+ROBERTA |= {"sep_token": "</s>", "model_max_length": 20}
+GENERIC = {"tokenizer_class": "PreTrainedTokenizerFast"}
+_DECODER = {
+    str(i): added(t, lstrip=t == "[MASK]") for i, t in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
+}
+_DECODER["27"] = added("<ent>", rstrip=True, normalized=True, special=False)
+
+# tokenizer, tokenizer_config.json, special_tokens_map.json, added_tokens.json
+CASES: dict[str, tuple[Any, ...]] = {
+    "as it is": (word_piece, BERT),
+    "no config": (word_piece, None),
+    "padding_side": (word_piece, BERT | {"padding_side": "left"}),
+    "truncation_side": (word_piece, BERT | {"truncation_side": "left"}),
+    "no longest": (word_piece, BERT | {"model_max_length": int(1e30)}),
+    "cased": (word_piece, BERT | {"do_lower_case": False}),
+    "accents kept": (word_piece, BERT | {"strip_accents": False}),
+    "accents off": (word_piece, BERT | {"do_lower_case": False, "strip_accents": True}),
+    "chinese": (word_piece, BERT | {"tokenize_chinese_chars": False}),
+    "pad_token": (word_piece, BERT | {"pad_token": "[MASK]"}),
+    "a new pad_token": (word_piece, BERT | {"pad_token": "<padding>"}),
+    "extra tokens": (word_piece, BERT | {"extra_special_tokens": ["<extra>", "<ent>"]}),
+    "named extra tokens": (word_piece, BERT | {"extra_special_tokens": {"image_token": "<extra>"}}),
+    "a token of the model's own": (word_piece, BERT | {"image_token": "<extra>"}),
+    "additional tokens": (word_piece, BERT | {"additional_special_tokens": ["<extra>", "<ent>"]}),
+    "added_tokens_decoder": (word_piece, BERT | {"added_tokens_decoder": _DECODER}),
+    "special_tokens_map": (word_piece, {"tokenizer_class": "BertTokenizer", "model_max_length": 12},
+                           {"mask_token": added("[MASK]", lstrip=True), "pad_token": "[MASK]",
+                            "additional_special_tokens": ["<ent>"]}),
+    "added_tokens": (word_piece, BERT, {}, {"<ent>": 27, "<sp>": 28}),
+    "split_special_tokens": (word_piece, BERT | {"split_special_tokens": True}),
+    "clean_up": (word_piece, BERT | {"clean_up_tokenization_spaces": True}),
+    "generic": (word_piece, BERT | GENERIC | {"do_lower_case": False, "padding_side": "left"}),
+    "byte level": (byte_level, ROBERTA),
+    "add_prefix_space": (byte_level, ROBERTA | {"add_prefix_space": True}),
+    "generic prefix": (byte_level, ROBERTA | GENERIC | {"add_prefix_space": True}),
+    "clean_up of bytes": (byte_level, ROBERTA | {"clean_up_tokenization_spaces": True}),
+    "ends": (byte_level, ROBERTA | GENERIC | {"add_bos_token": True, "add_eos_token": True}),
+    "unigram": (unigram, {**GENERIC, "eos_token": "</s>", "pad_token": "<pad>", "padding_side": "left",
+                          "truncation_side": "left", "model_max_length": 9}),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Any model that takes tokens, without files beside its weights."""
+    folder = tmp_path_factory.mktemp("tokenizers")
+    checkpoints.save(folder / "bert", "bert")
+    return zoo.load(folder / "bert", "numpy").save(folder / "package")
+
+
+def loaded(package: Path, folder: Path, tokenizer: Tokenizer | None, *files: dict[str, Any] | None) -> Any:
+    """The model with these files beside it."""
+    checkpoints.copy_of(package, folder)
+    if tokenizer is not None:
+        tokenizer.save(str(folder / "tokenizer.json"))
+    for name, content in zip(("tokenizer_config", "special_tokens_map", "added_tokens"), files, strict=False):
+        if content:
+            (folder / f"{name}.json").write_text(json.dumps(content))
+    return zoo.load(folder, "numpy")
+
+
+def assert_alike(model: Any, folder: Path) -> None:
+    reference = transformers.AutoTokenizer.from_pretrained(folder)
+    own = model.graph.symbols["sequence"][1]
+    length = {"max_length": own} if own and reference.model_max_length > own else {}
+    expected, got = reference(TEXTS, padding=True, truncation=True, **length), tokenize(model, TEXTS)
+    for name in expected.keys() & {"input_ids", "attention_mask", "token_type_ids"}:
+        assert np.array_equal(got[name], expected[name]), name
+    for ids in expected["input_ids"]:
+        assert model.tokenizer.decode(ids) == reference.decode(ids, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_tokenizer_is_that_of_transformers(case: str, package: Path, tmp_path: Path) -> None:
+    make, *files = CASES[case]
+    assert_alike(loaded(package, tmp_path / "m", make(), *files), tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        BERT,
+        BERT | {"do_lower_case": False, "tokenize_chinese_chars": False},
+        BERT | {"strip_accents": False, "pad_token": "[MASK]"},
+        BERT | {"additional_special_tokens": ["<extra>"], "padding_side": "left"},
+    ],
+)
+def test_a_vocabulary_alone(settings: dict[str, Any], package: Path, tmp_path: Path) -> None:
+    checkpoints.copy_of(package, tmp_path / "m")
+    words = sorted(word_piece().get_vocab(False).items(), key=lambda item: item[1])
+    (tmp_path / "m" / "vocab.txt").write_text("".join(f"{word}\n" for word, _ in words), "utf-8")
+    (tmp_path / "m" / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert_alike(zoo.load(tmp_path / "m", "numpy"), tmp_path / "m")
+
+
+def test_inputs_that_a_tokenizer_does_not_make(package: Path, tmp_path: Path) -> None:
+    model = loaded(package, tmp_path / "m", word_piece(), BERT | {"model_input_names": ["input_ids", "attention_mask"]})
+    assert sorted(tokenize(model, TEXTS)) == ["attention_mask", "input_ids"]
+
+
+@pytest.mark.parametrize(
+    "settings, named",
+    [({"padding_side": "middle"}, "padding_side"), ({"truncation_side": 3}, "truncation_side"),
+     ({"extra_special_tokens": [4]}, "added token")],
+)  # fmt: skip
+def test_settings_that_mean_nothing(settings: dict[str, Any], named: str, package: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=named):
+        loaded(package, tmp_path / "m", word_piece(), BERT | settings).tokenizer  # noqa: B018
+
+
+def test_a_tokenizer_that_is_none(package: Path, tmp_path: Path) -> None:
+    checkpoints.copy_of(package, tmp_path / "m")
+    (tmp_path / "m" / "tokenizer.json").write_text('{"model": 3}')
+    with pytest.raises(ConfigError, match=r"tokenizer\.json"):
+        zoo.load(tmp_path / "m", "numpy").tokenizer  # noqa: B018
+
+
+def test_packed_batches_that_are_padded_on_the_left(package: Path, tmp_path: Path) -> None:
+    """The native engine packs what is padded on the right; the vectors are the same."""
+    settings = BERT | {"padding_side": "left"}
+    native = loaded(package, tmp_path / "m", word_piece(), settings)
+    other = zoo.load(tmp_path / "m", "native")
+    from tolerances import TOLERANCES
+
+    expected = native.embed(TEXTS)
+    assert np.abs(other.embed(TEXTS) - expected).max() <= TOLERANCES["native", "float32"] * np.abs(expected).max()
