@@ -29,6 +29,7 @@ from test_ops import (
     to_numpy,
 )
 
+import zoo
 from zoo.backends import jax as jax_backend
 from zoo.backends import tensorflow as tensorflow_backend
 from zoo.backends.execute import resolve_over
@@ -207,3 +208,24 @@ def exported(graph: Graph, arrays: dict[str, Any]) -> dict[str, Any]:
     program = jax.export.export(jax.jit(lambda inputs: function({}, inputs)))(specs)
     given = {name: jnp.asarray(array) for name, array in arrays.items()}
     return jax.jit(program.call, compiler_options=QUICK)(given)
+
+
+# Whole graphs
+
+
+class Squeezes(torch.nn.Module):
+    """A dim of size 1 that TensorFlow loses sight of: a slice by computed sizes."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        ones = x.reshape(x.shape[0], x.shape[1], -1, x.shape[2])
+        return ones.squeeze(2) + ones.narrow(2, x.shape[1] - x.shape[1], 1).squeeze(2)
+
+
+@pytest.mark.parametrize("backend", ["torch", "numpy", "native", "jax", "tensorflow"])
+def test_squeeze_follows_the_record(backend: str) -> None:
+    example = torch.randn(2, 5, 8)
+    model = zoo.capture(Squeezes().eval(), x=example).load(backend)
+    for batch, length in ((3, 7), (2, 4)):
+        x = np.random.default_rng(0).standard_normal((batch, length, 8)).astype(np.float32)
+        (out,) = model(x=x).values()
+        np.testing.assert_array_equal(np.asarray(out), 2 * x)
