@@ -122,9 +122,13 @@ class Lookups:
             used = tuple(item for item in self.graph.inputs if item.name in inputs)
             part = Graph(used, {}, self.graph.constants, list(nodes), {"index": Ref(index)})
             self._programs[index] = Program(part, resolve_over(NumpyNamespace(widen=False), {}))
+        program = self._programs[index]
         try:
             with np.errstate(all="ignore"):
-                return np.asarray(self._programs[index]({}, inputs, self.graph.constants)["index"])
+                values = program.values({}, inputs, self.graph.constants)
+                for position in range(len(program.steps)):
+                    program.step(position, values)
+                return np.asarray(values[index])
         except (ZooError, ValueError, TypeError, IndexError):
             return None  # sizes that do not fit each other: the backend says so
 
