@@ -63,15 +63,6 @@ def native_operation(name: str) -> Callable[..., Any]:
 IN_32_BITS = {"int64": "int32", "float64": "float32", "complex128": "complex64"}
 """What JAX makes of the wide dtypes unless it is told otherwise."""
 
-UNKNOWN_DIM: dict[str, str] = {
-    **dict.fromkeys(("unbind.int", "split.Tensor", "split_copy.Tensor", "chunk"), "a size says how many results"),
-    **dict.fromkeys(("squeeze", "squeeze.dim", "squeeze.dims"), "a size says which dims stay"),
-    "_pdist_forward": "a size says which pairs there are",
-    "cat": "a tensor of shape (0,) may join any others, and is left out",
-    "roll": "an offset modulo a size of 0",
-}
-"""Operations whose cases name dims that must be known while TensorFlow builds a graph, and why they must."""
-
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 """How JAX compiles what runs once."""
 
@@ -141,49 +132,6 @@ def test_every_operation_is_tried() -> None:
 def test_operation_is_torchs(backend: str, name: str, request: pytest.FixtureRequest) -> None:
     expect_failure(request, XFAIL.get((backend, name)))
     check(backend, RESOLVE[backend](name), name)
-
-
-@pytest.mark.parametrize("name", TENSOR_OPS)
-def test_operation_with_unknown_dims(name: str, request: pytest.FixtureRequest) -> None:
-    """tf.function with every dim None and computed sizes as scalars."""
-    expect_failure(request, XFAIL.get(("tensorflow", name)))
-    check_unknown(name)
-
-
-@pytest.mark.parametrize("name", UNKNOWN_DIM)
-def test_operation_that_must_know_its_dims(name: str, request: pytest.FixtureRequest) -> None:
-    expect_failure(request, UNKNOWN_DIM[name])
-    check_unknown(name, nothing_known=True)
-
-
-def check_unknown(name: str, nothing_known: bool = False) -> None:
-    values: list[tf.Tensor] = []
-    specs: list[tf.TensorSpec] = []
-
-    def leaf(value: Any) -> Any:
-        if isinstance(value, Size):
-            values.append(tf.constant(int(value), tf.int32))
-            specs.append(tf.TensorSpec([], tf.int32))
-        elif isinstance(value, (torch.Tensor, Known)):
-            values.append(to_tensorflow(tensor_of(value)))
-            keep: Any = ()
-            if isinstance(value, Known) and not nothing_known:
-                keep = range(value.tensor.ndim) if value.dims is None else value.dims
-            shape = [size if axis in keep else None for axis, size in enumerate(values[-1].shape)]
-            specs.append(tf.TensorSpec(shape, values[-1].dtype))
-        else:
-            return value
-        return Leaf(len(values) - 1)
-
-    cases = [(number, case) for number, case in enumerate(CASES[name]) if not half(case)]
-    calls = [(map_tree(leaf, case.args), map_tree(leaf, case.kwargs)) for _, case in cases]
-
-    @tf.function(autograph=False, input_signature=specs)
-    def every_case(*values: Any) -> list[list[Any]]:
-        return call_all(RESOLVE["tensorflow"](name), calls, values)
-
-    for (number, case), actual in zip(cases, every_case(*values), strict=True):
-        compare("tensorflow", name, f"case {number}: {case}", actual, run_torch(name, case))
 
 
 def half(case: Case) -> bool:

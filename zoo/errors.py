@@ -15,6 +15,7 @@ __all__ = [
     "GraphError",
     "InputError",
     "MissingFramework",
+    "OutsideError",
     "RegistryError",
     "SourceError",
     "UnknownBackend",
@@ -131,6 +132,10 @@ class WeightsError(ZooError, ValueError):
 
 class InputError(ZooError, ValueError):
     """A call's inputs have a wrong name, dtype, rank or size."""
+
+
+class OutsideError(InputError, IndexError):
+    """An id, a position or another index is outside what it points into."""
 
 
 class VerifyError(ZooError):

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zoo.arrays import to_numpy
-from zoo.errors import ConfigError, InputError
+from zoo.errors import ConfigError
 from zoo.graph.io import load_graph, save_graph
-from zoo.graph.ir import Graph, Ref, param_ref
+from zoo.graph.ir import Graph
 from zoo.graph.passes import RNG, keyed
 from zoo.inputs import named, prepare_inputs
+from zoo.lookups import Lookups
 from zoo.params import Params, complete, split
 from zoo.trees import register_trees
 
@@ -184,7 +185,7 @@ class Model:
         self._function: Callable[..., Any] | None = None
         self._training: Callable[..., Any] | None = None
         self._tokenizer: Any = None
-        self._limits: dict[str, int] | None = None
+        self._lookups: Lookups | None = None
         self._lengths: dict[int, Model] = {}
         self._seen: list[Any] = []
         self._whole: dict[str, Any] = {}
@@ -256,10 +257,8 @@ class Model:
         """
         named(self.graph.inputs, unnamed)
         model = self._of_length(inputs)
-        if model._limits is None:
-            model._limits = _index_limits(model.graph)
         prepared = prepare_inputs(model.graph.inputs, model.graph.symbols, inputs, self._backend.INPUTS)
-        _check_indices(prepared, model._limits)
+        model._check_lookups(prepared)
         with self._backend.evaluating() if rng is None else nullcontext():
             return Output(model._run(self._state(), prepared, rng, packed))
 
@@ -267,8 +266,9 @@ class Model:
         """The model as a pure function of parameters, inputs and, in training, a key; a plain dict of outputs.
 
         Under JAX it goes through `jax.jit`, `jax.grad` and `jax.vmap`; under TensorFlow and torch through their tapes.
-        Names, dtypes and shapes of inputs are checked as in a call, and what may be left out is filled in. Values are
-        not checked, so that traced arrays can pass. `rng` as in a call: it may be traced, too.
+        Names, dtypes and shapes of inputs are checked as in a call, and what may be left out is filled in. Traced
+        values cannot be checked: rows that they look up outside a table are NaN. `rng` as in a call: it may be
+        traced, too.
 
         Args:
             params: `m.params` or the like; buffers may be among them, and are the model's own where they are not.
@@ -280,6 +280,8 @@ class Model:
         named(self.graph.inputs, unnamed)
         model = self._of_length(inputs)
         prepared = prepare_inputs(model.graph.inputs, model.graph.symbols, inputs, self._backend.INPUTS)
+        if self.backend != "torch":  # its operations look at indices themselves, and may be compiled around this
+            model._check_lookups(prepared)
         return model._run(complete(self.graph, params, self._state(), self._backend.INPUTS.own), prepared, rng)
 
     @property
@@ -469,6 +471,12 @@ class Model:
             self._training = self._backend.compile_graph(keyed(self.graph))
         return self._training(params, {**inputs, RNG: self._backend.key_from(rng)})
 
+    def _check_lookups(self, inputs: Mapping[str, Any]) -> None:
+        if self._lookups is None:
+            self._lookups = Lookups(self.graph)
+        # where a call computes at once, its operations look at indices themselves
+        self._lookups.check(inputs, values=self.backend not in ("torch", "numpy", "native"))
+
     def _native_module(self) -> Any:
         """torch only: the transformers module over the same parameters, or None."""
         import importlib.util
@@ -510,30 +518,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ConfigError("the file does not hold a JSON object", where=path, got=type(found).__name__)
     return found
-
-
-def _index_limits(graph: Graph) -> dict[str, int]:
-    """Input name -> rows of the table it is looked up in, for inputs that are ids."""
-    names = {item.name for item in graph.inputs}
-    rows = {param_ref(n): p.shape[0] for p in graph.params.values() for n in (p.name, *p.aliases) if p.shape}
-    limits: dict[str, int] = {}
-    for node in graph.nodes:
-        if node.op == "embedding" and all(isinstance(arg, Ref) for arg in node.args[:2]):
-            table, ids = node.args[0].name, node.args[1].name
-            if ids in names and table in rows:
-                limits[ids] = min(rows[table], limits.get(ids, rows[table]))
-    return limits
-
-
-def _check_indices(inputs: Mapping[str, Any], limits: Mapping[str, int]) -> None:
-    """Ids outside their table are an error on torch, and some row or other on JAX; here they are an error at once."""
-    for name, limit in limits.items():
-        ids = inputs.get(name)
-        if isinstance(ids, np.ndarray) and ids.size and not (ids.min() >= 0 and ids.max() < limit):
-            raise InputError(
-                "an id is outside the model's table",
-                where=name,
-                expected=f"0 to {limit - 1}",
-                got=f"{ids.min()} to {ids.max()}",
-                do="use the tokenizer that the model was trained with",
-            )

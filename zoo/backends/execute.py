@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from zoo.errors import UnsupportedOp, ZooError
-from zoo.graph.ir import DType, Graph, Ref, map_refs, param_ref, refs
+from zoo.errors import InputError, OutsideError, UnsupportedOp, ZooError
+from zoo.graph.ir import DType, Graph, Node, Ref, ValueInfo, map_refs, param_ref, refs
 from zoo.ops import OPS
+from zoo.ops.size import known
 
-__all__ = ["Program", "resolve_over"]
+__all__ = ["Program", "disagreement", "resolve_over"]
 
 
 def resolve_over(xp: Any, overrides: Mapping[str, Callable[..., Any]]) -> Callable[[str], Callable[..., Any]]:
@@ -20,9 +22,25 @@ def resolve_over(xp: Any, overrides: Mapping[str, Callable[..., Any]]) -> Callab
         if own is not None:
             return own
         definition = OPS[name].function
-        return lambda *args, **kwargs: definition(xp, *args, **kwargs)
+
+        def function(*args: Any, **kwargs: Any) -> Any:
+            return definition(xp, *args, **kwargs)
+
+        function.recorded = OPS[name].recorded  # type: ignore[attr-defined]
+        return function
 
     return resolve
+
+
+def disagreement(node: Node, info: ValueInfo, got: object) -> ZooError:
+    """What to raise where a result is not as the graph records it: the capture took some size to be another."""
+    return InputError(
+        "a result has another form than the captured graph records",
+        where=f"node {node.name!r} ({node.op})",
+        expected=f"{info.dtype} [{', '.join(map(str, info.shape))}]",
+        got=got,
+        do="an input's size may be 1 where the model was captured for larger ones; capture it at the size that is used",
+    )
 
 
 class Program:
@@ -32,10 +50,15 @@ class Program:
         graph: what to run.
         resolve: op name to function; raises KeyError for an op the backend lacks.
         dtype: what a `DType` argument becomes (the table takes it as it is; torch wants its own).
+        hold: a result as it goes on, given what the graph records of it; by default as it is.
     """
 
     def __init__(
-        self, graph: Graph, resolve: Callable[[str], Callable[..., Any]], dtype: Callable[[DType], Any] | None = None
+        self,
+        graph: Graph,
+        resolve: Callable[[str], Callable[..., Any]],
+        dtype: Callable[[DType], Any] | None = None,
+        hold: Callable[[Node, Any, ValueInfo], Any] | None = None,
     ) -> None:
         last: dict[str, int] = {}
         for position, node in enumerate(graph.nodes):
@@ -43,6 +66,7 @@ class Program:
         kept = {ref.name for ref in graph.outputs.values()}
         local = {name for node in graph.nodes for name in node.outputs}
         self.graph = graph
+        self.hold = hold or _held
         self.steps = []
         for position, node in enumerate(graph.nodes):
             try:
@@ -52,6 +76,8 @@ class Program:
                     "this backend lacks an operation", where=f"node {node.name!r}", got=node.op
                 ) from None
             args, kwargs = node.args, dict(node.kwargs)
+            if getattr(function, "recorded", False):
+                function = functools.partial(function, infos=node.infos)
             if dtype is not None:
                 args, kwargs = _map_dtypes(dtype, args), _map_dtypes(dtype, kwargs)
             used = {ref.name for ref in refs((args, kwargs))}
@@ -91,14 +117,38 @@ class Program:
         except ZooError:
             raise
         except Exception as error:
-            error.add_note(f"in node {node.name!r} ({node.op}) of the graph, inputs {_shapes(args, values)}")
+            where = f"node {node.name!r} ({node.op}) of the graph, inputs {_shapes(args, values)}"
+            if isinstance(error, IndexError) or "out of bounds" in str(error):
+                raise OutsideError("an index is outside what it points into", where=where, got=error) from error
+            if any(_unknown(values.get(ref.name)) for ref in refs((args, kwargs))):
+                raise UnsupportedOp(
+                    "this operation cannot be traced with sizes that are not known",
+                    where=where,
+                    got=f"{type(error).__name__}: {error}",
+                    do="give the inputs' dims fixed sizes",
+                ) from error
+            error.add_note(f"in {where}")
             raise
-        if len(node.outputs) == 1 and not isinstance(result, (tuple, list)):
-            values[node.outputs[0]] = result
-        else:
-            values.update(zip(node.outputs, result, strict=False))
+        results = (result,) if len(node.outputs) == 1 and not isinstance(result, (tuple, list)) else result
+        if len(results) > len(node.outputs):
+            got = f"{len(results)} results"
+            raise disagreement(node, ValueInfo(f"{len(node.outputs)} results"), got)
+        for name, value, info in zip(node.outputs, results, node.infos, strict=False):
+            values[name] = self.hold(node, value, info)
         for name in dead:
             values.pop(name, None)
+
+
+def _held(node: Node, value: Any, info: ValueInfo) -> Any:
+    return value
+
+
+def _unknown(value: Any) -> bool:
+    """Whether a value's shape, or a value that is a size, is not all numbers while a framework traces."""
+    shape = getattr(value, "shape", None)
+    if shape is None:
+        return value is not None and not isinstance(value, (bool, int, float))
+    return getattr(shape, "rank", 0) is None or not all(known(size) for size in shape)
 
 
 def _map_dtypes(function: Callable[[DType], Any], tree: Any) -> Any:

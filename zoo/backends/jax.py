@@ -9,17 +9,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from zoo.backends.execute import Program, resolve_over
+from zoo.backends.execute import Program, disagreement, resolve_over
 from zoo.backends.namespace import BINARY, UNARY, Namespace
-from zoo.backends.numpy import _clipped, _start
+from zoo.backends.numpy import _clipped, _start, all_inside
 from zoo.errors import UnsupportedOp
-from zoo.graph.ir import Graph, refs
+from zoo.graph.ir import Graph, Node, ValueInfo, refs
 from zoo.graph.passes import with_all_rows
 from zoo.inputs import Arrays
+from zoo.ops import size as size_ops
 from zoo.ops.random import key_of
 from zoo.trees import register_trees
 
@@ -41,7 +43,7 @@ def compile_graph(graph: Graph, operations: Mapping[str, Callable[..., Any]] | N
     `jax.grad` with respect to params works, the caller's own `jax.jit` is refused. `operations` stand in for the
     table's of those names.
     """
-    program = Program(with_all_rows(graph), resolve_over(_XP, {**_OVERRIDES, **(operations or {})}))
+    program = Program(with_all_rows(graph), resolve_over(_XP, {**_OVERRIDES, **(operations or {})}), hold=_held)
     # kept as NumPy arrays: they become constants of the compiled program, on whatever device it is for
     constants = dict(graph.constants)
     parts: _Parts | None = None
@@ -177,8 +179,35 @@ class JaxNamespace(Namespace):
     def arange(self, start: Any, stop: Any, step: Any, dtype: str) -> Any:
         return jnp.arange(start, stop, step, dtype=self._dtype(dtype))
 
+    def size_equal(self, a: Any, b: Any) -> Any:
+        """JAX itself says False of symbols that may be equal."""
+        if (size_ops.known(a) and size_ops.known(b)) or a == b or not (_is_size(a) and _is_size(b)):
+            return a == b
+        for low, high in ((a, b), (b, a)):
+            with contextlib.suppress(jax.errors.InconclusiveDimensionOperation):
+                if low < high:
+                    return False
+        raise _undecided(f"{a} == {b}")
+
+    def size_max(self, a: Any, b: Any) -> Any:
+        return jax.core.max_dim(a, b) if _is_size(a) and _is_size(b) else max(a, b)
+
+    def size_min(self, a: Any, b: Any) -> Any:
+        return jax.core.min_dim(a, b) if _is_size(a) and _is_size(b) else min(a, b)
+
+    def reaches(self, size: Any, index: Any) -> bool:
+        try:
+            return _is_size(index) and bool(index < size if index >= 0 else -index <= size)
+        except jax.errors.InconclusiveDimensionOperation:
+            return False
+
+    def size_joint(self, a: Any, b: Any) -> Any:
+        if a == b:
+            return a
+        raise _undecided(f"{a} and {b} broadcast")
+
     def size_int(self, a: Any) -> Any:
-        return int(_known(a, "an operation"))
+        return a if jax.export.is_symbolic_dim(a) else int(_known(a, "an operation"))
 
     def reshape(self, x: Any, shape: Any) -> Any:
         return jnp.reshape(x, tuple(shape))
@@ -199,10 +228,14 @@ class JaxNamespace(Namespace):
         return jnp.concatenate(xs, axis)
 
     def slice(self, x: Any, axis: int, start: Any, stop: Any, step: int = 1) -> Any:
-        if all(i is None or isinstance(i, int) for i in (start, stop)):
+        ends = (x.shape[axis], start, stop, step)
+        if all(i is None or size_ops.known(i) for i in ends):
             low, high, _ = slice(start, stop).indices(x.shape[axis])
             return lax.slice_in_dim(x, low, max(high, low), step, axis)
-        return lax.dynamic_slice_in_dim(x, start, 1, axis)  # select with an index that is data
+        for end in ends:
+            if end is not None and not _is_size(end):
+                _known(end, "a slice")
+        return x[(slice(None),) * axis + (slice(start, stop, step),)]
 
     def pad(self, x: Any, widths: Sequence[tuple[Any, Any]], value: Any) -> Any:
         return jnp.pad(x, widths, constant_values=value)
@@ -215,6 +248,12 @@ class JaxNamespace(Namespace):
 
     def take_along_axis(self, x: Any, index: Any, axis: int) -> Any:
         return jnp.take_along_axis(x, index, axis, mode="clip")
+
+    def inside(self, index: Any, size: Any) -> tuple[Any, Any]:
+        if size_ops.known(size) and not isinstance(index, jax.core.Tracer):
+            return all_inside(index, size), None
+        valid = (index >= 0) & (index < size)
+        return jnp.where(valid, index, 0), valid
 
     def index(self, x: Any, indices: Sequence[Any]) -> Any:
         return x[tuple(slice(None) if i is None else i for i in indices)]
@@ -236,9 +275,12 @@ class JaxNamespace(Namespace):
     def scatter(self, x: Any, axis: int, index: Any, src: Any, mode: str) -> Any:
         if not x.ndim:
             return self.scatter(x[None], 0, jnp.reshape(index, (1,)), jnp.reshape(src, (1,)), mode)[0]
-        where = list(jnp.indices(index.shape, sparse=True))
+        where = [
+            jnp.reshape(jnp.arange(size), [size if a == along else 1 for a in range(index.ndim)])
+            for along, size in enumerate(index.shape)
+        ]
         where[axis] = index
-        src = src[tuple(slice(n) for n in index.shape)] if src.ndim else src
+        src = _corner(self, src, index.shape) if src.ndim else src
         if x.dtype == bool:  # JAX neither adds nor multiplies truth values
             mode = {"add": "max", "multiply": "min"}.get(mode, mode)
         return getattr(x.at[tuple(where)], mode)(src)
@@ -330,6 +372,11 @@ class JaxNamespace(Namespace):
         )
 
     def fft(self, x: Any, axis: int, forward: bool) -> Any:
+        size = x.shape[axis]
+        if not size_ops.known(size):  # JAX's has a size that is a number: here is the sum as it stands
+            steps = jnp.arange(size)
+            turns = (jnp.outer(steps, steps) % size) / size * (-2 if forward else 2) * np.pi
+            return jnp.moveaxis(jnp.moveaxis(x, axis, -1) @ lax.complex(jnp.cos(turns), jnp.sin(turns)), -1, axis)
         return jnp.fft.fft(x, axis=axis) if forward else jnp.fft.ifft(x, axis=axis, norm="forward")
 
     def max_pool(self, x: Any, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[tuple[Any, Any]]) -> Any:
@@ -384,6 +431,36 @@ for _name in (*UNARY, *BINARY):
     setattr(JaxNamespace, _name, staticmethod(_OWN.get(_name) or getattr(jnp, _name)))
 
 _XP = JaxNamespace()
+
+
+def _held(node: Node, value: Any, info: ValueInfo) -> Any:
+    """A result, which must have the rank and dtype that the graph records."""
+    if info.dtype == "size":
+        return value
+    if jnp.ndim(value) != len(info.shape) or jnp.result_type(value) != _XP._dtype(info.dtype):
+        raise disagreement(node, info, f"{value.dtype} {list(value.shape)}")
+    return value
+
+
+def _is_size(value: Any) -> bool:
+    """Whether it is a number or a symbol of jax.export, and no array."""
+    return isinstance(value, (int, np.integer)) or jax.export.is_symbolic_dim(value)
+
+
+def _corner(xp: JaxNamespace, x: Any, sizes: Sequence[Any]) -> Any:
+    """The first elements of each dim."""
+    for axis, size in enumerate(sizes):
+        x = xp.slice(x, axis, 0, size)
+    return x
+
+
+def _undecided(what: str) -> UnsupportedOp:
+    return UnsupportedOp(
+        "what to compute depends on whether sizes are equal, which symbols do not say",
+        expected="sizes or bounds of symbols that decide it",
+        got=what,
+        do="give the dim a fixed size, or the symbol a bound, as in jax.export.symbolic_shape(..., constraints=[...])",
+    )
 
 
 def _full(shape: Any, value: Any, dtype: str) -> Any:

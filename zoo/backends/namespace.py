@@ -1,9 +1,9 @@
 """The namespace `xp` that the op table is written over: Array-API names plus what models need besides.
 
 Every backend subclasses `Namespace` and has exactly these methods with these signatures. Arrays are the framework's
-own; dtypes are torch's names ("float32"); axes are never negative unless said so; a size is an int, or a scalar array
-where shapes are not known while the graph is built. Methods with a body here are right for every framework and are
-overridden where a framework has something better.
+own; dtypes are torch's names ("float32"); axes are never negative unless said so; a size is an int, or where shapes are
+not known while the graph is built a symbol (JAX) or a scalar array (TensorFlow). Methods with a body here are right for
+every framework and are overridden where a framework has something better.
 """
 
 from __future__ import annotations
@@ -53,6 +53,20 @@ class Namespace:
     def size_where(self, condition: Any, a: Any, b: Any) -> Any:
         return a if condition else b
 
+    def size_max(self, a: Any, b: Any) -> Any:
+        return max(a, b)
+
+    def size_min(self, a: Any, b: Any) -> Any:
+        return min(a, b)
+
+    def reaches(self, size: Any, index: Any) -> bool:
+        """Whether an index is a number below a size, as far as can be seen; if not, data or symbols decide."""
+        return True
+
+    def size_joint(self, a: Any, b: Any) -> Any:
+        """What two sizes broadcast to of which neither is a number."""
+        raise NotImplementedError
+
     def size_int(self, a: Any) -> Any:
         """The whole number below (towards zero) a size or a product of sizes and floats."""
         return int(a)
@@ -97,6 +111,11 @@ class Namespace:
         raise NotImplementedError
 
     def take_along_axis(self, x: Any, index: Any, axis: int) -> Any:
+        raise NotImplementedError
+
+    def inside(self, index: Any, size: Any) -> tuple[Any, Any]:
+        """Indices that data decide, made safe to read and write at: (`index`, None) if all are known to be in
+        0 … size - 1, an InputError if one is known not to be; else 0 for those outside, and which are inside."""
         raise NotImplementedError
 
     def index(self, x: Any, indices: Sequence[Any]) -> Any:

@@ -12,12 +12,21 @@ import numpy as np
 from zoo.arrays import numpy_dtype
 from zoo.backends.execute import Program, resolve_over
 from zoo.backends.namespace import BINARY, UNARY, Namespace
-from zoo.errors import GraphError, ZooError
+from zoo.errors import GraphError, OutsideError, ZooError
 from zoo.graph.ir import Graph
 from zoo.inputs import NUMPY
 from zoo.ops.random import key_of
 
-__all__ = ["INPUTS", "NumpyNamespace", "compile_graph", "evaluating", "key_from", "namespace", "params_from"]
+__all__ = [
+    "INPUTS",
+    "NumpyNamespace",
+    "all_inside",
+    "compile_graph",
+    "evaluating",
+    "key_from",
+    "namespace",
+    "params_from",
+]
 
 
 COPIES = False
@@ -135,6 +144,12 @@ class NumpyNamespace(Namespace):
 
     def take_along_axis(self, x: Any, index: Any, axis: int) -> Any:
         return np.take_along_axis(x, index, axis)
+
+    def size_joint(self, a: Any, b: Any) -> Any:
+        return a  # there are numbers alone
+
+    def inside(self, index: Any, size: Any) -> tuple[Any, Any]:
+        return all_inside(index, size), None
 
     def index(self, x: Any, indices: Sequence[Any]) -> Any:
         return x[tuple(slice(None) if i is None else i for i in indices)]
@@ -307,6 +322,18 @@ class NumpyNamespace(Namespace):
     def qr(self, x: Any, full: bool) -> tuple[Any, Any]:
         q, r = np.linalg.qr(x, "complete" if full else "reduced")
         return q, r
+
+
+def all_inside(index: Any, size: int) -> Any:
+    """`index`. OutsideError if a number in it is not in 0 … size - 1."""
+    numbers = np.asarray(index)
+    if numbers.size and not (numbers.min() >= 0 and numbers.max() < size):
+        raise OutsideError(
+            "an index is outside what it points into",
+            expected=f"0 to {size - 1}" if size else "none: there is nothing",
+            got=f"{numbers.min()} to {numbers.max()}",
+        )
+    return index
 
 
 def _erf(x: Any) -> Any:

@@ -16,12 +16,13 @@ import numpy as np
 import tensorflow as tf
 
 from zoo.arrays import to_numpy
-from zoo.backends.execute import Program, resolve_over
+from zoo.backends.execute import Program, disagreement, resolve_over
 from zoo.backends.namespace import BINARY, UNARY, Namespace
-from zoo.backends.numpy import _clipped
-from zoo.graph.ir import Graph
+from zoo.backends.numpy import _clipped, all_inside
+from zoo.graph.ir import Graph, Node, ValueInfo
 from zoo.graph.passes import RNG, keyed
 from zoo.inputs import Arrays, named, prepare_inputs
+from zoo.ops import size as size_ops
 from zoo.ops.random import key_of
 from zoo.params import HeldVariables
 from zoo.trees import register_trees
@@ -223,9 +224,27 @@ class TensorflowNamespace(Namespace):
         return tf.equal(a, b) if isinstance(a, tf.Tensor) or isinstance(b, tf.Tensor) else a == b
 
     def size_where(self, condition: Any, a: Any, b: Any) -> Any:
-        floats = any(v.dtype.is_floating if isinstance(v, tf.Tensor) else isinstance(v, float) for v in (a, b))
-        dtype = tf.float64 if floats else tf.int32
+        dtype = self._joint_dtype(a, b)
         return tf.where(condition, tf.cast(a, dtype), tf.cast(b, dtype))
+
+    def size_max(self, a: Any, b: Any) -> Any:
+        return self._extreme(max, tf.maximum, a, b)
+
+    def size_min(self, a: Any, b: Any) -> Any:
+        return self._extreme(min, tf.minimum, a, b)
+
+    def _extreme(self, of_numbers: Any, of_tensors: Any, a: Any, b: Any) -> Any:
+        if not any(isinstance(v, tf.Tensor) for v in (a, b)):
+            return of_numbers(a, b)
+        dtype = self._joint_dtype(a, b)
+        return of_tensors(tf.cast(a, dtype), tf.cast(b, dtype))
+
+    def _joint_dtype(self, a: Any, b: Any) -> Any:
+        floats = any(v.dtype.is_floating if isinstance(v, tf.Tensor) else isinstance(v, float) for v in (a, b))
+        return tf.float64 if floats else tf.int32
+
+    def size_joint(self, a: Any, b: Any) -> Any:
+        return a if a is b else tf.where(tf.equal(a, 1), b, a)
 
     def size_int(self, a: Any) -> Any:
         return tf.cast(a, tf.int32) if isinstance(a, tf.Tensor) else int(a)
@@ -244,7 +263,7 @@ class TensorflowNamespace(Namespace):
 
     def broadcast_to(self, x: Any, shape: Any) -> Any:
         # sizes that are tensors have no truth value: only a wholly known shape can be seen to be x's own
-        known = all(isinstance(size, int) for size in shape)
+        known = all(size_ops.known(size) for size in shape)
         return x if known and list(shape) == x.shape.as_list() else tf.broadcast_to(x, _sizes(shape))
 
     def concat(self, xs: Sequence[Any], axis: int) -> Any:
@@ -267,7 +286,7 @@ class TensorflowNamespace(Namespace):
 
     def take_along_axis(self, x: Any, index: Any, axis: int) -> Any:
         if axis == x.shape.rank - 1:
-            lead = self._broadcast_shape(self.shape(x)[:-1], self.shape(index)[:-1])
+            lead = [size_ops.joint(self, m, n) for m, n in zip(self.shape(x)[:-1], self.shape(index)[:-1], strict=True)]
             x = self.broadcast_to(x, (*lead, self.shape(x)[-1]))
             index = self.broadcast_to(index, (*lead, self.shape(index)[-1]))
             return tf.gather(x, index, axis=-1, batch_dims=x.shape.rank - 1)
@@ -276,8 +295,14 @@ class TensorflowNamespace(Namespace):
         moved = self.take_along_axis(tf.transpose(x, order), tf.transpose(index, order), x.shape.rank - 1)
         return tf.transpose(moved, back)
 
-    def _broadcast_shape(self, a: Sequence[Any], b: Sequence[Any]) -> list[Any]:
-        return [n if isinstance(m, int) and m == 1 else m for m, n in zip(a, b, strict=True)]
+    def inside(self, index: Any, size: Any) -> tuple[Any, Any]:
+        known = tf.get_static_value(index)
+        if known is not None and size_ops.known(size):
+            all_inside(known, size)
+            return index, None
+        limit = tf.cast(size, index.dtype)
+        valid = tf.logical_and(tf.greater_equal(index, tf.zeros((), index.dtype)), tf.less(index, limit))
+        return tf.where(valid, index, tf.zeros((), index.dtype)), valid
 
     def index(self, x: Any, indices: Sequence[Any]) -> Any:
         axes = [axis for axis, i in enumerate(indices) if i is not None]
@@ -472,12 +497,12 @@ class TensorflowNamespace(Namespace):
     ) -> Any:
         """On a CPU TensorFlow convolves channels-last only, and groups only one by one or depthwise."""
         dims = len(stride)
-        if not isinstance(groups, int):  # as many as the batch has samples: one after another
+        if not size_ops.known(groups):  # as many as the batch has samples: one after another
             sizes = self.shape(x)
             parts = self.reshape(x, (sizes[0], groups, sizes[1] // groups, *sizes[2:]))
             weights = self.reshape(weight, (groups, self.shape(weight)[0] // groups, *self.shape(weight)[1:]))
             parts = tf.map_fn(
-                lambda pair: self.conv(*pair, stride, padding, dilation, 1),
+                lambda pair: self.conv(pair[0], pair[1], stride, padding, dilation, 1),
                 (tf.transpose(parts, [1, 0, *range(2, dims + 3)]), weights),
                 fn_output_signature=x.dtype,
             )
@@ -494,7 +519,7 @@ class TensorflowNamespace(Namespace):
                 groups,
             )
             return tf.squeeze(wide, [2])
-        if any(not isinstance(p, int) or p for pair in padding for p in pair):
+        if any(not size_ops.known(p, 0) for pair in padding for p in pair):
             x = self.pad(x, [(0, 0), (0, 0), *padding], 0)
         last = tf.transpose(x, [0, *range(2, dims + 2), 1])
         kernel = tf.transpose(weight, [*range(2, dims + 2), 1, 0])  # [*kernel, in / groups, out]
@@ -547,7 +572,7 @@ class TensorflowNamespace(Namespace):
         if dims == 1:
             wide = self._pool(function, tf.expand_dims(x, 2), (1, *kernel), (1, *stride), ((0, 0), *padding), value)
             return tf.squeeze(wide, [2])
-        if any(not isinstance(p, int) or p for pair in padding for p in pair):
+        if any(not size_ops.known(p, 0) for pair in padding for p in pair):
             x = self.pad(x, [(0, 0), (0, 0), *padding], value)
         last = tf.transpose(x, [0, *range(2, dims + 2), 1])
         result = function(last, list(kernel), list(stride), "VALID")
@@ -585,13 +610,28 @@ def _runner(
     graph: Graph, operations: Mapping[str, Callable[..., Any]] | None = None
 ) -> Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]:
     """The graph's operations on tensors, to be called while a tf.function is traced."""
-    program = Program(graph, resolve_over(_XP, {**_OVERRIDES, **(operations or {})}))
+    program = Program(graph, resolve_over(_XP, {**_OVERRIDES, **(operations or {})}), hold=_held)
 
     def run(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
         constants = {name: tf.constant(array) for name, array in graph.constants.items()}
         return program({name: tf.convert_to_tensor(p) for name, p in params.items()}, inputs, constants)
 
     return run
+
+
+def _held(node: Node, value: Any, info: ValueInfo) -> Any:
+    """A result with what the graph records of it: the sizes that are numbers, which TensorFlow may have lost."""
+    if info.dtype == "size":
+        return value
+    value = tf.convert_to_tensor(value)
+    try:
+        value.set_shape([size if isinstance(size, int) else None for size in info.shape])
+        agree = value.dtype.name == info.dtype
+    except ValueError:
+        agree = False
+    if not agree:
+        raise disagreement(node, info, f"{value.dtype.name} {value.shape}")
+    return value
 
 
 def _replaced_nan(x: Any, value: float) -> Any:

@@ -333,6 +333,14 @@ class _Sizes:
         return torch.sym_ite(condition, a, b)
 
     @staticmethod
+    def size_max(a: Any, b: Any) -> Any:
+        return torch.sym_max(a, b)
+
+    @staticmethod
+    def size_min(a: Any, b: Any) -> Any:
+        return torch.sym_min(a, b)
+
+    @staticmethod
     def size_int(a: Any) -> Any:
         return torch.sym_int(a)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.backends import how_to_install
-from zoo.errors import MissingFramework, ZooError
+from zoo.errors import MissingFramework, OutsideError, ZooError
 
 __all__ = [
     "ACTIVATIONS",
@@ -118,7 +118,7 @@ def fail(status: int, kernel: str, args: Structure) -> None:
     if status == 2:
         raise MemoryError(f"{kernel}: no memory left")
     if status == 3:
-        raise IndexError(f"{kernel}: an index is outside the table's {args.rows} rows")
+        raise OutsideError(f"an index is outside the table's {args.rows} rows", where=kernel)
     sizes = {name: getattr(args, name) for name, kind, *_ in args._fields_ if kind in (c_int64, c_int32)}
     raise ZooError("the native engine refuses these arguments", where=kernel, got=sizes)
 

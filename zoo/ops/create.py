@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from zoo.graph.ir import DType
+from zoo.ops import size as size_ops
 from zoo.ops.dtypes import FLOAT, is_float
 from zoo.ops.table import op
 
@@ -85,7 +86,7 @@ def arange(xp: Any, end: Any, *, dtype: DType | None = None) -> Any:
 def linspace(xp: Any, start: Any, end: Any, steps: Any, *, dtype: DType | None = None) -> Any:
     name = dtype.name if dtype else FLOAT
     wide = name if is_float(name) else FLOAT
-    gap = xp.asarray((end - start) / max(steps - 1, 1), wide)
+    gap = xp.divide(xp.asarray(end - start, wide), xp.asarray(size_ops.max_(xp, steps - 1, 1), wide))
     return xp.cast(xp.add(xp.asarray(start, wide), xp.multiply(xp.arange(0, steps, 1, wide), gap)), name)
 
 
@@ -108,12 +109,14 @@ def triu(xp: Any, x: Any, diagonal: int = 0) -> Any:
 
 @op("tril_indices")
 def tril_indices(xp: Any, row: int, col: int, offset: int = 0, *, dtype: DType | None = None) -> Any:
+    row, col = size_ops.number(row, "tril_indices"), size_ops.number(col, "tril_indices")
     pairs = [(i, j) for i in range(row) for j in range(col) if j <= i + offset]
     return xp.asarray([[i for i, _ in pairs], [j for _, j in pairs]], dtype.name if dtype else "int64")
 
 
 @op("triu_indices")
 def triu_indices(xp: Any, row: int, col: int, offset: int = 0, *, dtype: DType | None = None) -> Any:
+    row, col = size_ops.number(row, "triu_indices"), size_ops.number(col, "triu_indices")
     pairs = [(i, j) for i in range(row) for j in range(col) if j >= i + offset]
     return xp.asarray([[i for i, _ in pairs], [j for _, j in pairs]], dtype.name if dtype else "int64")
 

@@ -76,6 +76,8 @@ def result_type(xp: Any, *args: Any) -> str:
     for arg in args:
         if type(arg) in _NUMBERS:  # exact: NumPy's float64 scalar is a float, too
             level, dtype = 2, _NUMBERS[type(arg)]
+        elif not hasattr(arg, "shape"):  # a size that is a symbol
+            level, dtype = 2, "int64"
         else:
             level, dtype = (0 if xp.ndim(arg) else 1), xp.dtype(arg)
         known = by_priority[level]

@@ -7,7 +7,8 @@ from typing import Any
 
 from zoo.ops.dtypes import is_float, promote
 from zoo.ops.reduce import on_scalars
-from zoo.ops.shape import broadcast_tensors, diagonal_positions
+from zoo.ops.shape import broadcast_tensors, diagonal_positions, from_end, spoiled
+from zoo.ops.size import known
 from zoo.ops.table import op
 
 _REDUCTIONS = {
@@ -26,8 +27,10 @@ _REDUCTIONS = {
 def embedding(
     xp: Any, weight: Any, indices: Any, padding_idx: int = -1, scale_grad: bool = False, sparse: bool = False
 ) -> Any:
-    """The row `padding_idx`, unless that is negative, gets no gradient."""
+    """The row `padding_idx`, unless that is negative, gets no gradient. Of an id outside the table there is NaN."""
+    indices, valid = xp.inside(indices, xp.shape(weight)[0])
     rows = xp.take(weight, indices, 0)
+    rows = spoiled(xp, rows, valid if valid is None else xp.expand_dims(valid, xp.ndim(valid)))
     if padding_idx < 0:
         return rows
     padded = xp.expand_dims(xp.equal(indices, xp.asarray(padding_idx, xp.dtype(indices))), xp.ndim(indices))
@@ -38,8 +41,12 @@ def embedding(
 def index_select(xp: Any, x: Any, dim: int, index: Any) -> Any:
     if not xp.ndim(x):
         return x
-    index = xp.reshape(_wrapped(xp, index, xp.shape(x)[dim]), (-1,))  # one number is a list of one
-    return xp.take(x, index, dim % xp.ndim(x))
+    dim %= xp.ndim(x)
+    index = xp.reshape(from_end(xp, index, xp.shape(x)[dim]), (-1,))  # one number is a list of one
+    index, valid = xp.inside(index, xp.shape(x)[dim])
+    if valid is not None:
+        valid = xp.reshape(valid, (-1,) + (1,) * (xp.ndim(x) - 1 - dim))
+    return spoiled(xp, xp.take(x, index, dim), valid)
 
 
 @op("gather")
@@ -51,7 +58,8 @@ def gather(xp: Any, x: Any, dim: int, index: Any, *, sparse_grad: bool = False) 
     for axis in range(xp.ndim(x)):
         if axis != dim and not _same_size(xp.shape(x)[axis], xp.shape(index)[axis]):
             x = xp.slice(x, axis, 0, xp.shape(index)[axis])
-    return xp.take_along_axis(x, index, dim)
+    index, valid = xp.inside(index, xp.shape(x)[dim])
+    return spoiled(xp, xp.take_along_axis(x, index, dim), valid)
 
 
 @op("take_along_dim")
@@ -60,7 +68,8 @@ def take_along_dim(xp: Any, x: Any, indices: Any, dim: int | None = None) -> Any
     if dim is None:
         x, indices, dim = xp.reshape(x, (-1,)), xp.reshape(indices, (-1,)), 0
     dim %= xp.ndim(x)
-    return xp.take_along_axis(x, _wrapped(xp, indices, xp.shape(x)[dim]), dim)
+    indices, valid = xp.inside(from_end(xp, indices, xp.shape(x)[dim]), xp.shape(x)[dim])
+    return spoiled(xp, xp.take_along_axis(x, indices, dim), valid)
 
 
 @op("index.Tensor", "_unsafe_index.Tensor")
@@ -68,7 +77,13 @@ def index(xp: Any, x: Any, indices: Any) -> Any:
     """x[indices] with None for a whole dim; index arrays that are apart put their dims first, as in NumPy."""
     if any(i is not None and xp.dtype(i) == "bool" for i in indices):
         return xp.index_mask(x, indices)
-    return xp.index(x, _positions(xp, x, indices))
+    indices, valid = _positions(xp, x, indices)
+    if valid is not None:  # its dims are followed by those of `x` after the last index, or all where indices are apart
+        axes = [axis for axis, i in enumerate(indices) if i is not None]
+        together = axes[-1] - axes[0] + 1 == len(axes)
+        after = xp.ndim(x) - 1 - axes[-1] if together else xp.ndim(x) - len(axes)
+        valid = xp.reshape(valid, (*xp.shape(valid), *((1,) * after)))
+    return spoiled(xp, xp.index(x, indices), valid)
 
 
 @op("index_put", "_unsafe_index_put")
@@ -81,7 +96,8 @@ def index_put(xp: Any, x: Any, indices: Any, values: Any, accumulate: bool = Fal
             values = _in_turn(xp, mask, values, inner)
         mask = xp.reshape(mask, (*xp.shape(mask), *((1,) * inner)))
         return xp.where(mask, xp.add(x, values) if accumulate else values, x)
-    return xp.index_put(x, _positions(xp, x, indices), values, accumulate)
+    indices, valid = _positions(xp, x, indices)
+    return _written(xp, xp.index_put(x, indices, values, accumulate), valid)
 
 
 @op("masked_select")
@@ -97,18 +113,19 @@ def nonzero(xp: Any, x: Any) -> Any:
 
 @op("scatter.src", "scatter.value")
 def scatter(xp: Any, x: Any, dim: int, index: Any, src: Any) -> Any:
-    return xp.scatter(x, dim % max(xp.ndim(x), 1), index, xp.asarray(src, xp.dtype(x)), "set")
+    return _scattered(xp, x, dim % max(xp.ndim(x), 1), index, xp.asarray(src, xp.dtype(x)), "set")
 
 
 @op("scatter_add")
 def scatter_add(xp: Any, x: Any, dim: int, index: Any, src: Any) -> Any:
-    return xp.scatter(x, dim % max(xp.ndim(x), 1), index, src, "add")
+    return _scattered(xp, x, dim % max(xp.ndim(x), 1), index, src, "add")
 
 
 @op("scatter_reduce.two", "scatter.reduce")
 def scatter_reduce(xp: Any, x: Any, dim: int, index: Any, src: Any, reduce: str, *, include_self: bool = True) -> Any:
     dim %= max(xp.ndim(x), 1)
     kind = _REDUCTIONS[reduce]
+    index, valid = xp.inside(index, xp.shape(x)[dim] if xp.ndim(x) else 1)
     if not include_self:
         neutral = {"add": 0, "multiply": 1, "max": -math.inf, "min": math.inf}[kind]
         if not is_float(xp.dtype(x)) and not math.isfinite(neutral):
@@ -119,21 +136,21 @@ def scatter_reduce(xp: Any, x: Any, dim: int, index: Any, src: Any, reduce: str,
         x = xp.scatter(x, dim, index, blank, "set")
     result = xp.scatter(x, dim, index, src, kind)
     if reduce != "mean":
-        return result
+        return _written(xp, result, valid)
     count = xp.full(xp.shape(x), 1 if include_self else 0, xp.dtype(x))
     count = xp.scatter(count, dim, index, xp.full(xp.shape(src), 1, xp.dtype(x)), "add")
-    return xp.divide(result, xp.maximum(count, xp.asarray(1, xp.dtype(x))))
+    return _written(xp, xp.divide(result, xp.maximum(count, xp.asarray(1, xp.dtype(x)))), valid)
 
 
 @op("index_add")
 def index_add(xp: Any, x: Any, dim: int, index: Any, source: Any, *, alpha: Any = 1) -> Any:
     source = source if alpha == 1 else xp.multiply(source, xp.asarray(alpha, xp.dtype(source)))
-    return xp.index_put(x, [None] * (dim % xp.ndim(x)) + [index], source, True)
+    return _put_along(xp, x, dim % xp.ndim(x), index, source, True)
 
 
 @op("index_copy")
 def index_copy(xp: Any, x: Any, dim: int, index: Any, source: Any) -> Any:
-    return xp.index_put(x, [None] * (dim % xp.ndim(x)) + [index], source, False)
+    return _put_along(xp, x, dim % xp.ndim(x), index, source, False)
 
 
 @op("index_reduce")
@@ -148,8 +165,8 @@ def index_reduce(xp: Any, x: Any, dim: int, index: Any, source: Any, reduce: str
 def put(xp: Any, x: Any, index: Any, source: Any, accumulate: bool = False) -> Any:
     """Into the elements of `x` counted through."""
     flat, index = xp.reshape(x, (-1,)), xp.reshape(index, (-1,))
-    where = _wrapped(xp, index, xp.shape(flat)[0])
-    return xp.reshape(xp.index_put(flat, [where], xp.reshape(source, (-1,)), accumulate), xp.shape(x))
+    where = from_end(xp, index, xp.shape(flat)[0])
+    return xp.reshape(_put_along(xp, flat, 0, where, xp.reshape(source, (-1,)), accumulate), xp.shape(x))
 
 
 @op("diagonal_scatter")
@@ -183,7 +200,7 @@ def embedding_bag(
     """
     if include_last_offset:
         offsets = xp.slice(offsets, 0, 0, xp.shape(offsets)[0] - 1)
-    rows = xp.take(weight, indices, 0)
+    rows = embedding(xp, weight, indices)
     bags, dtype = xp.shape(offsets)[0], xp.dtype(weight)
     places = xp.expand_dims(xp.arange(0, xp.shape(indices)[0], 1, xp.dtype(offsets)), 1)
     started = xp.sum(xp.cast(xp.less_equal(offsets, places), "int64"), (1,), True)
@@ -237,18 +254,18 @@ def slice_scatter(xp: Any, x: Any, src: Any, dim: int = 0, start: Any = None, en
 def select_scatter(xp: Any, x: Any, src: Any, dim: int, index: Any) -> Any:
     dim %= xp.ndim(x)
     size = xp.shape(x)[dim]
-    index = index + size if isinstance(index, int) and index < 0 else index
     shape = [1] * xp.ndim(x)
     shape[dim] = size
-    here = xp.reshape(xp.equal(xp.arange(0, size, 1, "int64"), xp.asarray(index, "int64")), tuple(shape))
-    return xp.where(here, xp.expand_dims(xp.cast(src, xp.dtype(x)), dim), x)
+    index, valid = xp.inside(from_end(xp, xp.asarray(index, "int64"), size), size)
+    here = xp.reshape(xp.equal(xp.arange(0, size, 1, "int64"), index), tuple(shape))
+    return _written(xp, xp.where(here, xp.expand_dims(xp.cast(src, xp.dtype(x)), dim), x), valid)
 
 
 @op("sort", "sort.stable")
 @on_scalars
 def sort(xp: Any, x: Any, *args: Any, dim: int = -1, descending: bool = False, stable: bool = True) -> Any:
     """(values, indices). sort takes (dim, descending), sort.stable (stable=, dim=, descending=)."""
-    if args and isinstance(args[0], int) and not isinstance(args[0], bool):
+    if args and not isinstance(args[0], bool):
         dim, *args = args  # type: ignore[assignment]
     if args:
         descending = args[0]
@@ -319,7 +336,9 @@ def _middle(xp: Any, x: Any, dim: int, keepdim: bool, ignore_nan: bool) -> Any:
 
 @op("one_hot")
 def one_hot(xp: Any, x: Any, num_classes: int) -> Any:
-    return xp.cast(xp.equal(xp.expand_dims(x, xp.ndim(x)), xp.arange(0, num_classes, 1, "int64")), "int64")
+    x, valid = xp.inside(x, num_classes)
+    hot = xp.cast(xp.equal(xp.expand_dims(x, xp.ndim(x)), xp.arange(0, num_classes, 1, "int64")), "int64")
+    return spoiled(xp, hot, valid if valid is None else xp.expand_dims(valid, xp.ndim(valid)))
 
 
 @op("bucketize.Tensor", "bucketize.Scalar")
@@ -405,25 +424,38 @@ def histc(xp: Any, x: Any, bins: int = 100, min: float = 0, max: float = 0) -> A
     return xp.sum(xp.cast(xp.logical_and(hits, xp.expand_dims(inside, 1)), dtype), (0,), False)
 
 
-def _positions(xp: Any, x: Any, indices: Any) -> list[Any]:
-    """`indices` counted from the start; masks, which may take several dims each, as they are."""
-    result, axis = [], 0
+def _positions(xp: Any, x: Any, indices: Any) -> tuple[list[Any], Any]:
+    """`indices` counted from the start, and which are inside; masks, which may take several dims each, as they are."""
+    result, axis, valid = [], 0, None
     for i in indices:
         mask = i is not None and xp.dtype(i) == "bool"
-        result.append(i if i is None or mask else _wrapped(xp, i, xp.shape(x)[axis]))
+        if i is not None and not mask:
+            size = xp.shape(x)[axis]
+            i, inside = xp.inside(from_end(xp, i, size), size)
+            valid = inside if valid is None else valid if inside is None else xp.logical_and(valid, inside)
+        result.append(i)
         axis += xp.ndim(i) if mask else 1
-    return result
+    return result, valid
 
 
-def _wrapped(xp: Any, index: Any, size: Any) -> Any:
-    """Negative indices count from the end."""
-    zero = xp.asarray(0, xp.dtype(index))
-    return xp.where(xp.less(index, zero), xp.add(index, xp.asarray(size, xp.dtype(index))), index)
+def _put_along(xp: Any, x: Any, dim: int, index: Any, source: Any, accumulate: bool) -> Any:
+    index, valid = xp.inside(index, xp.shape(x)[dim])
+    return _written(xp, xp.index_put(x, [None] * dim + [index], source, accumulate), valid)
+
+
+def _scattered(xp: Any, x: Any, dim: int, index: Any, src: Any, mode: str) -> Any:
+    index, valid = xp.inside(index, xp.shape(x)[dim] if xp.ndim(x) else 1)
+    return _written(xp, xp.scatter(x, dim, index, src, mode), valid)
+
+
+def _written(xp: Any, x: Any, valid: Any) -> Any:
+    """What was written into, wholly NaN if a position was outside: nothing says what should have been there."""
+    return spoiled(xp, x, valid if valid is None else xp.all(valid, tuple(range(xp.ndim(valid))), False))
 
 
 def _same_size(a: Any, b: Any) -> bool:
-    return a is b or (isinstance(a, int) and isinstance(b, int) and a == b)
+    return a is b or (known(a) and known(b, a))
 
 
 def _end(end: Any) -> Any:
-    return None if isinstance(end, int) and end >= 2**63 - 1 else end
+    return None if known(end) and end >= 2**63 - 1 else end

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from zoo.ops.linear import _swap
+from zoo.ops.size import known, number
 from zoo.ops.table import op
 
 
@@ -16,13 +17,17 @@ def inv(xp: Any, x: Any) -> Any:
     return xp.solve(x, xp.broadcast_to(_identity(xp, x), xp.shape(x)))
 
 
-@op("linalg_solve")
-def solve(xp: Any, a: Any, b: Any, *, left: bool = True) -> Any:
+@op("linalg_solve", recorded=True)
+def solve(xp: Any, a: Any, b: Any, *, left: bool = True, infos: Any = None) -> Any:
     """a @ result = b, or result @ a = b; `b` is of vectors where it has the shape that torch takes to be so."""
     vectors = xp.ndim(b) == 1
-    if xp.ndim(b) == xp.ndim(a) - 1:
-        sizes = zip(xp.shape(b), xp.shape(a), strict=False)
-        vectors = all(m == n for m, n in sizes if isinstance(m, int) and isinstance(n, int))
+    if xp.ndim(b) == xp.ndim(a) - 1 and not vectors:
+        sizes = list(zip(xp.shape(b), xp.shape(a), strict=False))
+        vectors = all(m == n for m, n in sizes if known(m) and known(n))
+        if vectors and not all(known(m) and known(n) for m, n in sizes):
+            if infos is None:
+                number(next(m for pair in sizes for m in pair if not known(m)), "solve")
+            vectors = len(infos[0].shape) == xp.ndim(b)
     b = xp.expand_dims(b, xp.ndim(b)) if vectors else b
     result = _solved(xp, a, b) if left else _swap(xp, _solved(xp, _swap(xp, a), _swap(xp, b)))
     return xp.squeeze(result, (xp.ndim(result) - 1,)) if vectors else result

@@ -11,6 +11,7 @@ from typing import Any
 from zoo.ops.dtypes import promote
 from zoo.ops.random import dropout
 from zoo.ops.reduce import norm, safe_softmax, softmax
+from zoo.ops.size import known
 from zoo.ops.table import op
 
 
@@ -87,8 +88,18 @@ def cdist(xp: Any, x: Any, y: Any, p: float, compute_mode: int | None = None) ->
 def pdist(xp: Any, x: Any, p: float = 2.0) -> Any:
     """Distances of the rows above one another: the upper triangle of cdist(x, x), row after row."""
     rows = xp.shape(x)[0]
-    pairs = [(i, j) for i in range(rows) for j in range(i + 1, rows)]
-    first, second = (xp.take(x, xp.asarray([pair[k] for pair in pairs], "int64"), 0) for k in (0, 1))
+    if known(rows):
+        pairs = [(i, j) for i in range(rows) for j in range(i + 1, rows)]
+        places = [xp.asarray([pair[k] for pair in pairs], "int64") for k in (0, 1)]
+    else:  # pair n is of row i where the rows before have n pairs at most between them
+        after = xp.arange(rows - 1, -1, -1, "int64")
+        ends = xp.cumsum(after, 0)
+        numbers = xp.arange(0, rows * (rows - 1) // 2, 1, "int64")
+        above = xp.cast(xp.less_equal(ends, xp.expand_dims(numbers, 1)), "int64")
+        row = xp.sum(above, (1,), False)
+        left = xp.subtract(xp.take(ends, row, 0), numbers)  # pairs of the row from this one on
+        places = [row, xp.subtract(xp.asarray(rows, "int64"), left)]
+    first, second = (xp.take(x, place, 0) for place in places)
     return norm(xp, xp.abs(xp.subtract(first, second)), p, (1,), False)
 
 
@@ -154,7 +165,7 @@ def _swap(xp: Any, x: Any) -> Any:
 
 def _repeat_heads(xp: Any, x: Any, heads: Any) -> Any:
     *lead, own, length, width = xp.shape(x)
-    if isinstance(own, int) and isinstance(heads, int) and own == heads:
+    if known(own) and known(heads, own):
         return x
     spread = xp.broadcast_to(xp.expand_dims(x, len(lead) + 1), (*lead, own, heads // own, length, width))
     return xp.reshape(spread, (*lead, heads, length, width))

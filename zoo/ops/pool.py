@@ -222,9 +222,8 @@ def _pads(xp: Any, x: Any, kernel: Any, stride: Any, padding: Any, dilation: Any
         after = p
         if ceil_mode:
             span = size + 2 * p - d * (k - 1) - 1
-            steps = -(-span // s)
             # a window may not start in the padding after
-            steps = size_ops.ite(xp, steps * s >= size + p, steps - 1, steps)
+            steps = size_ops.min_(xp, -(-span // s), (size + p - 1) // s)
             after = size_ops.max_(xp, steps * s + d * (k - 1) + 1 - size - p, 0)
         pairs.append((p, after))
     return pairs
@@ -232,11 +231,12 @@ def _pads(xp: Any, x: Any, kernel: Any, stride: Any, padding: Any, dilation: Any
 
 def _adaptive_axis(xp: Any, x: Any, axis: int, target: Any, reduction: Any) -> Any:
     size = xp.shape(x)[axis]
-    if isinstance(target, int) and target == 1:
+    target = size_ops.number(target, "adaptive pooling")
+    if target == 1:
         return reduction(x, (axis,), True)
-    if isinstance(size, int) and isinstance(target, int) and size == target:
+    if size_ops.known(size, target):
         return x
-    if isinstance(size, int) and size % target == 0:
+    if size_ops.known(size) and size % target == 0:
         shape = xp.shape(x)
         return reduction(xp.reshape(x, (*shape[:axis], target, size // target, *shape[axis + 1 :])), (axis + 1,), False)
     cells = [xp.slice(x, axis, i * size // target, -(-(i + 1) * size // target)) for i in range(target)]

@@ -30,7 +30,7 @@ def _register(dims: str, mode: str, *names: str) -> None:
         factors: Any = args[-1] if len(args) > (not mode.startswith("nearest")) else None
         if output_size is None:
             sizes = xp.shape(x)[-count:]
-            output_size = [xp.size_int(size_ops.mul(xp, s, f)) for s, f in zip(sizes, factors, strict=True)]
+            output_size = [size_ops.scaled(xp, s, f) for s, f in zip(sizes, factors, strict=True)]
         return _resize(xp, x, count, mode, output_size, align, factors or ())
 
     for name in names:
@@ -125,7 +125,7 @@ def _resize(xp: Any, x: Any, dims: int, mode: str, output_size: Any, align: bool
         axis = xp.ndim(x) - dims + i
         scale = scales[i] if i < len(scales) else None
         size = xp.shape(x)[axis]
-        if isinstance(size, int) and isinstance(target, int) and size == target and scale in (None, 1.0):
+        if size_ops.known(size) and size_ops.known(target, size) and scale in (None, 1.0):
             continue
         if mode.startswith("nearest"):
             ratio = _ratio(xp, size, target, False, scale)

@@ -8,7 +8,8 @@ from typing import Any
 
 from zoo.graph.ir import DType
 from zoo.ops import size as size_ops
-from zoo.ops.dtypes import result_type
+from zoo.ops.dtypes import is_integer, result_type
+from zoo.ops.size import known, number
 from zoo.ops.table import op
 
 _END = 2**63 - 1  # what torch.export writes for "to the end"
@@ -16,9 +17,9 @@ _END = 2**63 - 1  # what torch.export writes for "to the end"
 
 @op("view", "reshape", "_unsafe_view", "_reshape_alias")
 def view(xp: Any, x: Any, size: Any, stride: Any = None) -> Any:
-    if any(_is_zero(d) for d in xp.shape(x)) and -1 in [d for d in size if isinstance(d, int)]:
-        known = math.prod(d for d in size if d != -1)
-        size = tuple(math.prod(xp.shape(x)) // known if d == -1 else d for d in size)
+    if any(known(d, 0) for d in xp.shape(x)) and any(known(d, -1) for d in size):
+        rest = math.prod(d for d in size if not known(d, -1))
+        size = tuple(math.prod(xp.shape(x)) // rest if known(d, -1) else d for d in size)
     return xp.reshape(x, size)
 
 
@@ -89,22 +90,40 @@ def unsqueeze(xp: Any, x: Any, dim: int) -> Any:
     return xp.expand_dims(x, dim % (xp.ndim(x) + 1))
 
 
-@op("squeeze", "squeeze.dim", "squeeze.dims")
-def squeeze(xp: Any, x: Any, dim: Any = None) -> Any:
-    """Only dims of size 1 go; one whose size is not known while a graph is built stays."""
+@op("squeeze", "squeeze.dim", "squeeze.dims", recorded=True)
+def squeeze(xp: Any, x: Any, dim: Any = None, *, infos: Any = None) -> Any:
+    """Only dims of size 1 go. Of those whose sizes are not known, what the graph records of the result decides."""
     shape = xp.shape(x)
-    axes = range(xp.ndim(x)) if dim is None else (dim,) if isinstance(dim, int) else dim
-    if not xp.ndim(x):
+    if not shape:
         return x
-    gone = {a % xp.ndim(x) for a in axes if isinstance(shape[a], int) and shape[a] == 1}
+    axes = {a % len(shape) for a in (range(len(shape)) if dim is None else (dim,) if isinstance(dim, int) else dim)}
+    gone = {a for a in axes if known(shape[a], 1)}
+    unknown = sorted(a for a in axes if not known(shape[a]))
+    if unknown and infos is None:
+        number(shape[unknown[0]], "squeeze")
+    if unknown:
+        more = len(shape) - len(gone) - len(infos[0].shape)
+        if more == len(unknown):
+            gone.update(unknown)
+        elif more:  # some of several: those that the record has no place for
+            gone.update(_left_out(shape, gone, unknown, infos[0].shape, more))
     return xp.squeeze(x, tuple(sorted(gone))) if gone else x
+
+
+def _left_out(shape: Any, gone: set[int], unknown: list[int], recorded: Any, count: int) -> tuple[int, ...]:
+    """Which `count` of the unknown dims are not in the recorded shape; the first choice that fits."""
+    for choice in itertools.combinations(unknown, count):
+        stay = [size for axis, size in enumerate(shape) if axis not in gone and axis not in choice]
+        if all(not known(a) or not known(b) or a == b for a, b in zip(stay, recorded, strict=False)):
+            return choice
+    return ()
 
 
 @op("expand", "expand_copy")
 def expand(xp: Any, x: Any, size: Any, *, implicit: bool = False) -> Any:
     own = xp.shape(x)
     new = len(size) - len(own)
-    target = tuple(own[i - new] if isinstance(d, int) and d == -1 else d for i, d in enumerate(size))
+    target = tuple(own[i - new] if known(d, -1) else d for i, d in enumerate(size))
     return xp.broadcast_to(x, target)
 
 
@@ -129,7 +148,7 @@ def broadcast_tensors(xp: Any, tensors: Any) -> Any:
     target: list[Any] = [1] * ndim
     for x in tensors:
         for axis, size in enumerate(xp.shape(x), ndim - xp.ndim(x)):
-            target[axis] = size_ops.ite(xp, size_ops.eq(xp, target[axis], 1), size, target[axis])
+            target[axis] = size_ops.joint(xp, target[axis], size)
     return tuple(xp.broadcast_to(x, tuple(target)) for x in tensors)
 
 
@@ -177,8 +196,12 @@ def meshgrid(xp: Any, tensors: Any, *, indexing: str = "ij") -> Any:
 def cat(xp: Any, tensors: Any, dim: int = 0) -> Any:
     dtype = result_type(xp, *tensors)
     # torch lets an empty 1-D tensor join any others
-    real = [x for x in tensors if not (xp.ndim(x) == 1 and _is_zero(xp.shape(x)[0]))]
-    parts = [xp.cast(x, dtype) for x in real or tensors[:1]]
+    ndim = max(xp.ndim(x) for x in tensors)
+    real = [x for x in tensors if xp.ndim(x) == ndim]
+    for x in tensors:
+        if xp.ndim(x) != ndim and number(xp.shape(x)[0], "cat of arrays of one dim and of more"):
+            raise ValueError(f"cat of arrays of {ndim} dims with one of shape {tuple(xp.shape(x))}")
+    parts = [xp.cast(x, dtype) for x in real]
     return parts[0] if len(parts) == 1 else xp.concat(parts, dim % xp.ndim(parts[0]))
 
 
@@ -189,7 +212,7 @@ def stack(xp: Any, tensors: Any, dim: int = 0) -> Any:
 
 @op("slice.Tensor", "slice_copy.Tensor")
 def slice_(xp: Any, x: Any, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Any:
-    end = None if isinstance(end, int) and end >= _END else end
+    end = None if known(end) and end >= _END else end
     return xp.slice(x, dim % xp.ndim(x), 0 if start is None else start, end, step)
 
 
@@ -201,9 +224,36 @@ def narrow(xp: Any, x: Any, dim: int, start: Any, length: Any) -> Any:
 @op("select.int", "select_copy.int")
 def select(xp: Any, x: Any, dim: int, index: Any) -> Any:
     dim %= xp.ndim(x)
-    if isinstance(index, int) and index == -1:
+    size = xp.shape(x)[dim]
+    if known(index) and known(size) and not -size <= index < size:
+        raise IndexError(f"index {index} of a dim of size {size}")
+    if known(index, -1):
         return xp.squeeze(xp.slice(x, dim, -1, None), (dim,))
-    return xp.squeeze(xp.slice(x, dim, index, index + 1), (dim,))
+    if xp.reaches(size, index):
+        return xp.squeeze(xp.slice(x, dim, index, index + 1), (dim,))
+    return picked(xp, x, xp.asarray(index, "int64"), dim)
+
+
+def picked(xp: Any, x: Any, index: Any, dim: int) -> Any:
+    """`x` along `dim` at an index that data or symbols decide, negative from the end: NaN where there is none."""
+    index, valid = xp.inside(from_end(xp, index, xp.shape(x)[dim]), xp.shape(x)[dim])
+    return spoiled(xp, xp.take(x, index, dim), valid)
+
+
+def from_end(xp: Any, index: Any, size: Any) -> Any:
+    """Negative indices count from the end."""
+    index = index if xp.dtype(index) in ("int32", "int64") else xp.cast(index, "int64")
+    zero = xp.asarray(0, xp.dtype(index))
+    return xp.where(xp.less(index, zero), xp.add(index, xp.asarray(size, xp.dtype(index))), index)
+
+
+def spoiled(xp: Any, x: Any, valid: Any) -> Any:
+    """`x` with NaN, or the smallest whole number, where an index was outside; `valid` is None where none can be."""
+    if valid is None:
+        return x
+    dtype = xp.dtype(x)
+    blank = False if dtype == "bool" else -(2**63) if is_integer(dtype) else math.nan
+    return xp.where(valid, x, xp.asarray(blank, dtype))
 
 
 @op("split_with_sizes", "split_with_sizes_copy", "split.sizes")
@@ -217,24 +267,26 @@ def split_with_sizes(xp: Any, x: Any, split_sizes: Any, dim: int = 0) -> Any:
 
 @op("split.Tensor", "split_copy.Tensor")
 def split(xp: Any, x: Any, split_size: Any, dim: int = 0) -> Any:
-    length = xp.shape(x)[dim]
+    length, split_size = number(xp.shape(x)[dim], "split"), number(split_size, "split")
     starts = range(0, max(length, 1), split_size)  # nothing splits into one part of nothing
     return tuple(xp.slice(x, dim % xp.ndim(x), start, min(start + split_size, length)) for start in starts)
 
 
-@op("chunk")
-def chunk(xp: Any, x: Any, chunks: int, dim: int = 0) -> Any:
+@op("chunk", recorded=True)
+def chunk(xp: Any, x: Any, chunks: int, dim: int = 0, *, infos: Any = None) -> Any:
+    """Where the length is not known there are as many parts as the graph records."""
     dim %= xp.ndim(x)
     length = xp.shape(x)[dim]
-    if isinstance(length, int):
+    if infos is None or known(length):
+        length = number(length, "chunk")
         return split(xp, x, -(-length // chunks), dim) if length else (x,) * chunks
-    size = -(-length // chunks)  # of a length only known when it runs: as many parts as asked for
-    return tuple(xp.slice(x, dim, i * size, (i + 1) * size) for i in range(chunks))
+    size = -(-length // chunks)
+    return tuple(xp.slice(x, dim, i * size, (i + 1) * size) for i in range(len(infos)))
 
 
 @op("unbind.int")
 def unbind(xp: Any, x: Any, dim: int = 0) -> Any:
-    return tuple(select(xp, x, dim, i) for i in range(xp.shape(x)[dim]))
+    return tuple(select(xp, x, dim, i) for i in range(number(xp.shape(x)[dim], "unbind")))
 
 
 @op("flip")
@@ -251,9 +303,7 @@ def roll(xp: Any, x: Any, shifts: Any, dims: Any = ()) -> Any:
     for shift, dim in zip(shifts, dims, strict=True):
         dim %= xp.ndim(x)
         size = xp.shape(x)[dim]
-        if isinstance(size, int) and size == 0:
-            continue
-        cut = (size - shift) % size
+        cut = (size - shift) % size_ops.max_(xp, size, 1)
         x = xp.concat([xp.slice(x, dim, cut, None), xp.slice(x, dim, 0, cut)], dim)
     return x
 
@@ -265,12 +315,12 @@ def constant_pad(xp: Any, x: Any, pad: Any, value: Any = 0) -> Any:
     for i in range(len(pad) // 2):
         before, after = pad[2 * i], pad[2 * i + 1]
         axis = xp.ndim(x) - 1 - i
-        if isinstance(before, int) and before < 0:
+        if known(before) and before < 0:
             x, before = xp.slice(x, axis, -before, None), 0
-        if isinstance(after, int) and after < 0:
+        if known(after) and after < 0:
             x, after = xp.slice(x, axis, 0, after), 0
         widths[axis] = (before, after)
-    if all(isinstance(w, int) and w == 0 for pair in widths for w in pair):
+    if all(known(w, 0) for pair in widths for w in pair):
         return x
     return xp.pad(x, widths, value)
 
@@ -387,7 +437,3 @@ def as_strided(xp: Any, x: Any, size: Any, stride: Any, storage_offset: Any = No
 
 def _pads(xp: Any, x: Any, padding: Any) -> list[tuple[int, Any, Any]]:
     return [(xp.ndim(x) - 1 - i, padding[2 * i], padding[2 * i + 1]) for i in range(len(padding) // 2)]
-
-
-def _is_zero(size: Any) -> bool:
-    return isinstance(size, int) and size == 0

@@ -1,16 +1,43 @@
 """Arithmetic on sizes: whole numbers that follow from the inputs' dims, named `sym.*` after torch's SymInt.
 
-A size is a Python int wherever shapes are known while the graph is run (JAX, NumPy, torch), and a scalar integer
-array where they are not (TensorFlow with None dims), so only operators that both have are used.
+A size is a Python int wherever shapes are known while the graph is run, a symbol where JAX exports with symbolic
+shapes, and a scalar integer array where TensorFlow traces with None dims; so only operators that all have are used.
+`known` and `number` tell them apart: nothing else asks for the type of a size.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import Any
+from fractions import Fraction
+from typing import Any, TypeGuard
 
+import numpy as np
+
+from zoo.errors import UnsupportedOp
 from zoo.ops.dtypes import is_float
 from zoo.ops.table import op
+
+
+def known(size: Any, *values: int) -> TypeGuard[int]:
+    """Whether a size is a number now (one of `values`, if any are given), no symbol and no scalar array."""
+    return isinstance(size, int) and (not values or size in values)
+
+
+def number(size: Any, what: str) -> int:
+    """A size that must be a number now.
+
+    Raises:
+        UnsupportedOp: it is a symbol, or known only when the compiled program runs.
+    """
+    if not known(size):
+        raise UnsupportedOp(
+            f"{what} needs a size that is a number while the graph is traced",
+            expected="a number",
+            got=f"{type(size).__name__} {size}",
+            do="give the input's dim a fixed size",
+        )
+    return size
 
 
 @op("sym_size.int")
@@ -128,18 +155,12 @@ def ite(xp: Any, condition: Any, a: Any, b: Any) -> Any:
 
 @op("sym.max")
 def max_(xp: Any, *sizes: Any) -> Any:
-    result = sizes[0]
-    for other in sizes[1:]:
-        result = ite(xp, ge(xp, result, other), result, other)
-    return result
+    return functools.reduce(xp.size_max, sizes)
 
 
 @op("sym.min")
 def min_(xp: Any, *sizes: Any) -> Any:
-    result = sizes[0]
-    for other in sizes[1:]:
-        result = ite(xp, le(xp, result, other), result, other)
-    return result
+    return functools.reduce(xp.size_min, sizes)
 
 
 @op("sym.sum")
@@ -157,12 +178,12 @@ def int_(xp: Any, a: Any) -> Any:
 
 @op("sym.float")
 def float_(xp: Any, a: Any) -> Any:
-    return a * 1.0 if isinstance(a, int) else xp.cast(a, "float64")
+    return a * 1.0 if known(a) else xp.cast(a, "float64")
 
 
 @op("sym.floor")
 def floor(xp: Any, a: Any) -> Any:
-    return xp.size_int(a) if isinstance(a, int) else xp.size_int(a // 1)
+    return xp.size_int(a) if known(a) else xp.size_int(a // 1)
 
 
 @op("sym.ceil")
@@ -178,6 +199,29 @@ def round_(xp: Any, a: Any) -> Any:
 @op("sym.sqrt")
 def sqrt(xp: Any, a: Any) -> Any:
     return pow_(xp, a, 0.5)
+
+
+def scaled(xp: Any, size: Any, factor: float) -> Any:
+    """The whole number below size * factor, as a product of floats has it."""
+    near = None if known(size) else _ratio(factor)
+    return xp.size_int(mul(xp, size, factor)) if near is None else size * near.numerator // near.denominator
+
+
+@functools.cache
+def _ratio(factor: float) -> Fraction | None:
+    """Whole numbers that multiply and divide every size as the float does, if they are small: of symbols there are no
+    floats."""
+    near = Fraction(factor).limit_denominator(1 << 10)
+    sizes = np.arange(1, 1 << 16)
+    alike = np.floor(sizes * factor) == sizes * near.numerator // near.denominator
+    return near if alike.all() else None
+
+
+def joint(xp: Any, a: Any, b: Any) -> Any:
+    """The size that `a` and `b` broadcast to."""
+    if known(a, 1) or known(b, 1):
+        return b if known(a, 1) else a
+    return a if known(a) else b if known(b) else xp.size_joint(a, b)
 
 
 def _alike(xp: Any, a: Any, b: Any) -> tuple[Any, Any]:

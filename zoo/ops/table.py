@@ -19,26 +19,29 @@ class Op:
 
     name: str
     function: Callable[..., Any]
+    recorded: bool = False
+    """Whether the function takes `infos`, what a graph records of the results: it decides where sizes are not known."""
 
     @cached_property
     def signature(self) -> inspect.Signature:
         """The function's; looked at when a graph uses the operation, since there are hundreds of them."""
         import inspect
 
-        return inspect.signature(self.function)
+        whole = inspect.signature(self.function)
+        return whole.replace(parameters=[p for name, p in whole.parameters.items() if name != "infos"])
 
 
 OPS: dict[str, Op] = {}
 
 
-def op(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register a function `f(xp, *args)` as the definition of torch's operations `names`."""
+def op(*names: str, recorded: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register a function `f(xp, *args)` as the definition of torch's operations `names`; `recorded` as in `Op`."""
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         for name in names:
             if name in OPS:
                 raise ValueError(f"the operation {name} is defined twice")
-            OPS[name] = Op(name, function)
+            OPS[name] = Op(name, function, recorded)
         return function
 
     return register

@@ -59,19 +59,22 @@ def _all_rows(node: Node, infos: Infos) -> list[Node]:
     name = node.name
     result: list[Node] = []
 
-    def emit(what: str, op: str, *args: Any, **kwargs: Any) -> Ref:
-        info = ValueInfo("size") if op.startswith("sym") else ValueInfo("int64", ())
+    def emit(what: str, info: ValueInfo, op: str, *args: Any, **kwargs: Any) -> Ref:
         result.append(Node(op, args, kwargs, (f"{name}.{what}",), (info,)))
         return Ref(f"{name}.{what}")
 
     inner = tuple(
-        size if isinstance(size, int) else emit(f"size{axis}", "sym_size.int", x, axis)
+        size if isinstance(size, int) else emit(f"size{axis}", ValueInfo("size"), "sym_size.int", x, axis)
         for axis, size in enumerate(infos[x.name].shape)
         if axis >= kept
     )
-    others = emit("others", "logical_not", emit("mask", "view", mask, (-1,)))
-    order = emit("order", "argsort.stable", emit("ranks", "_to_copy", others, dtype=DType("int64")), stable=True)
-    rows = emit("rows", "view", x, (-1, *inner))
+    count = f"{name}.rows"  # as many as the mask has elements
+    bools, numbers = ValueInfo("bool", (count,)), ValueInfo("int64", (count,))
+    others = emit("others", bools, "logical_not", emit("mask", bools, "view", mask, (-1,)))
+    ranks = emit("ranks", numbers, "_to_copy", others, dtype=DType("int64"))
+    order = emit("order", numbers, "argsort.stable", ranks, stable=True)
+    whole = ValueInfo(infos[x.name].dtype, (count, *infos[x.name].shape[kept:]))
+    rows = emit("rows", whole, "view", x, (-1, *inner))
     return [*result, replace(node, op="index_select", args=(rows, 0, order), kwargs={})]
 
 
