@@ -109,7 +109,7 @@ def checked(graph: Graph, run: bool) -> dict[str, float] | str:
 
 
 def fixed(dim: int | str) -> int | str:
-    return 384 if dim in ("height", "width") else dim
+    return 224 if dim in ("height", "width") else dim
 
 
 def fitting(graph: Graph, symbol: str, asked: int) -> int:
