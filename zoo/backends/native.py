@@ -141,14 +141,16 @@ class Weights:
             self.direct["native::within"] = functools.partial(PACKED["native::within"], precision="bfloat16")
 
     def fixed(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The parameters, with copies of those that may be written to, which what is packed of them would not see.
+        """The parameters in the graph's dtypes, with copies of those that may be written to: what is packed of them
+        would not see it.
 
         What was packed is forgotten if they are not those of the call before.
         """
         if not same(list(params.values()), self.params):
             params = {
-                name: array.astype(self.dtypes[name]) if array.flags.writeable else array
+                name: array.astype(dtype) if array.flags.writeable or array.dtype != dtype else array
                 for name, array in params.items()
+                for dtype in (self.dtypes[name],)
             }
             self.params, self.known, self.met = list(params.values()), {}, set()
         return params
