@@ -12,9 +12,10 @@ import numpy as np
 from converters.checkpoint import BLOCK, Checkpoint, TensorInfo, refuse_impostor, strict_json
 from zoo.errors import FormatError, SourceError, UnsafeFile
 
-__all__ = ["ShardedCheckpoint", "open_index", "shard_path"]
+__all__ = ["MAX_INDEX", "ShardedCheckpoint", "open_index", "shard_path"]
 
-MAX_INDEX = 100_000_000
+MAX_INDEX = 1 << 25
+"""Bytes: some 300,000 tensors; an index takes eight times its size in memory."""
 
 
 def open_index(path: Path, open_file: Callable[[Path], Checkpoint]) -> ShardedCheckpoint:

@@ -40,6 +40,10 @@ class HubServer:
         gated: repository ids that only `token` opens; their listing is public, as on the hub.
         status: answer everything with this code instead.
         corrupt: names of files served with a wrong byte, hashes as they should be.
+        retry_after: what answers of `status` say in that header.
+        status_times: how many answers have `status`; None: all.
+        drip: endings of paths whose answers come a byte at a time -> seconds between two.
+        drip_heads: whether their heads do so, too.
         broken: file name -> how its body breaks off: "once" (the next try is served whole), "always" (halfway,
             whatever range is asked for), "short" (a complete answer of half the size).
     """
@@ -49,6 +53,11 @@ class HubServer:
         self.gated: set[str] = set()
         self.token = "hf_right"
         self.status: int | None = None
+        self.status_times: int | None = None
+        self.retry_after: str | None = None
+        self.drip: dict[str, float] = {}
+        self.drip_heads = False
+        self.stopped = threading.Event()
         self.corrupt: set[str] = set()
         self.broken: dict[str, str] = {}
         self._revisions: dict[str, dict[str, Path]] = {}
@@ -84,6 +93,7 @@ class HubServer:
 
     def stop(self) -> None:
         """Stop answering; the port is closed. A second call does nothing."""
+        self.stopped.set()
         if self._thread.is_alive():
             self._server.shutdown()
             self._thread.join()
@@ -146,8 +156,11 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ") or None
         self.hub.requests.append(Request(self.command, path, token))
-        if self.hub.status is not None:
-            return self._send(self.hub.status, b"down")
+        if self.hub.status is not None and self.hub.status_times != 0:
+            if self.hub.status_times is not None:
+                self.hub.status_times -= 1
+            after = {} if self.hub.retry_after is None else {"Retry-After": self.hub.retry_after}
+            return self._send(self.hub.status, b"down", after)
         api = path.startswith("/api/models/")
         rest = path.removeprefix("/api/models/" if api else "/")
         repo = self.hub.repo_of(rest)
@@ -218,7 +231,24 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         for key, value in ({"Content-Length": str(len(body))} | (headers or {})).items():
             self.send_header(key, value)
+        pause = next((s for ending, s in self.hub.drip.items() if urlsplit(self.path).path.endswith(ending)), None)
+        if pause is not None and self.hub.drip_heads:
+            self._drip(b"X-Slow: " + b"a" * 90_000, pause)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body)
+            if pause is None:
+                self.wfile.write(body)
+            else:
+                self._drip(body, pause)
         self.close_connection = close
+
+    def _drip(self, content: bytes, pause: float) -> None:
+        self.flush_headers()
+        try:
+            for byte in content:
+                self.wfile.write(bytes([byte]))
+                self.wfile.flush()
+                if self.hub.stopped.wait(pause):
+                    return
+        except OSError:
+            self.close_connection = True

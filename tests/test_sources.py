@@ -8,6 +8,7 @@ import logging
 import os
 import stat
 import sys
+import time
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 from hub_server import HubServer, files_of, hub  # noqa: F401
 
+from converters import open_checkpoint
 from zoo import sources
 from zoo.errors import ChecksumError, FormatError, SourceError, UnsafeFile, WeightsError, ZooError
 from zoo.sources import fetch, fetch_first
@@ -256,6 +258,50 @@ def test_hub_in_trouble(hub: HubServer, tiny: str) -> None:  # noqa: F811
     hub.status = 429
     with pytest.raises(SourceError, match="fewer requests"):
         fetch(URI)
+
+
+def test_a_rate_limit_is_no_matter_of_tokens(hub: HubServer, tiny: str) -> None:  # noqa: F811
+    hub.status, hub.retry_after = 429, "7200"
+    with pytest.raises(SourceError, match="rate limit") as error:
+        fetch(URI)
+    assert "7200" in str(error.value) and "Retry-After" in str(error.value) and "token" not in str(error.value).lower()
+    assert hub.count() == 1  # nobody waits two hours, nor asks again at once
+    hub.retry_after, hub.status_times = "1", 1
+    begun = time.monotonic()
+    assert fetch(URI).is_dir() and time.monotonic() - begun >= 1
+    before = hub.count()
+    hub.status_times = 1
+    assert fetch(URI).is_dir() and hub.count() > before
+
+
+@pytest.mark.parametrize("ending", ["config.json", "model.safetensors", "main"])
+def test_a_hub_that_drips_is_given_up(
+    ending: str,
+    hub: HubServer,  # noqa: F811
+    tiny: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("zoo.sources.pace.PATIENCE", 1.0)
+    hub.drip = {ending: 0.2}
+    for heads in (False, True):
+        hub.drip_heads = heads
+        begun = time.monotonic()
+        with pytest.raises(SourceError, match="too slow"):
+            fetch(URI)
+        assert time.monotonic() - begun < 15
+    hub.drip = {ending: 0.0001}  # slow, but it gets on
+    hub.drip_heads = False
+    assert fetch(URI).is_dir()
+
+
+def test_an_index_of_no_end(tmp_path: Path) -> None:
+    index = tmp_path / "model.safetensors.index.json"
+    with index.open("wb") as stream:
+        stream.write(b'{"weight_map": {')
+        stream.truncate(200 << 20)
+    for act in (lambda: fetch(str(tmp_path)), lambda: open_checkpoint(index)):
+        with pytest.raises(FormatError, match="too long"):
+            act()
 
 
 def test_hub_unreachable(hub: HubServer, tiny: str) -> None:  # noqa: F811

@@ -13,7 +13,6 @@ import os
 import re
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
@@ -23,6 +22,7 @@ from zoo.errors import ChecksumError, SourceError
 from zoo.registry import parse_uri
 from zoo.sources import NO_HASHES, Progress, cache_root, is_offline
 from zoo.sources.local import digest, inside, module_folders, select, shards, write_text
+from zoo.sources.pace import PATIENCE, SLOWEST, RateLimited, TooSlow, at_a_pace, retry_after
 
 __all__ = ["cache_folder", "fetch", "stated"]
 
@@ -138,7 +138,9 @@ class _Repo:
 
 def _ask(repo: _Repo) -> tuple[str, _Listing]:
     """The revision's commit and files, remembered for the day without a network."""
-    info = _api().model_info(repo.id, revision=repo.revision, files_metadata=True, timeout=_TIMEOUT)
+    (info,) = at_a_pace(
+        [lambda: _api().model_info(repo.id, revision=repo.revision, files_metadata=True, timeout=_TIMEOUT)], 1, repo.uri
+    )
     listing: dict[str, str | None] = {}
     for file in info.siblings or ():
         if file.lfs is not None:
@@ -190,11 +192,19 @@ def _download(
         _verify(repo, commit, name, listing.get(name), sha256.get(name))
         return Path(path)
 
-    modules = module_folders(one(_MODULES).read_bytes()) if files is None and _MODULES in listing else []
+    def several(names: Sequence[str]) -> list[Path]:
+        try:
+            return at_a_pace([lambda name=name: one(name) for name in names], _WORKERS, repo.uri)  # type: ignore[misc]
+        except TooSlow as error:
+            raise _explain(error, repo) from error
+
+    modules = []
+    if files is None and _MODULES in listing:
+        modules = module_folders(several([_MODULES])[0].read_bytes())
     names = select(listing, files, where=repo.uri, modules=modules)
     _check_listed(repo, names, listing, sha256)
     for index in [name for name in names if name.endswith(".index.json")]:
-        more = shards(one(index))
+        more = shards(several([index])[0])
         if absent := [shard for shard in more if shard not in listing]:
             raise SourceError(
                 "the index names shards that the repository does not have",
@@ -204,14 +214,7 @@ def _download(
             )
         names += more
         _check_listed(repo, more, listing, sha256)
-    with ThreadPoolExecutor(_WORKERS) as pool:
-        running = [pool.submit(one, name) for name in dict.fromkeys(names)]
-        try:
-            for future in running:
-                future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    several(list(dict.fromkeys(names)))
     return repo.snapshot(commit)
 
 
@@ -385,6 +388,8 @@ def _bar(name: str, progress: Progress | None, lock: threading.Lock) -> type:
 
 def _unreachable(error: BaseException) -> bool:
     """Whether the hub is away: no network, or an answer that speaks of the server and not of the request."""
+    if isinstance(error, (TooSlow, RateLimited)):
+        return True
     status = _status(error)
     if status is not None:
         return status >= 500 or status in (408, 429)
@@ -411,9 +416,17 @@ def _explain(error: BaseException, repo: _Repo, name: str | None = None) -> Sour
         if get_token()
         else "no token was sent: set HF_TOKEN or run `hf auth login`"
     )
-    status = _status(error)
+    status = 429 if isinstance(error, RateLimited) else _status(error)
     got: object = f"HTTP {status} from {endpoint}" if status else f"{type(error).__name__}: {error}"
-    if isinstance(error, errors.GatedRepoError):
+    if status == 429:
+        seconds = error.seconds if isinstance(error, RateLimited) else retry_after(getattr(error, "response", None))
+        what = "the hub asks for fewer requests: its rate limit is reached"
+        do = "wait some minutes" if seconds is None else f"wait {seconds:g} seconds (Retry-After)"
+        do += ", then load it again; what was complete is kept"
+    elif isinstance(error, TooSlow):
+        what, do = "the transfer is too slow to go on", "load it again; check network and proxy"
+        got = f"{error}, below {SLOWEST} bytes a second for {PATIENCE:g} seconds"
+    elif isinstance(error, errors.GatedRepoError):
         what, do = "the repository is gated", f"accept its terms at {endpoint}/{repo.id}; {token}"
     elif isinstance(error, errors.RevisionNotFoundError):
         what, do = (
@@ -430,8 +443,6 @@ def _explain(error: BaseException, repo: _Repo, name: str | None = None) -> Sour
         what, do = "huggingface_hub is in offline mode", "unset HF_HUB_OFFLINE and start Python again"
     elif status is not None and status >= 500:
         what, do = "the hub has trouble of its own", "try again later"
-    elif status == 429:
-        what, do = "the hub asks for fewer requests", f"wait some minutes; {token}"
     elif isinstance(error, errors.HFValidationError):
         what, do = "not the name of a repository", "hf://org/name or hf://org/name@revision"
     elif _unreachable(error):

