@@ -55,7 +55,8 @@ def config_from(fields: Mapping[str, Any]) -> transformers.PretrainedConfig:
             do="take the config.json that the model was published with, or capture the module with zoo.capture; "
             "tensors alone are written by `zoo convert --raw`",
         )
-    if model_type not in transformers.CONFIG_MAPPING and "auto_map" in fields:
+    known = isinstance(model_type, str) and model_type in transformers.CONFIG_MAPPING
+    if not known and "auto_map" in fields:
         raise ConfigError(
             "the model is code of its own, which is never run",
             where="config.json, auto_map",
@@ -63,7 +64,7 @@ def config_from(fields: Mapping[str, Any]) -> transformers.PretrainedConfig:
             do="if you trust its authors, build it with transformers and trust_remote_code=True, "
             "and capture the module with zoo.capture",
         )
-    if not isinstance(model_type, str) or model_type not in transformers.CONFIG_MAPPING:
+    if not known:
         raise ConfigError(
             "transformers does not know this kind of model",
             where="config.json, model_type",
