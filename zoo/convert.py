@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -154,7 +154,8 @@ def convert(
             result.nans = watched.nans
             record |= _record(result, dtype, task)
             if verify:
-                result.verified = _verify(plan, fresh)
+                with _said_of(out, fresh):
+                    result.verified = _verify(plan, fresh)
     result.folder = out
     return result
 
@@ -235,7 +236,8 @@ def _convert_raw(
             result.nans = watched.nans
             record |= {**_record(result, dtype, None), "raw": True}
             if verify:
-                result.verified = _verify_raw(tensors, fresh)
+                with _said_of(out, fresh):
+                    result.verified = _verify_raw(tensors, fresh)
     result.folder = out
     return result
 
@@ -253,6 +255,17 @@ def _raw_plan(stack: ExitStack, place: Path, target: Target, dtype: str | None) 
     file = stack.enter_context(open_checkpoint(place))
     file.check_reads()
     return file, Cast(file, target.stored(file, dtype))
+
+
+@contextmanager
+def _said_of(out: Path, fresh: Path) -> Iterator[None]:
+    """What differs is said of the folder that was asked for, which is not written then."""
+    try:
+        yield
+    except VerifyError as error:
+        where = str(error.where).replace(str(fresh), str(out))
+        do = error.do or "nothing was written; without --verify it is, as it is"
+        raise VerifyError(error.what, where=where, expected=error.expected, got=error.got, do=do) from error
 
 
 def _verify_raw(tensors: Checkpoint, folder: Path) -> str:
