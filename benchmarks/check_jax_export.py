@@ -33,7 +33,7 @@ SIZES = ((1, 5), (2, 9), (3, 16))
 SAMPLE = (
     "albert-AlbertModel-9032f372ad.json.gz",
     "bert-BertModel-65438da1c8.json.gz",
-    "esm-EsmModel-ec2c62cb04.json.gz",
+    "esm-EsmModel-adcef16919.json.gz",
 )
 
 

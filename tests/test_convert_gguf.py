@@ -385,6 +385,21 @@ def test_llama_3s_scaling_is_a_tensor(llama: Path, tmp_path: Path) -> None:
             {"rope_parameters": {"rope_theta": 1e4, "rope_type": "dynamic", "factor": 2.0}},
             "dynamic",
         ),
+        (
+            "llama",
+            "LlamaForCausalLM",
+            {
+                "head_dim": 32,
+                "rope_parameters": {
+                    "rope_theta": 1e4,
+                    "rope_type": "yarn",
+                    "factor": 4.0,
+                    "original_max_position_embeddings": 16,
+                    "truncate": False,
+                },
+            },
+            "truncate",
+        ),
     ],
 )
 def test_what_llama_cpp_would_do_otherwise_is_refused(

@@ -117,7 +117,7 @@ def test_a_deflated_array_is_held_once(tmp_path):
 
 @pytest.mark.parametrize("name", ["../a", "/a", "a\\b", "C:/a", "a\0b", "\ud800", "n" * 70_000])
 def test_names_that_no_archive_can_hold(name, tmp_path):
-    with pytest.raises(FormatError, match="archive|valid text"):
+    with pytest.raises(FormatError, match=r"archive|valid text"):
         npz.write(tmp_path / "a.npz", MemoryCheckpoint({name: np.zeros(1)}))
     assert not (tmp_path / "a.npz").exists()
 

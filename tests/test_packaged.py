@@ -215,6 +215,23 @@ def test_graph_made_again_is_the_same(name: str, tool: ModuleType) -> None:
     assert tool.equal(tool.packaged(graph), load_graph(GRAPHS / file))
 
 
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        ("esm2-8m", "token_dropout", False),
+        ("esm2-8m", "mask_token_id", 5),
+        ("mobilevit-small", "output_stride", 16),
+        ("mobilevitv2-1.0", "output_stride", 8),
+    ],
+)
+def test_a_field_that_evaluation_depends_on_is_not_ignored(name: str, field: str, value: Any) -> None:
+    """Their names are like those of fields that change nothing: dropout, special tokens, what is returned."""
+    config = registry.find(name).config()
+    task = registry.find(name).head
+    assert find_packaged(config, task) is not None
+    assert find_packaged({**config, field: value}, task) is None
+
+
 # Neither torch nor transformers
 
 WITHOUT_TORCH = """

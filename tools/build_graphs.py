@@ -104,8 +104,10 @@ def store(graph: Graph) -> tuple[str, dict[str, Any]]:
 
 
 def packaged(graph: Graph) -> Graph:
-    """The graph as it is shipped: the config record is kept once, in the index."""
-    return replace(graph, meta={key: value for key, value in graph.meta.items() if key != "config"})
+    """The graph as it is shipped: the config record is kept once, in the index, and the example's sizes are not needed,
+    since those that `zoo verify` usually takes fit.
+    """
+    return replace(graph, meta={key: value for key, value in graph.meta.items() if key not in ("config", "example")})
 
 
 def file_name(graph: Graph) -> str:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from zoo.errors import ConfigError
-from zoo.graph.key import Contradiction, contradictions
+from zoo.graph.key import ABSENT, Contradiction, contradictions
 
 __all__ = ["Fields", "nearly", "note", "refuse", "same_function", "unsaid", "with_field"]
 
@@ -99,8 +99,10 @@ def refuse(form: str, found: Iterable[Contradiction]) -> None:
 
 
 def with_field(config: Mapping[str, Any], name: str, value: Any) -> dict[str, Any]:
-    """The config with a field set, a dotted one in its nested config."""
+    """The config with a field set, or left out if `value` is `ABSENT`; a dotted one in its nested config."""
     first, _, rest = name.partition(".")
+    if not rest and value is ABSENT:
+        return {key: kept for key, kept in config.items() if key != name}
     if not rest:
         return {**config, name: value}
     inner = config.get(first)

@@ -160,8 +160,8 @@ class Module(tf.Module):
                     if name not in left_out
                 }
                 served[left_out, integer] = self.__call__.get_concrete_function(**spec)  # type: ignore[attr-defined]
-        names = {(): "serving_default", tuple(optional): "required"}
-        return {name: served[left_out, tf.int64] for left_out, name in reversed(names.items())}
+        names = {tuple(optional): "required", (): "serving_default"}
+        return {name: served[left_out, tf.int64] for left_out, name in names.items()}
 
 
 def held(module: Module, graph: Graph) -> HeldVariables:

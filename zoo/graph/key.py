@@ -10,7 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-__all__ = ["Contradiction", "contradictions", "current", "differences", "shaping"]
+__all__ = ["ABSENT", "Contradiction", "contradictions", "current", "differences", "shaping"]
+
+
+class _Absent:
+    def __repr__(self) -> str:
+        return "nothing"
+
+
+ABSENT = _Absent()
+"""What a nested config has for a field that it lacks and that has no default: the code that reads it has its own."""
 
 
 class Contradiction(NamedTuple):
@@ -29,8 +38,9 @@ _IGNORED = """
     finetuning_task task_specific_params tokenizer_class prefix *dropout* *drop_path* *_drop *drop_rate *layerdrop
     *_pdrop drop_* layerdrop init_std init_xavier_std initializer_* *_init_std *initializer_range embedding_init*
     init_* *initializer_factor rescale_prenorm_residual residual_in_fp32_init use_cache cache_implementation
-    return_dict return_dict_in_generate output_* gradient_checkpointing bos_token_id decoder_start_token_id
-    sep_token_id mask_token_id unk_token_id forced_* max_length min_length num_beams* num_return_sequences do_sample
+    return_dict return_dict_in_generate output_attentions output_hidden_states output_scores output_logits
+    output_past output_router_logits gradient_checkpointing bos_token_id decoder_start_token_id sep_token_id
+    unk_token_id forced_* max_length min_length num_beams* num_return_sequences do_sample
     early_stopping temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size
     encoder_no_repeat_ngram_size bad_words_ids suppress_tokens begin_suppress_tokens remove_invalid_values
     exponential_decay_* diversity_penalty renormalize_logits constraints apply_spec_augment mask_time_*
@@ -43,6 +53,9 @@ _STARTS = tuple(name[:-1] for name in _IGNORED if name.endswith("*") and not nam
 _ENDS = tuple(name[1:] for name in _IGNORED if name.startswith("*") and not name.endswith("*"))
 _HOLDS = tuple(name[1:-1] for name in _IGNORED if name.startswith("*") and name.endswith("*"))
 _AROUND = tuple(name.split("*") for name in _IGNORED if "*" in name[1:-1])
+
+_SHAPING = ("token_dropout", "dropout_positions")
+"""What those patterns hold and an evaluated network depends on: ESM scales by how many tokens are masked."""
 
 _NULL_IS_UNSET = ("out_features", "out_indices")
 """Fields where transformers takes null as "left out" (BackboneConfigMixin: the last stage)."""
@@ -85,7 +98,7 @@ def _compare(
     for key, expected in fields.items():
         if not at and key not in named and key not in defaults:
             continue  # the class has no default for it: it was in the captured config without meaning anything
-        got = named.get(key, defaults.get(key))
+        got = named.get(key, defaults.get(key, None if expected is None else ABSENT))
         if got is None and key in _NULL_IS_UNSET:
             got = defaults.get(key)
         if isinstance(expected, Mapping) and isinstance(got, Mapping):
@@ -97,6 +110,8 @@ def _compare(
 
 def _ignored(key: str) -> bool:
     """Whether a field is one of `_IGNORED`; each load asks, and a regular expression of them takes long to compile."""
+    if key in _SHAPING:
+        return False
     if key in _EXACT or key.startswith(_STARTS) or key.endswith(_ENDS) or any(part in key for part in _HOLDS):
         return True
     return any(key.startswith(start) and key.endswith(end) for start, end in _AROUND)
