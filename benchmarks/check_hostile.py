@@ -473,7 +473,7 @@ def write_settings(folder: Path) -> None:
         ],
         "sentence_bert_config.json": {"max_seq_length": 12, "do_lower_case": False},
         "config_sentence_transformers.json": {"prompts": {}, "default_prompt_name": None},
-        "1_Pooling/config.json": {"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True},
+        "1_Pooling/config.json": {"word_embedding_dimension": 24, "pooling_mode_mean_tokens": True},
     }
     for name, value in texts.items():
         (folder / name).parent.mkdir(exist_ok=True)

@@ -107,9 +107,23 @@ def read_sentences(folder: Path | None, width: int | None = None) -> Sentences:
     found = Sentences()
     if folder is None:
         return found
+    try:
+        return _read(folder, width, found)
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        what = "sentence-transformers' settings are not of the types that they should be"
+        raise ConfigError(what, where=folder, got=f"{type(error).__name__}: {error}") from error
+
+
+def _read(folder: Path, width: int | None, found: Sentences) -> Sentences:
     said = _json(folder / "config_sentence_transformers.json")
     found.prompts = {name: text or "" for name, text in (said.get("prompts") or {}).items()}
     found.default_prompt = said.get("default_prompt_name")
+    for name, types, value in (
+        *((f"prompts, {name}", str, text) for name, text in found.prompts.items()),
+        ("default_prompt_name", str | None, found.default_prompt),
+    ):
+        if not isinstance(value, types):
+            raise _refused(folder / "config_sentence_transformers.json", name, value)
     if said.get("truncate_dim"):
         raise _refused(folder / "config_sentence_transformers.json", "truncate_dim", said["truncate_dim"])
     if found.default_prompt is not None and found.default_prompt not in found.prompts:
@@ -178,6 +192,8 @@ def _read_transformer(folder: Path, found: Sentences) -> None:
     if unknown := sorted(said.keys() - _TRANSFORMER.keys() - {"max_seq_length", "do_lower_case"}):
         raise _refused(path, unknown[0], said[unknown[0]])
     found.max_length, found.lower = said.get("max_seq_length"), bool(said.get("do_lower_case"))
+    if found.max_length is not None and type(found.max_length) is not int:
+        raise _refused(path, "max_seq_length", found.max_length)
 
 
 _TRANSFORMER: Mapping[str, Any] = {
