@@ -109,6 +109,8 @@ def read_sentences(folder: Path | None, width: int | None = None) -> Sentences:
         return found
     try:
         return _read(folder, width, found)
+    except ZooError:
+        raise
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
         what = "sentence-transformers' settings are not of the types that they should be"
         raise ConfigError(what, where=folder, got=f"{type(error).__name__}: {error}") from error
