@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from zoo.errors import ConfigError, SourceError, WeightsError
+from zoo.errors import ConfigError, SourceError, WeightsError, ZooError
 
 __all__ = ["Sentences", "read_sentences"]
 
