@@ -26,11 +26,12 @@ ADAPTER_ADVICE = (
 NOT_READ = "the checkpoint is quantised, and quantised weights are not read"
 QUANTISED_ADVICE = "take the checkpoint that it was quantised from, or dequantise it with the program that made it"
 
-# Parts of names. Source: the layers of PEFT 0.21, and of AdapterHub's adapters.
+# Parts of names. Source: the layers and prompts of PEFT 0.21, AdapterHub's adapters, P-tuning v2.
 _ADAPTER = re.compile(
     r"lora_.*|base_layer|original_module|modules_to_save|ia3_l|hada_[tw]\d.*|lokr_\w+|oft_[rs]|boft_[rs]|vera_lambda_.*"
     r"|fourierft_.*|randlora_.*|hra_u|ln_tuning_layers|adaption_prompt|adaption_gate|trainable_tokens_.*|shira_weight"
     r"|c3a_kernel|bone_.*|miss_block|road_(theta|alpha)|adapters|adapter_(down|up)|invertible_adapters"
+    r"|adapter_fusion\w*|prefix_encoder|prompt_embeddings|soft_prompts?"
 )
 # Source: the files of GPTQ, AWQ, EETQ, bitsandbytes, compressed-tensors, FP8, MXFP4, HQQ, AQLM, quanto, ModelOpt.
 _QUANTISED = re.compile(
@@ -38,9 +39,8 @@ _QUANTISED = re.compile(
     r"|weight_(scale|scales|scale_inv|scale_2|zero_point|packed|shape|g_idx|global_scale|quantizer\w*)"
     r"|\w+_(blocks|scales|scale_inv)|(input|output|activation|act|weight|in|[qkv])_(scale|zero_point|global_scale)"
     r"|_(data|scale|shift|packed_params\w*)|Qidxs\w*|codebooks?|codes|W_q|qscale\w*|\w*zero_points?|input_quantizer\w*"
+    r"|amax|scale_weight|scaled_fp8"
 )
-_SCALE = re.compile(r"scale|zero|scaling|biases|shift|min|max")
-"""Names that a quantised layer gives its numbers and that others use, too: the dtype beside them decides."""
 
 _AVERAGE = re.compile(r"(\w*_)?(ema|averaged?|swa|shadow)(_\w+)?|n_averaged")
 _TRAINER = re.compile(
@@ -68,7 +68,7 @@ def quantised_tensors(names: Iterable[str], dtypes: Mapping[str, str]) -> list[s
         *path, leaf = _parts(name)
         if _QUANTISED.fullmatch(leaf) or any(map(re.compile(r"quant_state.*").fullmatch, path)):
             found.append(name)
-        elif _SCALE.fullmatch(leaf):
+        else:  # whatever lies beside whole numbers or float8 says what they mean
             owner = name[: -len(leaf) - 1]
             if any(_is_narrow(dtypes.get(own, "")) for own in (owner, f"{owner}.weight")):
                 found.append(name)

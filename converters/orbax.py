@@ -86,11 +86,13 @@ def open_file(path: Path) -> OrbaxCheckpoint:
     names, others, zarr3 = _listed(folder)
     reader = _reader(folder, names, zarr3)
     try:
-        infos, rows = _check(folder, reader.listing(ARRAY_WALL_SECONDS * len(names or ()))["arrays"], names, held)
+        infos, rows, guarded = _check(
+            folder, reader.listing(ARRAY_WALL_SECONDS * len(names or ()))["arrays"], names, held
+        )
     except BaseException:
         reader.close()
         raise
-    return OrbaxCheckpoint(folder, infos, rows, reader, {"not_tensors": others})
+    return OrbaxCheckpoint(folder, infos, rows, guarded, reader, {"not_tensors": others})
 
 
 class OrbaxCheckpoint(Checkpoint):
@@ -103,11 +105,13 @@ class OrbaxCheckpoint(Checkpoint):
         path: Path,
         infos: Mapping[str, TensorInfo],
         rows: Mapping[str, int],
+        guarded: int,
         reader: Reader,
         metadata: Mapping[str, Any],
     ) -> None:
         super().__init__(path, infos, metadata=metadata)
         self._chunk_rows = dict(rows)
+        self._guarded = guarded
         self._reader = reader
 
     def blocks(self, name: str, size: int = BLOCK) -> Iterator[np.ndarray]:
@@ -121,11 +125,13 @@ class OrbaxCheckpoint(Checkpoint):
             yield self._rows(info, start, min(start + step, info.shape[0]))
 
     def check(self) -> str:
-        """See `Checkpoint.check`: reading compares what checksums chunks have, and tells of few what they are."""
+        """See `Checkpoint.check`: zarr 3's chunks may have checksums, and the tables of an OCDBT store do."""
         for name in self.infos:
             for _ in self.blocks(name):
                 pass
-        return f"whatever checksums the chunks of {len(self.infos)} arrays have"
+        found = [f"CRC-32C of the chunks of {self._guarded} arrays"] if self._guarded else []
+        found += ["CRC-32C of the store's tables"] if (self.path / "manifest.ocdbt").is_file() else []
+        return ", ".join(found)
 
     def _read(self, info: TensorInfo) -> np.ndarray:
         return self._rows(info, 0, info.shape[0] if info.shape else 1)
@@ -295,12 +301,14 @@ def _reader(folder: Path, names: Mapping[str, str] | None, zarr3: bool | None) -
 
 def _check(
     folder: Path, arrays: list[list[Any]], names: Mapping[str, str] | None, held: int
-) -> tuple[dict[str, TensorInfo], dict[str, int]]:
-    """Infos, and how many rows a chunk has, having checked what was listed against the size of the folder."""
+) -> tuple[dict[str, TensorInfo], dict[str, int], int]:
+    """Infos, how many rows a chunk has, and how many arrays have checksums; what was listed is checked against the
+    size of the folder.
+    """
     infos: dict[str, TensorInfo] = {}
     rows: dict[str, int] = {}
     claimed = 0
-    for name, shape, dtype, read, write in arrays:
+    for name, shape, dtype, read, write, _ in arrays:
         infos[name] = info = tensor_info(name, shape, dtype, folder)
         rows[name] = read[0] if read else 0
         for chunk in (read, write):
@@ -316,7 +324,7 @@ def _check(
             )
     if len(infos) != len(arrays) or (names is not None and infos.keys() != names.keys()):
         raise FormatError("the arrays listed are not those of the tree", where=folder, do=AGAIN)
-    return infos, rows
+    return infos, rows, sum(guarded is True for *_, guarded in arrays)
 
 
 def _result(future: Any, folder: Path, name: str) -> Any:

@@ -10,7 +10,8 @@ whether the arrays are zarr 3, or null. stdout is frames: one byte, a length of 
 bytes. First the listing, JSON:
 
     {"refused": [kind, what, name, got]}    the checkpoint is "unsafe" or of a wrong "format"
-    arrays     [[name, shape, dtype, chunk that is read at a time, chunk that is stored], ...], in order
+    arrays     [[name, shape, dtype, chunk that is read at a time, chunk that is stored, whether chunks have
+               checksums], ...], in order
 
 then, for each line [name, start, stop] of stdin, the bytes of those rows, row-major and little-endian, in pieces. A
 frame that begins with "e" is an error, in words.
@@ -101,7 +102,8 @@ class Store:
                     raise Refused("format", what, None, words(error)) from None
                 layout = array.chunk_layout
                 chunks = [[int(n) for n in chunk.shape or ()] for chunk in (layout.read_chunk, layout.write_chunk)]
-                found.append([name, [int(n) for n in array.shape], array.dtype.name, *chunks])
+                guarded = "crc32c" in json.dumps(array.spec().to_json().get("metadata"))
+                found.append([name, [int(n) for n in array.shape], array.dtype.name, *chunks, guarded])
         return found
 
     def found(self) -> dict[str, str]:

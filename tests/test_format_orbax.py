@@ -296,6 +296,29 @@ def test_a_process_that_ends(folder):
             checkpoint.read("w")
 
 
+@pytest.mark.parametrize("codecs", [[], [{"name": "crc32c"}]])
+def test_checksums_of_zarr_3(codecs, tmp_path):
+    ts = pytest.importorskip("tensorstore")
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_zarr3=True)) as checkpointer:
+        checkpointer.save(tmp_path / "a", {"w": np.arange(9.0)})
+    files = {"driver": "file", "path": f"{tmp_path / 'a' / 'w'}/"}
+    metadata = {"codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, *codecs], "shape": [9]}
+    spec = {"driver": "zarr3", "kvstore": files, "metadata": metadata, "dtype": "float64"}
+    ts.open({**spec, "create": True, "delete_existing": True}).result().write(np.arange(9.0)).result()
+    (chunk,) = [path for path in (tmp_path / "a" / "w").rglob("*") if path.is_file() and path.name != "zarr.json"]
+    data = bytearray(chunk.read_bytes())
+    data[70] ^= 1
+    with open_file(tmp_path / "a") as checkpoint:
+        assert checkpoint.check() == ("CRC-32C of the chunks of 1 arrays" if codecs else "")
+    chunk.write_bytes(data)
+    with open_file(tmp_path / "a") as checkpoint:
+        if codecs:
+            with pytest.raises(FormatError, match="tensor 'w'"):
+                checkpoint.check()
+        else:
+            assert checkpoint.read("w").tolist() != list(range(9))  # what no reader can tell
+
+
 def test_links_out_of_the_folder(folder, tmp_path):
     secret = tmp_path / "secret"
     shutil.move(folder / "w", secret)

@@ -98,6 +98,26 @@ def test_quantised_layers_are_refused(case: str, layer: str, bert: Path, tmp_pat
     assert "quantised" in said and layer in said
 
 
+@pytest.mark.parametrize("leaf", ["scale_weight", "amax", "any_name"])
+def test_what_lies_beside_float8_is_never_left_out(leaf: str, bert: Path, tmp_path: Path) -> None:
+    def change(arrays: Arrays) -> None:
+        arrays[f"{LAYER}.weight"] = arrays[f"{LAYER}.weight"].astype(ml_dtypes.float8_e4m3fn)
+        arrays[f"{LAYER}.{leaf}"] = F32
+
+    folder = checkpoints.copy_of(bert, tmp_path / "q", change)
+    for strict in (True, False):
+        with pytest.raises(WeightsError, match="quantised"):
+            zoo.load(folder, "numpy", strict=strict)
+
+
+def test_a_module_inside_the_base_is_no_other_tasks_head(bert: Path, tmp_path: Path) -> None:
+    extra = {"bert.encoder.final_layer_norm.weight": F32, "qa_outputs.weight": F32}
+    model = zoo.load(checkpoints.copy_of(bert, tmp_path / "x", lambda arrays: arrays.update(extra)), "numpy")
+    (inner,) = (note for note in model.notes if "final_layer_norm" in note)
+    (head,) = (note for note in model.notes if "qa_outputs" in note)
+    assert "no module bert.encoder.final_layer_norm" in inner and "this task does not have" in head
+
+
 @pytest.mark.parametrize("key", ["quantization_config", "compression_config"])
 def test_a_config_that_says_quantised_is_refused_by_its_method(key: str, bert: Path, tmp_path: Path) -> None:
     folder = checkpoints.edit_config(
@@ -125,6 +145,8 @@ ADAPTED: dict[str, Callable[[Arrays, str], Any]] = {
     "IA3": lambda a, n: a.update({f"{n}.ia3_l.default": F32}),
     "LoHa": lambda a, n: a.update({f"{n}.hada_w1_a.default": F32}),
     "modules_to_save": lambda a, n: a.update({f"{n}.modules_to_save.default.weight": a[f"{n}.weight"] + 1}),
+    "P-tuning": lambda a, n: a.update({"prefix_encoder.embedding.weight": F32}),
+    "prompts": lambda a, n: a.update({"bert.embeddings.soft_prompt.weight": F32}),
     "of an embedding": lambda a, n: a.update({"bert.embeddings.word_embeddings.lora_embedding_A.default": F32}),
 }
 

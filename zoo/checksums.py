@@ -90,8 +90,9 @@ def check_files(
 
     sha256 where the registry, the hub, the wheel or an earlier conversion states it, whatever was compared before; and
     what formats hold themselves: CRC-32 of zip archives (npz, torch, .keras), CRC-32C of TensorFlow's checkpoints,
-    Fletcher-32 of HDF5's chunks, whatever Orbax's chunks carry. safetensors, GGUF, msgpack, ONNX and plain HDF5 hold
-    none: of them only damage to the directory of tensors can be seen, unless their sha256 is known.
+    Fletcher-32 of HDF5's chunks, CRC-32C of zarr 3's chunks and of OCDBT's tables (Orbax). safetensors, GGUF, msgpack,
+    ONNX and plain HDF5 hold none: of them only damage to the directory of tensors can be seen, unless their sha256 is
+    known.
 
     Args:
         model: what `zoo.load` takes: a name, "hf://org/name", a folder, a file of weights.
@@ -117,6 +118,7 @@ def check_files(
     weights = dict(_weights(place))
     present = [place.name] if place.is_file() else names_in(root)
     wanted = [file for file in present if file in known or file in companions(present)]
+    wanted += [file for file, (by, _) in known.items() if by == "conversion"]  # those of deeper folders, too
     rows = [_row(root, file, known.get(file), weights) for file in dict.fromkeys([*wanted, *weights])]
     return FilesReport(name, place, tuple(rows))
 
@@ -126,6 +128,8 @@ def _row(root: Path, file: str, known: tuple[str, str] | None, weights: Mapping[
     from zoo.sources.local import digest, inside
 
     path = weights.get(file) or inside(root, file)
+    if not path.exists():
+        return FileRow(file, 0, reason="it is missing")
     nbytes = _size(path)
     compared: list[str] = []
     try:

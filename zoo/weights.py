@@ -376,6 +376,7 @@ def _leftovers(graph: Graph, names: list[str], prefix: str) -> tuple[dict[str, s
     patterns = [re.compile(p) for p in graph.meta.get("unexpected", ())]
     modules, layers = _modules(graph, prefix)
     tops = {module.partition(".")[0] for module in modules}
+    inner = modules - {"", prefix}  # where other tasks' heads are not
     unused, unexpected = {}, []
     for name in names:
         part = _first_unknown(name, modules)
@@ -388,6 +389,10 @@ def _leftovers(graph: Graph, names: list[str], prefix: str) -> tuple[dict[str, s
             unused[name] = why
         elif inside or part is None or any(piece.isdigit() for piece in part) or adapter_tensors([name]):
             unexpected.append(name)
+        elif ".".join(part[:-1]) in inner:
+            unused[name] = (
+                f"the model has no module {'.'.join(part)}; if it was trained with one, that is lost"
+            )
         else:
             unused[name] = "belongs to a part that this task does not have"
     return unused, unexpected
