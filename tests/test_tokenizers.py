@@ -200,3 +200,28 @@ def test_packed_batches_that_are_padded_on_the_left(package: Path, tmp_path: Pat
 
     expected = native.embed(TEXTS)
     assert np.abs(other.embed(TEXTS) - expected).max() <= TOLERANCES["native", "float32"] * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("NllbTokenizer", {"src_lang": "fra_Latn"}),
+        ("NllbTokenizer", {"legacy_behaviour": True}),
+        ("MBartTokenizer", {"src_lang": "fr_XX"}),
+        ("MBart50Tokenizer", {"src_lang": "fr_XX"}),
+    ],
+)
+def test_the_language_of_texts(name: str, settings: dict[str, Any], package: Path, tmp_path: Path) -> None:
+    """tokenizer.json has the template of the language that was set when it was written."""
+    folder = checkpoints.copy_of(package, tmp_path / "m")
+    getattr(transformers, name)().save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    ours = zoo.load(folder, "numpy").tokenizer
+    ours.no_padding()
+    for texts in (("Hello world",), ("Hello", "world")):
+        assert ours.encode(*texts).ids == theirs(*texts).input_ids
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"src_lang": "no_such"}))
+    with pytest.raises(ConfigError, match="no_such"):
+        _ = zoo.load(folder, "numpy").tokenizer

@@ -390,9 +390,7 @@ def _leftovers(graph: Graph, names: list[str], prefix: str) -> tuple[dict[str, s
         elif inside or part is None or any(piece.isdigit() for piece in part) or adapter_tensors([name]):
             unexpected.append(name)
         elif ".".join(part[:-1]) in inner:
-            unused[name] = (
-                f"the model has no module {'.'.join(part)}; if it was trained with one, that is lost"
-            )
+            unused[name] = f"the model has no module {'.'.join(part)}; if it was trained with one, that is lost"
         else:
             unused[name] = "belongs to a part that this task does not have"
     return unused, unexpected

@@ -31,6 +31,9 @@ _LOWERS = ("albert", "xlnet", "debertav2")
 _ENDS = ("roberta", "bart", "longformer", "led")
 """Classes of byte-level BPE that put a token at each end of a text."""
 
+_LANGUAGE = {"nllb": "first", "mbart50": "first", "mbart": "last"}
+"""Classes that put a token of the text's language before it, or last behind it. Source: transformers 5.23's own."""
+
 
 def read_settings(folder: Path) -> dict[str, Any]:
     """tokenizer_config.json, with what the older files beside it say: special tokens, and the ids of added ones.
@@ -248,6 +251,7 @@ def _rewrite(spec: dict[str, Any], kind: str, settings: Mapping[str, Any]) -> No
     model = spec.get("model") or {}
     if model.get("type", "WordPiece" if "continuing_subword_prefix" in model else None) == "WordPiece":
         _word_piece(spec, settings)
+    _language(spec, kind, settings)
     lower = settings.get("do_lower_case")
     if kind.startswith(_LOWERS) and lower is not None:
         found = [part for part in _parts(spec, "normalizer", "normalizers") if part["type"] != "Lowercase"]
@@ -260,6 +264,32 @@ def _rewrite(spec: dict[str, Any], kind: str, settings: Mapping[str, Any]) -> No
                 part["add_prefix_space"] = prefix
             elif part["type"] == "Metaspace" and (part.get("prepend_scheme") == "never") == prefix:
                 part["prepend_scheme"] = "always" if prefix else "never"
+
+
+def _language(spec: dict[str, Any], kind: str, settings: Mapping[str, Any]) -> None:
+    """The template with the token of the language that texts are in, which the settings name."""
+    where = next((place for name, place in _LANGUAGE.items() if kind.startswith(name)), None)
+    if where is None or settings.get("src_lang") is None:
+        return
+    language, end = settings["src_lang"], _content(settings.get("eos_token")) or "</s>"
+    vocabulary = spec["model"]["vocab"]
+    listed = vocabulary.items() if isinstance(vocabulary, Mapping) else ((t, n) for n, (t, _) in enumerate(vocabulary))
+    ids = {**dict(listed), **{token["content"]: token["id"] for token in spec.get("added_tokens") or ()}}
+    if unknown := [token for token in (language, end) if token not in ids]:
+        raise ConfigError(
+            "the vocabulary lacks a token that each text has", where="tokenizer_config.json, src_lang", got=unknown[0]
+        )
+    last = where == "last" or (kind.startswith("nllb") and settings.get("legacy_behaviour") is True)
+    before, after = ([], [end, language]) if last else ([language], [end])
+    texts = {"single": [_text("A", 0)], "pair": [_text("A", 0), _text("B", 0)]}
+    spec["post_processor"] = {
+        "type": "TemplateProcessing",
+        **{
+            name: [*(_special(t, 0) for t in before), *parts, *(_special(t, 0) for t in after)]
+            for name, parts in texts.items()
+        },
+        "special_tokens": {token: {"id": token, "ids": [ids[token]], "tokens": [token]} for token in (language, end)},
+    }
 
 
 def _word_piece(spec: dict[str, Any], settings: Mapping[str, Any]) -> None:
