@@ -6,6 +6,7 @@ import copy
 import gzip
 import json
 import math
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -211,6 +212,20 @@ def test_a_bomb(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         load_graph(path)
     assert asked == [2**19 + 1]
     assert caught.value.where == path and str(2**19) in str(caught.value.expected) and caught.value.do
+
+
+def test_a_graph_of_more_values_than_any_has_is_not_taken_apart(tmp_path):
+    """58 KB of empty lists, which would take 1.5 GB as lists."""
+    path = tmp_path / "many.json.gz"
+    path.write_bytes(gzip.compress(b'{"format":1,"nodes":[' + b"[]," * 20_000_000 + b"[]]}"))
+    assert path.stat().st_size < 60_000
+    tracemalloc.start()
+    try:
+        with pytest.raises(FormatError, match="unpacks to more"):
+            load_graph(path)
+        assert tracemalloc.get_traced_memory()[1] < 4 * (60 << 20)
+    finally:
+        tracemalloc.stop()
 
 
 def change(*keys: Any, to: Any) -> Callable[[Any], None]:

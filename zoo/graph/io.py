@@ -32,7 +32,9 @@ from zoo.graph.stored import Box, Stored
 __all__ = ["FORMAT", "from_json", "load_graph", "save_graph", "to_json"]
 
 FORMAT = 1
-_LIMIT = 1 << 29  # bytes of JSON a graph may unpack to: the largest captured so far needs under 2 % of it
+_LIMIT = 1 << 27  # bytes of JSON a graph may unpack to: the largest packaged one needs 9 % of it, nearly all constants
+_VALUES = 6_000_000  # values in it, each of which takes more room than its text: the largest packaged one has 45,000
+_PIECE = 1 << 20
 _DEPTH = 8  # how deep an argument's lists may nest: captured ones nest twice
 _AGAIN = "capture the model again with `zoo capture`"
 
@@ -54,8 +56,10 @@ def load_graph(path: str | os.PathLike[str]) -> Graph:
     """
     path = Path(path)
     try:
+        text = bytearray()
         with gzip.open(path, "rb") as stream:
-            text = stream.read(_LIMIT + 1)
+            while (room := _LIMIT + 1 - len(text)) and (piece := stream.read(min(_PIECE, room))):
+                text += piece
     except FileNotFoundError:
         raise FormatError("no graph file", where=path, do="check the path, or capture with `zoo capture`") from None
     except (OSError, EOFError, zlib.error) as error:
@@ -65,7 +69,7 @@ def load_graph(path: str | os.PathLike[str]) -> Graph:
             got=f"{type(error).__name__}: {error}",
             do=f"fetch it again, or {_AGAIN}",
         ) from error
-    return from_json(text, path)
+    return from_json(bytes(text), path)
 
 
 def to_json(graph: Graph) -> str:
@@ -75,11 +79,14 @@ def to_json(graph: Graph) -> str:
 
 def from_json(text: str | bytes, where: object) -> Graph:
     """The graph of `to_json`'s text, checked as `load_graph` says; `where` is for errors."""
-    if len(text) > _LIMIT:
+    signs = (",", "[", "{") if isinstance(text, str) else (b",", b"[", b"{")
+    values = sum(map(text.count, signs))  # type: ignore[arg-type]
+    if len(text) > _LIMIT or values > _VALUES:
         raise FormatError(
             "the graph file unpacks to more than any graph needs",
             where=where,
-            expected=f"at most {_LIMIT} bytes",
+            expected=f"at most {_LIMIT} bytes and {_VALUES} values",
+            got=f"{len(text)} bytes, {values} values",
             do="do not use it: it was made to fill the memory",
         )
     data = _parsed(text, where)
