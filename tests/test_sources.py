@@ -516,7 +516,6 @@ def test_select_says_what_it_cannot_tell_apart() -> None:
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "zoo"))
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)  # scripts that other tests import set it
 
 
 def test_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
