@@ -12,9 +12,9 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from converters import tensor_bundle  # noqa: E402
 from converters.checkpoint import MemoryCheckpoint  # noqa: E402
 from converters.dialects import google_tf1 as dialect  # noqa: E402
+from converters.formats.tensorflow import bundle as tensor_bundle  # noqa: E402
 from converters.view import View  # noqa: E402
 from zoo.errors import ConfigError, WeightsError  # noqa: E402
 

@@ -21,8 +21,8 @@ ocp = pytest.importorskip("orbax.checkpoint")
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 
-from converters import orbax  # noqa: E402
-from converters.orbax import open_file, recognises_folder, write  # noqa: E402
+from converters.formats import orbax  # noqa: E402
+from converters.formats.orbax import open_file, recognises_folder, write  # noqa: E402
 
 STORED = sorted(DTYPES.keys() - {"float8_e8m0fnu"})
 

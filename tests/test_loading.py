@@ -553,7 +553,7 @@ def test_save_is_all_or_nothing(step: str, folders, tmp_path: Path, monkeypatch:
 
     with monkeypatch.context() as patch:
         if step == "weights":
-            patch.setattr("converters.safetensors.write", fail)
+            patch.setattr("converters.formats.safetensors.write", fail)
         else:
             patch.setattr("converters.atomic._exchange", lambda *_: False)  # as on systems that cannot
             move = os.replace  # the second move puts the new folder in the old one's place

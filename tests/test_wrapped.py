@@ -399,8 +399,8 @@ def test_a_train_state_in_orbax(tmp_path: Path) -> None:
     pytest.importorskip("tensorstore")
     if not FIXTURES.is_dir():
         pytest.skip("no shared fixtures beside this checkout")
-    from converters import orbax
     from converters.checkpoint import MemoryCheckpoint
+    from converters.formats import orbax
 
     source = FIXTURES / "bert-mlm" / "flax"
     with zoo_checkpoint(source) as found:

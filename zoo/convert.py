@@ -19,8 +19,8 @@ from converters import open_checkpoint
 from converters.checkpoint import BLOCK, Checkpoint, TensorInfo, little_endian
 from converters.dialects import canonical, derived_tokenizer, derived_tokenizer_config, dialect_of, dropped
 from converters.dialects.fields import nearly, note, refuse, unsaid, with_field
-from converters.gguf_quants import q8_0_error
-from converters.gguf_vocabulary import FILES as TOKENIZER_FILES
+from converters.formats.gguf.quants import q8_0_error
+from converters.formats.gguf.vocabulary import FILES as TOKENIZER_FILES
 from converters.said_dtype import most_floats, saying_dtype
 from converters.targets import TARGETS, Target, find_target
 from converters.view import Cast, Made, Recipe, Subset, View, origins

@@ -99,8 +99,8 @@ class Package:
             FormatError: a parameter is of a dtype that safetensors does not have (complex128).
             SourceError: the system refuses to write; the folder is as it was.
         """
-        from converters import safetensors
         from converters.checkpoint import MemoryCheckpoint
+        from converters.formats import safetensors
         from converters.said_dtype import most_floats, saying_dtype
         from zoo.sources.local import copy_companions
         from zoo.weights import scattered

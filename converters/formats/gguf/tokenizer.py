@@ -1,7 +1,7 @@
 """The tokenizer inside a GGUF file as a tokenizer.json, and back.
 
-llama.cpp's model "gpt2" is byte-level BPE, "llama" SentencePiece's BPE (`converters.spm_tokenizer`), "bert" WordPiece
-(`converters.gguf_wordpiece`). Of the first, what a text is cut into before the merges apply stands in
+llama.cpp's model "gpt2" is byte-level BPE, "llama" SentencePiece's BPE (`sentencepiece`), "bert" WordPiece
+(`converters.formats.gguf.wordpiece`). Of the first, what a text is cut into before the merges apply stands in
 tokenizer.ggml.pre, as the name of a published tokenizer, and so does whether a word that is a token is left whole.
 Sources: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, llama.cpp's src/llama-vocab.cpp for what each name
 means, and the tokenizer.json of the models that are so called for how the tokenizers library says the same.
@@ -13,7 +13,8 @@ import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from converters import gguf_wordpiece, spm_tokenizer
+from converters.formats.gguf import sentencepiece as spm_tokenizer
+from converters.formats.gguf import wordpiece as gguf_wordpiece
 from zoo.errors import FormatError
 
 __all__ = ["marks_around", "tokenizer_json", "tokenizer_metadata", "unused_name"]

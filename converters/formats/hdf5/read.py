@@ -1,6 +1,6 @@
 """HDF5 weights: Keras 2 and 3, transformers' tf_model.h5, and the weights inside Keras 3's .keras archives.
 
-HDF5's C library crashes or hangs on some hostile files, so a confined process (`converters.h5_child`) lists the
+HDF5's C library crashes or hangs on some hostile files, so a confined process (`h5_child`) lists the
 datasets; this process checks the list against the file and maps it. Datasets that do not lie in the file in one piece
 (chunked, compressed) are streamed from that process, which then lives as long as the checkpoint.
 
@@ -35,10 +35,10 @@ from converters.checkpoint import (
     refuse_impostor,
     tensor_info,
 )
-from converters.h5_write import write
-from converters.reader_process import Reader
-from converters.zips import MAGIC as ZIP
-from converters.zips import Member, checked_members, open_zip
+from converters.formats.hdf5.write import write
+from converters.formats.zips import MAGIC as ZIP
+from converters.formats.zips import Member, checked_members, open_zip
+from converters.processes.reader import Reader
 from zoo.errors import FormatError, SourceError
 
 __all__ = ["SUFFIXES", "H5Checkpoint", "open_file", "recognises", "write"]

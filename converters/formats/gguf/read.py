@@ -3,7 +3,7 @@
 Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The header is parsed here, over the mapped
 file and with every count checked against the bytes that are left: the `gguf` library loops as often as a file says.
 
-Shapes are NumPy's, so the reverse of ggml's. Quantised tensors read as float32 (`converters.gguf_quants`); what
+Shapes are NumPy's, so the reverse of ggml's. Quantised tensors read as float32 (`converters.formats.gguf.quants`); what
 they are in the file stands in `metadata["ggml_types"]` (tensor name -> F32, Q4_1, ...). The file's own key/values
 stand in `metadata` by their keys, their types ("uint32", "array[string]", ...) in `metadata["gguf_types"]`;
 `write` takes both, so that writing a checkpoint with its own metadata keeps every type.
@@ -32,8 +32,8 @@ from converters.checkpoint import (
     release,
     tensor_info,
 )
-from converters.gguf_header import Header, TensorEntry, encode, read_header
-from converters.gguf_quants import DEQUANTISABLE, PLAIN, TYPES, GgmlType, dequantise, quantise_q8_0
+from converters.formats.gguf.header import Header, TensorEntry, encode, read_header
+from converters.formats.gguf.quants import DEQUANTISABLE, PLAIN, TYPES, GgmlType, dequantise, quantise_q8_0
 from zoo.errors import FormatError
 
 __all__ = ["SUFFIXES", "GgufCheckpoint", "open_file", "recognises", "write"]

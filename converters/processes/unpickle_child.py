@@ -1,6 +1,6 @@
 """Lists the tensors of a PyTorch pickle without PyTorch, running nothing that the pickle asks for.
 
-Not imported: `converters.torch_pickle` runs it in a process of its own, by path, as
+Not imported: `converters.formats.torch.read` runs it in a process of its own, by path, as
 `python -I -S unpickle_child.py zip|legacy CPU MEMORY`. stdin is data.pkl ("zip") or the whole legacy file;
 stdout is one JSON object: `{"unsafe": global}`, `{"error": why}`, or
 
@@ -13,7 +13,7 @@ stdout is one JSON object: `{"unsafe": global}`, `{"error": why}`, or
 A path is the list of dict keys and list positions that lead to the leaf.
 
 Three walls: `find_class` knows a fixed set of names, each standing for an inert, immutable record; the
-process may not open files, import, fork or write (`converters.confined`); its CPU time and memory are
+process may not open files, import, fork or write (`converters.processes.confined`); its CPU time and memory are
 bounded.
 Source of the format: torch/serialization.py (`_save`, `_legacy_save`) and torch/_utils.py (`_rebuild_*`).
 """
@@ -29,7 +29,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 if __package__:
-    from converters.confined import Unsafe, confine, end_after
+    from converters.processes.confined import Unsafe, confine, end_after
 else:  # run by path: -I leaves this folder out of the search path, so that nothing in it can pose as another module
     sys.path.append(os.path.dirname(os.path.abspath(__file__)))
     from confined import Unsafe, confine, end_after  # type: ignore[no-redef]

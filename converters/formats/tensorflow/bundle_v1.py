@@ -2,7 +2,7 @@
 
 The entry of the empty key lists the tensors, every other one is a part of one. Source:
 tensorflow/core/util/saved_tensor_slice.proto and tensorflow/core/framework/tensor.proto in
-https://github.com/tensorflow/tensorflow. `converters.tensor_bundle` opens them.
+https://github.com/tensorflow/tensorflow. `converters.formats.tensorflow.bundle` opens them.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from converters.checkpoint import AGAIN, DTYPES, Checkpoint, TensorInfo, array_view, tensor_info
-from converters.protobuf import Budget, Message
-from converters.tensor_slices import Box, box_info, check_boxes, data_type, dimensions, read_box, slice_key
+from converters.formats.protobuf import Budget, Message
+from converters.formats.tensorflow.slices import Box, box_info, check_boxes, data_type, dimensions, read_box, slice_key
 from zoo.errors import FormatError
 
 __all__ = ["TensorTable", "open_table"]

@@ -5,7 +5,7 @@ are the tree's keys joined by dots ("target.encoder.layers_0.mlp.wo.kernel"). Wh
 step, and whatever else was not spread over devices) is not read.
 
 Read and written through tensorstore, on which Orbax itself stands; neither Orbax nor JAX is needed. Some hostile files
-end a process in which tensorstore reads them, so that happens in one of its own (`converters.orbax_child`). Source:
+end a process in which tensorstore reads them, so that happens in one of its own (`orbax_child`). Source:
 https://orbax.readthedocs.io/en/latest/guides/checkpoint/checkpoint_format.html, and for the arrays
 https://google.github.io/tensorstore/driver/zarr/index.html and .../kvstore/ocdbt/index.html.
 
@@ -37,8 +37,8 @@ from converters.checkpoint import (
     strict_json,
     tensor_info,
 )
-from converters.orbax_child import MAX_ARRAYS, leaves
-from converters.reader_process import Reader
+from converters.processes.orbax_child import MAX_ARRAYS, leaves
+from converters.processes.reader import Reader
 from zoo.errors import FormatError, MissingFramework, SourceError, UnsafeFile
 
 __all__ = ["SUFFIXES", "OrbaxCheckpoint", "open_file", "recognises", "recognises_folder", "write"]

@@ -34,7 +34,7 @@ from converters.checkpoint import (
     release,
     tensor_info,
 )
-from converters.msgpack_walk import CHUNKED, Array, Walker
+from converters.formats.msgpack.walk import CHUNKED, Array, Walker
 from zoo.errors import FormatError
 
 __all__ = ["SUFFIXES", "FlaxCheckpoint", "open_file", "recognises", "write"]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from converters.checkpoint import AGAIN, TensorInfo, tensor_info
-from converters.protobuf import Message
+from converters.formats.protobuf import Message
 from zoo.errors import FormatError
 
 __all__ = ["Box", "box_info", "check_boxes", "data_type", "dimensions", "read_box", "slice_key"]

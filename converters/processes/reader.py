@@ -1,7 +1,7 @@
 """A confined process that reads files for us, seen from outside: started, asked, timed and ended.
 
-For C libraries that crash, hang or fill the memory on some hostile files: HDF5 (`converters.h5_child`) and tensorstore
-(`converters.orbax_child`). Each of those scripts says what it answers; nothing of it is trusted.
+For C libraries that crash, hang or fill the memory on some hostile files: HDF5 (`h5_child`) and tensorstore
+(`orbax_child`). Each of those scripts says what it answers; nothing of it is trusted.
 """
 
 from __future__ import annotations

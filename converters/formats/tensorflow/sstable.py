@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from converters.checkpoint import AGAIN
-from converters.protobuf import read_varint
+from converters.formats.protobuf import read_varint
 from zoo.errors import FormatError, MissingFramework
 
 __all__ = ["MAGIC", "crc32c", "entries", "mask", "table", "unsnappy", "varint"]

@@ -1,9 +1,9 @@
 """Lists the datasets of an HDF5 file, and streams those that cannot be mapped, in a process that can do nothing else.
 
-Not imported: `converters.h5` runs it by path, as `python -I h5_child.py FILE START SIZE MEMORY CPU FOLDER...`: the
+Not imported: `formats.hdf5.read` runs it by path, as `python -I h5_child.py FILE START SIZE MEMORY CPU FOLDER...`: the
 HDF5 file is SIZE bytes from START on in FILE (a descriptor's number, or a path where none can be inherited); FOLDERs
 hold h5py and NumPy. HDF5's C library crashes or hangs on some hostile files: hence the process, its limits
-(`converters.confined`), and no descriptor for it to open another file with.
+(`converters.processes.confined`), and no descriptor for it to open another file with.
 
 stdout is frames: one byte, a length of 8 bytes, little-endian, and as many bytes. First the listing, JSON:
 
@@ -37,7 +37,7 @@ for _name in [name for name in os.environ if name.startswith("HDF5_")]:
 os.environ["HDF5_PLUGIN_PRELOAD"] = "::"  # HDF5's way to say: load no plugin, whatever filter the file asks for
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 if __package__:
-    from converters.confined import address_space, confine, renew
+    from converters.processes.confined import address_space, confine, renew
 else:  # run by path: see unpickle_child
     sys.path += [*sys.argv[6:], os.path.dirname(os.path.abspath(__file__))]
     from confined import address_space, confine, renew  # type: ignore[no-redef]

@@ -2,7 +2,7 @@
 
 Both formats of `torch.save`: the zip archive (data.pkl, one stored entry per storage; since 1.6), and the
 stream before it (magic number, pickles, then the storages one after another). The pickle is read in a
-confined process (`converters.unpickle_child`), which only lists tensors; this process checks the list
+confined process (`converters.processes.unpickle_child`), which only lists tensors; this process checks the list
 against the file and maps it.
 Source: torch/serialization.py, https://docs.pytorch.org/docs/stable/notes/serialization.html.
 
@@ -26,6 +26,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from converters import processes
 from converters.checkpoint import (
     AGAIN,
     DTYPES,
@@ -38,8 +39,8 @@ from converters.checkpoint import (
     refuse_impostor,
     tensor_info,
 )
-from converters.torch_write import write
-from converters.zips import MAGIC, Member, checked_members, open_zip
+from converters.formats.torch.write import write
+from converters.formats.zips import MAGIC, Member, checked_members, open_zip
 from zoo.errors import FormatError, SourceError, UnsafeFile
 
 __all__ = ["SUFFIXES", "TorchCheckpoint", "open_file", "recognises", "write"]
@@ -303,7 +304,7 @@ def _small(member: Member, limit: int, path: Path) -> bytes:
 
 def _list_tensors(path: Path, kind: str, source: bytes | BinaryIO) -> dict[str, Any]:
     """What the confined process reports of the pickle, its types checked: nothing it says is trusted."""
-    child = Path(__file__).with_name("unpickle_child.py")
+    child = Path(processes.__file__).with_name("unpickle_child.py")
     size = len(source) if isinstance(source, bytes) else os.fstat(source.fileno()).st_size
     cpu = min(CPU_SECONDS, 1.25 + size / (1 << 20))  # a pickle of ten thousand tensors has one megabyte
     command = [sys.executable or "python3", "-I", "-S", str(child), kind, str(cpu), str(MEMORY)]

@@ -26,7 +26,7 @@ from converters.checkpoint import (
     refuse_impostor,
     tensor_info,
 )
-from converters.protobuf import Budget, Message, read_varint
+from converters.formats.protobuf import Budget, Message, read_varint
 from zoo.errors import FormatError, SourceError, UnsafeFile, WeightsError
 
 __all__ = ["SUFFIXES", "OnnxCheckpoint", "open_file", "recognises"]

@@ -1,9 +1,9 @@
 """TensorFlow's checkpoints, read and written without TensorFlow: prefix.index and prefix.data-00000-of-00001.
 
-The index is a sorted table (`converters.sstable`) of tensor name -> BundleEntryProto; the data files hold the
+The index is a sorted table (`sstable`) of tensor name -> BundleEntryProto; the data files hold the
 tensors' bytes as they are, so that they are mapped. Source: tensorflow/core/protobuf/tensor_bundle.proto and
 tensorflow/core/util/tensor_bundle/tensor_bundle.cc in https://github.com/tensorflow/tensorflow. The single-file
-checkpoints of TensorFlow before 0.12 go to `converters.tensor_bundle_v1`.
+checkpoints of TensorFlow before 0.12 go to `converters.formats.tensorflow.bundle_v1`.
 
 Names: those of the checkpoint. TF1's are the variables' ("bert/embeddings/word_embeddings"); TF2's are paths of
 attributes ("model/layer/kernel/.ATTRIBUTES/VARIABLE_VALUE"), and `metadata["full_names"]` maps them to the
@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from converters import tensor_bundle_v1
 from converters.checkpoint import (
     AGAIN,
     BLOCK,
@@ -37,9 +36,9 @@ from converters.checkpoint import (
     release,
     tensor_info,
 )
-from converters.protobuf import Budget, Message, read_varint
-from converters.sstable import crc32c, entries, mask, table, varint
-from converters.tensor_slices import (
+from converters.formats.protobuf import Budget, Message, read_varint
+from converters.formats.tensorflow import bundle_v1 as tensor_bundle_v1
+from converters.formats.tensorflow.slices import (
     NUMBERS,
     Box,
     box_info,
@@ -49,6 +48,7 @@ from converters.tensor_slices import (
     read_box,
     slice_key,
 )
+from converters.formats.tensorflow.sstable import crc32c, entries, mask, table, varint
 from zoo.errors import FormatError, SourceError, UnsafeFile
 
 __all__ = ["SUFFIXES", "TensorBundle", "open_file", "prefix_of", "recognises", "write"]

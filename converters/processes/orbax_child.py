@@ -1,8 +1,8 @@
 """Lists the arrays of an Orbax checkpoint, and reads them, in a process that can do nothing else.
 
-`converters.orbax` runs it by path, as `python -I orbax_child.py FOLDER MEMORY CPU PACKAGES...`; PACKAGES are folders
+`formats.orbax` runs it by path, as `python -I orbax_child.py FOLDER MEMORY CPU PACKAGES...`; PACKAGES are folders
 that hold tensorstore and NumPy. tensorstore overflows the stack on nested JSON, and ends in a process that was forked
-from one that had used it: hence a process, with its limits (`converters.confined`); on Linux it can open nothing but
+from one that had used it: hence a process, with its limits (`confined`); on Linux it can open nothing but
 what lies in FOLDER, for reading.
 
 stdin begins with a line [keys, zarr3]: {name: key in the store}, or null for all of a store without a description; and
@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from typing import Any
 
 if __package__:
-    from converters.confined import address_space, confine, renew
+    from converters.processes.confined import address_space, confine, renew
 else:  # run by path: see unpickle_child
     sys.path += [*sys.argv[4:], os.path.dirname(os.path.abspath(__file__))]
     from confined import address_space, confine, renew  # type: ignore[no-redef]

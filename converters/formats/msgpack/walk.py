@@ -2,7 +2,7 @@
 
 Everything is checked against the bytes that are left before it is believed: lengths, counts, UTF-8. Maps become
 dicts, arrays dicts by position ("0", "1", ..., as Flax writes lists), Flax's extension types an `Array` that tells
-where the bytes lie. See `converters.msgpack`.
+where the bytes lie. See `converters.formats.msgpack.read`.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from converters.gguf_tokenizer import marks_around, tokenizer_metadata, unused_name
-from converters.spm_tokenizer import UNUSED
+from converters.formats.gguf.sentencepiece import UNUSED
+from converters.formats.gguf.tokenizer import marks_around, tokenizer_metadata, unused_name
 from zoo.errors import ConfigError, FormatError
 
 __all__ = ["FILES", "pooling", "tokenizer_config", "vocabulary"]

@@ -1,7 +1,7 @@
 """The variables of a SavedModel: a folder with saved_model.pb, and a TensorFlow checkpoint in variables/.
 
 Source: https://www.tensorflow.org/guide/saved_model. The program in saved_model.pb is not read. Names and metadata
-are as `converters.tensor_bundle` tells.
+are as `converters.formats.tensorflow.bundle` tells.
 """
 
 from __future__ import annotations
@@ -45,6 +45,6 @@ def open_file(path: Path) -> Checkpoint:
             expected="variables/variables.index",
             do="a frozen graph holds its weights as constants, which are not read: take the model it was frozen from",
         )
-    from converters import tensor_bundle
+    from converters.formats.tensorflow import bundle as tensor_bundle
 
     return tensor_bundle.open_file(index)

@@ -29,7 +29,7 @@ from converters.checkpoint import (
     refuse_impostor,
     tensor_info,
 )
-from converters.zips import MAGIC, Member, checked_members, leaves_archive, open_zip
+from converters.formats.zips import MAGIC, Member, checked_members, leaves_archive, open_zip
 from zoo.errors import FormatError, UnsafeFile
 
 __all__ = ["SUFFIXES", "NpzCheckpoint", "open_file", "recognises", "write"]

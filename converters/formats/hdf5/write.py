@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from converters.checkpoint import DTYPES, NO_METADATA, Checkpoint, TensorInfo, little_endian
-from converters.reader_process import home_of
+from converters.processes.reader import home_of
 from zoo.errors import FormatError
 
 __all__ = ["write"]

@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from converters.spm_tokenizer import CONTROL, NORMAL, UNKNOWN, USER
+from converters.formats.gguf.sentencepiece import CONTROL, NORMAL, UNKNOWN, USER
 from zoo.errors import FormatError
 
 __all__ = ["from_json", "to_json"]

@@ -1,6 +1,6 @@
 """Writing Keras 3's .keras archives: a zip of metadata.json, config.json and model.weights.h5, each stored as it is.
 
-Neither Keras nor its backend is needed. What reads them is `converters.h5`.
+Neither Keras nor its backend is needed. What reads them is `converters.formats.hdf5.read`.
 Source: keras/src/saving/saving_lib.py.
 """
 
@@ -12,9 +12,9 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from converters import h5_write
 from converters.checkpoint import BLOCK, NO_METADATA, Checkpoint
-from converters.h5 import MAX_TEXT
+from converters.formats.hdf5 import write as h5_write
+from converters.formats.hdf5.read import MAX_TEXT
 from zoo.errors import FormatError
 
 __all__ = ["write"]
