@@ -33,7 +33,7 @@ from converters.formats.hdf5 import read as h5  # noqa: E402
 from converters.processes import reader as reader_process  # noqa: E402
 from zoo.errors import FormatError, MissingFramework, SourceError, UnsafeFile, WeightsError, ZooError  # noqa: E402
 
-CONVERTERS = Path(h5.__file__).parent
+CONVERTERS = Path(reader_process.__file__).parent
 NAMES = [name for name, dtype in DTYPES.items() if not name.startswith("float8") and dtype.kind != "c"]
 BRAIN = np.dtype(ml_dtypes.bfloat16)
 
