@@ -7,11 +7,11 @@ spelling alone.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from zoo.graph.dims import broadcast
 from zoo.graph.ir import Dim, DType, Graph, Node, Ref, ValueInfo, map_refs, refs
 from zoo.graph.passes import simplify
 from zoo.graph.passes.masks import ELEMENTWISE
@@ -135,7 +135,7 @@ def attentions(graph: Graph) -> Graph:
             for term in scores.added:
                 shape = values.infos[term[1].name if isinstance(term, tuple) else term.name].shape
                 new = emit(term[0], ValueInfo("float32", shape), *term[1:]) if isinstance(term, tuple) else term
-                info = ValueInfo("float32", _broadcast(info.shape, shape))
+                info = ValueInfo("float32", broadcast(info.shape, shape))
                 mask = new if mask is None else emit("add.Tensor", info, mask, new)
             transposed = values.made_by(scores.keys, "transpose.int", "mT")
             if transposed is not None and sorted(dim % 4 for dim in transposed.args[1:]) in ([], [2, 3]):
@@ -155,11 +155,6 @@ _SOFTMAX = ("softmax.int", "_softmax")
 def _over_the_last(softmax: Node) -> bool:
     options = (*softmax.args[2:], *softmax.kwargs.values())
     return softmax.args[1] in (-1, 3) and all(option in (None, False, DType("float32")) for option in options)
-
-
-def _broadcast(a: tuple[Dim, ...], b: tuple[Dim, ...]) -> tuple[Dim, ...]:
-    pairs = itertools.zip_longest(reversed(a), reversed(b), fillvalue=1)
-    return tuple(j if i == 1 else i for i, j in pairs)[::-1]
 
 
 def _in_heads(values: Values, *given: Any) -> bool:

@@ -24,13 +24,14 @@ Nodes made here:
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from zoo.errors import GraphError
+from zoo.graph.dims import symbols
 from zoo.graph.ir import Dim, Graph, Input, Node, Ref, ValueInfo, map_refs, refs
 from zoo.graph.passes import simplify
 from zoo.graph.passes.masks import ELEMENTWISE
@@ -341,7 +342,10 @@ class _Packing:
             raise _Unproven
 
     def mentioned(self, dim: Dim) -> bool:
-        return isinstance(dim, str) and not {self.batch, self.sequence}.isdisjoint(re.findall(r"\w+", dim))
+        try:
+            return not symbols(dim).isdisjoint({self.batch, self.sequence})
+        except GraphError:  # who knows
+            return True
 
     def not_tokens(self, dim: Any, axes: tuple[int, int], shape: tuple[Dim, ...]) -> int:
         """A dim counted from the front, which is not one of tokens."""
