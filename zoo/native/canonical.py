@@ -14,8 +14,8 @@ from typing import Any
 from zoo.graph.dims import broadcast
 from zoo.graph.ir import Dim, DType, Graph, Node, Ref, ValueInfo, map_refs, refs
 from zoo.graph.passes import simplify
-from zoo.graph.passes.masks import ELEMENTWISE
 from zoo.native.passes import Values, rewritten
+from zoo.ops import spelling, traits_of
 
 __all__ = ["canonical"]
 
@@ -231,20 +231,17 @@ def by_tokens(graph: Graph) -> Graph:
 
     An addmm is a product and a sum then. What is not made tokens of again stays rows.
     """
-    if not any(node.op in _ROW_VIEWS and _joins(node) for node in graph.nodes):
+    if not any(_joins(node) for node in graph.nodes):
         return graph
     rows = _Rows(graph)
     return rows.graph() if rows.back else graph
 
 
-_ROW_VIEWS = ("view", "reshape", "_unsafe_view")
-_OF_EACH = ELEMENTWISE | {"clone"}
-
-
 def _joins(node: Node) -> bool:
+    """Whether a view makes rows of all dims but the last."""
     match node.args:
         case (_, (-1, _)):
-            return True
+            return spelling(node.op) == "view"
     return False
 
 
@@ -273,11 +270,11 @@ class _Rows:
     def look(self, node: Node) -> None:
         first = node.args[0] if node.args else None
         shape = node.infos[0].shape
-        if node.op in _ROW_VIEWS and isinstance(first, Ref) and first.name in self.lead:
+        if spelling(node.op) == "view" and isinstance(first, Ref) and first.name in self.lead:
             lead = self.lead[first.name]
             if shape[:-1] == lead and shape[-1] == self.shape(first)[-1]:
                 self.back.add(node.name)
-        elif node.op in _ROW_VIEWS and _joins(node) and isinstance(first, Ref):
+        elif _joins(node) and isinstance(first, Ref):
             old = self.shape(first)
             if len(old) > 2 and isinstance(old[-1], int) and old[-1] == shape[-1] and self.values.is_float(first):
                 self.lead[node.name] = old[:-1]
@@ -301,7 +298,7 @@ class _Rows:
             return node.args[0].name in self.lead and apart(node.args[1:], node.kwargs) and len(self.shape(weight)) == 2
         if node.op == "layer_norm":
             return len(node.args[1]) == 1 and apart(node.args[1:], node.kwargs)
-        if node.op.partition(".")[0] not in _OF_EACH:
+        if not traits_of(node.op).elementwise:
             return False
         others = [ref for ref in refs((node.args, node.kwargs)) if ref.name not in self.lead]
         return all(len(self.shape(ref)) < 2 for ref in others)
