@@ -26,7 +26,7 @@ def resolve_over(xp: Any, overrides: Mapping[str, Callable[..., Any]]) -> Callab
         def function(*args: Any, **kwargs: Any) -> Any:
             return definition(xp, *args, **kwargs)
 
-        function.recorded = OPS[name].recorded  # type: ignore[attr-defined]
+        function.recorded = OPS[name].traits.recorded  # type: ignore[attr-defined]
         return function
 
     return resolve

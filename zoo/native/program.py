@@ -17,15 +17,13 @@ from zoo.errors import UnsupportedOp, ZooError
 from zoo.graph.ir import Graph, Ref, map_refs, param_ref, refs
 from zoo.native.kernels import copy
 from zoo.native.tape import Scratch, Tape, owner, recording, unowned
-from zoo.ops import OPS
+from zoo.ops import OPS, traits_of
 
 __all__ = ["Program", "same"]
 
 KEPT = 12
 """Tapes that are kept, the least recently used goes first."""
 KEPT_BYTES = 1 << 29
-
-_SHAPE_ONLY = ("sym_size.int", "sym_numel")
 
 
 class _AnotherShape(Exception):
@@ -58,8 +56,9 @@ class Program:
                 where = f"node {node.name!r}"
                 raise UnsupportedOp("this backend lacks an operation", where=where, got=node.op) from None
             used = {ref.name for ref in refs((node.args, node.kwargs))}
+            read = {ref.name for ref in refs((node.args[traits_of(node.op).by_shape :], node.kwargs))}
             dead = [n for n in {*used, *node.outputs} & made if n not in kept and last.get(n, position) == position]
-            self.steps.append((node, direct.get(node.op), function, tuple(used), tuple(dead)))
+            self.steps.append((node, direct.get(node.op), function, tuple(read), tuple(dead)))
         self.lock = threading.Lock()
         self.tapes: OrderedDict[Any, list[Tape]] = OrderedDict()
         self.params: list[Any] = []
@@ -148,8 +147,8 @@ class Program:
         def value(ref: Ref) -> Any:
             return values[ref.name]
 
-        for node, direct, function, used, dead in self.steps:
-            varies = not varying.isdisjoint(used) and node.op not in _SHAPE_ONLY
+        for node, direct, function, read, dead in self.steps:
+            varies = not varying.isdisjoint(read)
             if varies and node.infos[0].dtype == "size":
                 self.replayable, tape = False, None
             args, kwargs = map_refs(value, node.args), map_refs(value, node.kwargs)

@@ -13,7 +13,7 @@ from zoo.ops.dtypes import FLOAT, is_complex, promote, to_float
 from zoo.ops.table import op
 
 
-@op("complex")
+@op("complex", elementwise=True)
 def complex_(xp: Any, real: Any, imag: Any) -> Any:
     shape = xp.shape(xp.add(real, imag))
     return xp.complex(xp.broadcast_to(real, shape), xp.broadcast_to(imag, shape))
@@ -30,28 +30,28 @@ def view_as_complex(xp: Any, x: Any) -> Any:
     return xp.complex(real, imag)
 
 
-@op("polar")
+@op("polar", elementwise=True)
 def polar(xp: Any, x: Any, angle: Any) -> Any:
     x, angle = promote(xp, x, angle)
     return complex_(xp, xp.multiply(x, xp.cos(angle)), xp.multiply(x, xp.sin(angle)))
 
 
-@op("real")
+@op("real", elementwise=True)
 def real(xp: Any, x: Any) -> Any:
     return xp.real(x) if is_complex(xp.dtype(x)) else x
 
 
-@op("imag")
+@op("imag", elementwise=True)
 def imag(xp: Any, x: Any) -> Any:
     return xp.imag(x)
 
 
-@op("_conj", "conj", "_conj_physical", "conj_physical")
+@op("_conj", "conj", "_conj_physical", "conj_physical", elementwise=True)
 def conj(xp: Any, x: Any) -> Any:
     return xp.conj(x) if is_complex(xp.dtype(x)) else x
 
 
-@op("angle")
+@op("angle", elementwise=True)
 def angle(xp: Any, x: Any) -> Any:
     """The argument of a complex number; of a real one 0 or pi, and NaN stays."""
     if is_complex(xp.dtype(x)):

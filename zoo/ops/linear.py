@@ -15,14 +15,15 @@ from zoo.ops.size import known
 from zoo.ops.table import op
 
 
-@op("linear")
+@op("linear", whole=True)
 def linear(xp: Any, x: Any, weight: Any, bias: Any = None) -> Any:
     """x @ weight.T + bias, with weight [out, in], or [in] for one output that has no dim."""
     result = xp.linear(x, weight) if xp.ndim(weight) == 2 else mv(xp, x, weight)
     return result if bias is None else xp.add(result, bias)
 
 
-@op("matmul", "mm", "bmm")
+@op("matmul", whole=True)
+@op("mm", "bmm")
 def matmul(xp: Any, x: Any, y: Any) -> Any:
     return xp.matmul(x, y)
 
@@ -103,18 +104,18 @@ def pdist(xp: Any, x: Any, p: float = 2.0) -> Any:
     return norm(xp, xp.abs(xp.subtract(first, second)), p, (1,), False)
 
 
-@op("bilinear")
+@op("bilinear", whole=True)
 def bilinear(xp: Any, x: Any, y: Any, weight: Any, bias: Any = None) -> Any:
     result = xp.einsum("...i,oij,...j->...o", x, weight, y)
     return result if bias is None else xp.add(result, bias)
 
 
-@op("einsum")
+@op("einsum", whole=True)
 def einsum(xp: Any, equation: str, tensors: Any, path: Any = None) -> Any:
     return xp.einsum(equation.replace(" ", ""), *promote(xp, *tensors))
 
 
-@op("scaled_dot_product_attention")
+@op("scaled_dot_product_attention", whole=True)
 def scaled_dot_product_attention(
     xp: Any,
     query: Any,

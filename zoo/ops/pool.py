@@ -15,21 +15,21 @@ from zoo.ops.table import op
 _DIMS = {"1d": 1, "2d": 2, "3d": 3}
 
 
-@op("max_pool1d")
+@op("max_pool1d", whole=True)
 def max_pool1d(
     xp: Any, x: Any, kernel_size: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
 ) -> Any:
     return _max_pool(xp, x, 1, kernel_size, stride, padding, dilation, ceil_mode)
 
 
-@op("max_pool2d")
+@op("max_pool2d", whole=True)
 def max_pool2d(
     xp: Any, x: Any, kernel_size: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
 ) -> Any:
     return _max_pool(xp, x, 2, kernel_size, stride, padding, dilation, ceil_mode)
 
 
-@op("max_pool3d")
+@op("max_pool3d", whole=True)
 def max_pool3d(
     xp: Any, x: Any, kernel_size: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
 ) -> Any:
@@ -61,7 +61,7 @@ def max_pool_with_indices(
     return values, index
 
 
-@op("avg_pool1d")
+@op("avg_pool1d", whole=True)
 def avg_pool1d(
     xp: Any,
     x: Any,
@@ -74,7 +74,7 @@ def avg_pool1d(
     return _avg_pool(xp, x, 1, kernel_size, stride, padding, ceil_mode, count_include_pad, None)
 
 
-@op("avg_pool2d")
+@op("avg_pool2d", whole=True)
 def avg_pool2d(
     xp: Any,
     x: Any,
@@ -88,7 +88,7 @@ def avg_pool2d(
     return _avg_pool(xp, x, 2, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
 
 
-@op("avg_pool3d")
+@op("avg_pool3d", whole=True)
 def avg_pool3d(
     xp: Any,
     x: Any,
@@ -109,7 +109,7 @@ def _adaptive(name: str, reduction: str) -> None:
             x = _adaptive_axis(xp, x, axis, target, getattr(xp, reduction))
         return x
 
-    op(name)(function)
+    op(name, whole=not name.startswith("_"))(function)
 
 
 for _name in ("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"):
@@ -118,7 +118,7 @@ _adaptive("_adaptive_avg_pool2d", "mean")
 _adaptive("_adaptive_avg_pool3d", "mean")
 
 
-@op("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d")
+@op("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d", whole=True)
 def adaptive_max_pool(xp: Any, x: Any, output_size: Any) -> Any:
     """Values, and for each the flat position it came from: the first of equal ones."""
     dims = len(output_size)
