@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import socket
 import subprocess
 import time
@@ -69,6 +70,11 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("sources")
     return {kind: checkpoints.save(root / kind, kind) for kind in ("bert", "resnet")}
+
+
+def safetensors_header(path: Path) -> dict[str, Any]:
+    content = path.read_bytes()
+    return dict(json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]))
 
 
 def changed(folder: Path, to: Path, **fields: Any) -> Path:
@@ -141,6 +147,28 @@ def test_wider_than_the_file(field: str, folders: dict[str, Path], tmp_path: Pat
         with pytest.raises(ConfigError, match=field):
             act()
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20  # kB
+
+
+def test_as_wide_as_the_file(folders: dict[str, Path], tmp_path: Path) -> None:
+    """An embedding of more numbers than any model may have beside its file; the file's bytes are a hole."""
+    words = 1 << 23
+    folder = changed(folders["bert"], tmp_path / "in", vocab_size=words)
+    path = folder / "model.safetensors"
+    header = safetensors_header(path)
+    at = 0
+    for name, info in header.items():
+        if name == "__metadata__":
+            continue
+        info["shape"] = [words, *info["shape"][1:]] if "word_embeddings" in name else info["shape"]
+        info["shape"] = [words] if name == "cls.predictions.bias" else info["shape"]
+        info["data_offsets"] = [at, at := at + 4 * math.prod(info["shape"])]
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + at)
+    assert at > 4 << 26
+    done = zoo.convert(folder, tmp_path / "out", "safetensors", dry_run=True)
+    assert not done.dropped
 
 
 @pytest.mark.parametrize(
