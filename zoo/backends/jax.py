@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import string
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from zoo.arrays import numpy_dtype, to_numpy
 from zoo.backends.execute import Program, disagreement, resolve_over
 from zoo.backends.namespace import BINARY, UNARY, Namespace
 from zoo.backends.numpy import _clipped, _start, all_inside
@@ -25,7 +27,19 @@ from zoo.ops import size as size_ops
 from zoo.ops.random import key_of
 from zoo.trees import register_trees
 
-__all__ = ["INPUTS", "JaxNamespace", "compile_graph", "evaluating", "key_from", "module_of", "namespace", "params_from"]
+__all__ = [
+    "INPUTS",
+    "JaxNamespace",
+    "compile_graph",
+    "copied",
+    "evaluating",
+    "key_from",
+    "module_of",
+    "namespace",
+    "params_from",
+    "put",
+    "widened",
+]
 
 register_trees()
 
@@ -127,8 +141,43 @@ class _Parts:
 
 
 def params_from(arrays: Mapping[str, np.ndarray], graph: Graph) -> dict[str, jax.Array]:
-    """JAX arrays of the checkpoint's. On a CPU JAX uses suitably aligned memory where it lies, else copies once."""
-    return {name: jax.device_put(array) for name, array in arrays.items()}
+    """JAX arrays of the checkpoint's. On a CPU JAX uses suitably aligned memory where it lies, else copies once.
+
+    Without x64 JAX has nothing of 64 bits: of what becomes narrower a copy is kept, for `widened`.
+    """
+    return {name: put(array) for name, array in arrays.items()}
+
+
+def put(array: np.ndarray) -> jax.Array:
+    """A JAX array of one of the checkpoint's, as `params_from` makes it; integers stay within what JAX has."""
+    narrow = jax.dtypes.canonicalize_dtype(array.dtype)
+    if narrow == array.dtype:
+        return jax.device_put(array)
+    limits = np.iinfo(narrow) if narrow.kind in "iu" else None
+    within = array if limits is None else np.clip(array, limits.min, limits.max)
+    with np.errstate(over="ignore"):
+        made = jax.device_put(within.astype(narrow))
+    _WIDER[id(made)] = np.array(array)
+    weakref.finalize(made, _WIDER.pop, id(made), None).atexit = False
+    return made
+
+
+_WIDER: dict[int, np.ndarray] = {}
+"""By the id of an array that lives: what it was before JAX narrowed it."""
+
+
+def copied(value: Any, dtype: str) -> jax.Array:
+    """A JAX array, in memory of its own, of another's."""
+    return jnp.array(np.array(to_numpy(value)), jax.dtypes.canonicalize_dtype(numpy_dtype(dtype)))
+
+
+def widened(value: jax.Array, dtype: str) -> np.ndarray:
+    """An array for a file in which it has `dtype`: as it was loaded, or as wide if it was computed since."""
+    if (loaded := _WIDER.get(id(value))) is not None:
+        return loaded
+    array, wide = to_numpy(value), numpy_dtype(dtype)
+    narrowed = array.dtype != wide and array.dtype == jax.dtypes.canonicalize_dtype(wide)
+    return array.astype(wide) if narrowed else array
 
 
 def key_from(rng: Any) -> jax.Array:

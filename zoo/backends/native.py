@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from zoo.arrays import numpy_dtype
+from zoo.arrays import numpy_dtype, to_numpy
 from zoo.backends.execute import resolve_over
 from zoo.backends.namespace import Namespace
 from zoo.backends.numpy import NumpyNamespace
@@ -37,6 +37,7 @@ __all__ = [
     "module_of",
     "namespace",
     "params_from",
+    "replaced",
 ]
 
 library()  # what is not there is said when the backend is asked for
@@ -102,6 +103,13 @@ def params_from(arrays: Mapping[str, np.ndarray], graph: Graph) -> dict[str, np.
     for view in views.values():
         view.flags.writeable = False
     return views
+
+
+def replaced(old: np.ndarray, value: Any) -> np.ndarray:
+    """A read-only copy, in the array's dtype, of a value that is put in its place."""
+    new = np.array(to_numpy(value), dtype=old.dtype, order="C")
+    new.flags.writeable = False
+    return new
 
 
 def key_from(rng: Any) -> Any:

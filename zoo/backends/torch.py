@@ -86,14 +86,17 @@ def params_from(arrays: Mapping[str, np.ndarray], graph: Graph) -> dict[str, tor
 
 @_ordinary
 def replaced(old: torch.Tensor, value: Any) -> torch.Tensor:
-    """What stands for an array in a place of another: of its dtype, on its device, and a parameter if that was one."""
+    """What stands for an array in a place of another: of its dtype, on its device, and a parameter if that was one.
+
+    It is a copy, unless it is such a parameter already.
+    """
     if not isinstance(value, torch.Tensor):
         value = tensor_from(np.array(to_numpy(value)))
-    if (value.dtype, value.device) != (old.dtype, old.device):
-        value = value.detach().to(old.device, old.dtype)
-    if not isinstance(old, torch.nn.Parameter):
-        return value.detach()
-    return value if isinstance(value, torch.nn.Parameter) else torch.nn.Parameter(value.detach(), old.requires_grad)
+    same = (value.dtype, value.device) == (old.dtype, old.device)
+    if same and isinstance(old, torch.nn.Parameter) and isinstance(value, torch.nn.Parameter):
+        return value
+    value = value.detach().to(old.device, old.dtype, copy=True)
+    return torch.nn.Parameter(value, old.requires_grad) if isinstance(old, torch.nn.Parameter) else value
 
 
 def key_from(rng: Any) -> torch.Tensor:
