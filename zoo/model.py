@@ -461,7 +461,7 @@ class Model:
         if rng is None:
             if self._function is None:
                 graph, operations = self._fast.prepared(self.graph) if self._fast is not None else (self.graph, {})
-                options: dict[str, Any] = {"operations": operations} if operations else {}
+                options: dict[str, Any] = {"operations": operations, "source": self.graph} if operations else {}
                 if self._precision != "float32":
                     options["precision"] = self._precision
                 self._function = self._backend.compile_graph(graph, **options)
