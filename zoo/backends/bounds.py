@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from zoo.ops import OPS
 
 __all__ = ["Bounds", "Need", "Watch"]
 
-_KEPT = 4096  # sets of shapes that are known to be within the limits
+_KEPT = 4096  # sets of shapes that are known to be within the limits; calls whose outcome is known
 
 
 class Bounds:
@@ -37,6 +38,7 @@ class Bounds:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self._known: OrderedDict[Any, frozenset[int]] = OrderedDict()
+        self._outcomes: dict[Any, _Outcome] = {}
         self._held = sum(math.prod(param.shape) for param in graph.params.values())
         self._held += sum(array.size for array in graph.constants.values())
         self._widest = max((size for param in graph.params.values() for size in param.shape), default=1)
@@ -93,25 +95,112 @@ class Bounds:
         for param in graph.params.values():
             shadow = Shadow(tuple(param.shape), param.dtype)
             values.update((param_ref(name), shadow) for name in (param.name, *param.aliases))
-        used = [{ref.name for ref in refs((node.args, node.kwargs))} for node in graph.nodes]
-        last = {name: position for position, names in enumerate(used) for name in names}
-        kept = {ref.name for ref in graph.outputs.values()}
         unknown = set()
-        for position, node in enumerate(graph.nodes):
+        for position, step in enumerate(self._steps):
             result = None
-            if used[position] <= values.keys():
-                args, kwargs = (map_refs(lambda ref: values[ref.name], tree) for tree in (node.args, node.kwargs))
-                result = _results(xp, node, args, kwargs)
-                args = kwargs = None
+            if step.used <= values.keys():
+                given = [values[name] for name in step.names]
+                result = self._found(xp, step, given)
+                given = []
             if result is None:
                 unknown.add(position)
             else:
-                values.update(zip(node.outputs, result, strict=False))
+                values.update(zip(step.node.outputs, result, strict=False))
             result = None
-            for name in (*used[position], *node.outputs):
-                if last.get(name, position) == position and name not in kept:
-                    values.pop(name, None)
+            for name in step.dead:
+                values.pop(name, None)
         return frozenset(unknown)
+
+    @cached_property
+    def _steps(self) -> list[_Step]:
+        steps = [_Step(node) for node in self.graph.nodes]
+        last = {name: position for position, step in enumerate(steps) for name in step.used}
+        kept = {ref.name for ref in self.graph.outputs.values()}
+        for position, step in enumerate(steps):
+            names = step.used.union(step.node.outputs) - kept
+            step.dead = tuple(name for name in names if last.get(name, position) == position)
+        return steps
+
+    def _found(self, xp: Shapes, step: _Step, given: list[Any]) -> tuple[Any, ...] | None:
+        """As `_results`; a call like one before is not gone through again: a model's layers are alike."""
+        key = (step.call, *[_facts(value) for value in given])
+        outcome = self._outcomes.get(key)
+        if outcome is not None and (found := outcome.again(xp.meter, given)) is not None:
+            return found
+        meter = xp.meter
+        meter.peak, meter.most, steps, held = meter.held, 0, meter.need.steps, meter.held
+        at_hand = iter(given)
+        args, kwargs = (map_refs(lambda ref: next(at_hand), tree) for tree in (step.node.args, step.node.kwargs))
+        result = _results(xp, step.node, args, kwargs)
+        if result is not None:
+            if len(self._outcomes) >= _KEPT:
+                self._outcomes.clear()
+            self._outcomes[key] = _Outcome(meter, steps, held, given, result)
+        return result
+
+
+class _Step:
+    """A node, the values that it uses in order, and those that nothing uses after it."""
+
+    __slots__ = ("call", "dead", "names", "node", "used")
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.names = tuple(ref.name for ref in refs((node.args, node.kwargs)))
+        self.used = frozenset(self.names)
+        self.dead: tuple[str, ...] = ()
+        self.call = node.op + repr(map_refs(lambda ref: "%", (node.args, node.kwargs)))  # but for the values
+
+
+class _Outcome:
+    """What a call took, and its results: sizes as they are, arrays as (shape, dtype, place, elements). The place is
+    that of the memory they lie in, among the arguments and then the new ones; -1 for what is never counted.
+    """
+
+    __slots__ = ("most", "parts", "peak", "results", "steps")
+
+    def __init__(self, meter: _Meter, steps: int, held: int, given: list[Any], result: tuple[Any, ...]) -> None:
+        self.steps, self.parts = meter.need.steps - steps, meter.parts
+        self.most, self.peak = meter.most, meter.peak - held
+        stores = [getattr(value, "storage", None) for value in given]
+        self.results: list[Any] = []
+        for item in result:
+            if not isinstance(item, Shadow):
+                self.results.append(item)
+                continue
+            place = -1
+            if item.storage is not None:
+                if not any(storage is item.storage for storage in stores):
+                    stores.append(item.storage)
+                place = next(number for number, storage in enumerate(stores) if storage is item.storage)
+            self.results.append((item.shape, item.dtype, place, item.storage.elements if item.storage else 0))
+
+    def again(self, meter: _Meter, given: list[Any]) -> tuple[Any, ...] | None:
+        """The results; None where there is not enough left, which the call itself is to say."""
+        need, limits = meter.need, meter.limits
+        steps, live = need.steps + self.steps, meter.held + self.peak
+        if steps > limits.steps or live > limits.live or self.most > limits.elements or self.parts > limits.parts:
+            return None
+        need.steps, need.live = steps, max(need.live, live)
+        need.elements, need.parts = max(need.elements, self.most), max(need.parts, self.parts)
+        stores = [getattr(value, "storage", None) for value in given]
+        results: list[Any] = []
+        for item in self.results:
+            if not isinstance(item, tuple):
+                results.append(item)
+                continue
+            shape, dtype, place, elements = item
+            if place == len(stores):
+                stores.append(_Storage(meter, elements))
+            results.append(Shadow(shape, dtype, None if place < 0 else stores[place]))
+        return tuple(results)
+
+
+def _facts(value: Any) -> Any:
+    """What a call's outcome depends on of a value."""
+    if not isinstance(value, Shadow):
+        return type(value), value
+    return value.shape, value.dtype, value.storage.elements if value.storage else -1
 
 
 class Watch:
@@ -179,6 +268,7 @@ class _Meter:
     def __init__(self, limits: Limits, need: Need) -> None:
         self.limits, self.need = limits, need
         self.held = self.parts = 0
+        self.peak = self.most = 0  # of the node alone
 
     def array(self, shape: tuple[int, ...], dtype: str, steps: int = 0) -> Shadow:
         """A new array, made in so many steps besides writing it."""
@@ -196,6 +286,7 @@ class _Meter:
                     f"an array [{', '.join(map(written, shape))}] of {written(elements)} elements", limits.elements
                 )
         storage = _Storage(self, elements)
+        self.most, self.peak = max(self.most, elements), max(self.peak, self.held)
         if self.held > need.live:
             need.live = self.held
             if self.held > limits.live:
