@@ -124,8 +124,9 @@ class Lookups:
         try:
             with np.errstate(all="ignore"):
                 values = program.values({}, inputs, self.graph.constants)
+                watch = program.watched({item.name: inputs[item.name] for item in program.graph.inputs})
                 for position in range(len(program.steps)):
-                    program.step(position, values)
+                    program.step(position, values, watch)
                 return np.asarray(values[index])
         except (ZooError, ValueError, TypeError, IndexError):
             return None  # sizes that do not fit each other: the backend says so

@@ -214,7 +214,7 @@ class Model:
             self._refresh(self._buffers)
 
     def _refresh(self, arrays: dict[str, Any]) -> None:
-        """What the module holds now; in a plain dict, arrays of the backend's own in place of others that were put in."""
+        """What the module holds now; in a plain dict, own arrays in place of others that were put in."""
         if isinstance(arrays, Params):
             arrays.refresh()
             return
@@ -490,7 +490,7 @@ class Model:
         if rng is None:
             if self._function is None:
                 graph, operations = self._fast.prepared(self.graph) if self._fast is not None else (self.graph, {})
-                options: dict[str, Any] = {"operations": operations} if operations else {}
+                options: dict[str, Any] = {"operations": operations, "source": self.graph} if operations else {}
                 if self._precision != "float32":
                     options["precision"] = self._precision
                 self._function = self._backend.compile_graph(graph, **options)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from zoo.arrays import numpy_dtype, to_numpy
+from zoo.backends.bounds import Bounds
 from zoo.backends.execute import resolve_over
 from zoo.backends.namespace import Namespace
 from zoo.backends.numpy import NumpyNamespace
@@ -62,6 +63,7 @@ def compile_graph(graph: Graph, precision: str = "float32") -> Any:
             multiplies in bfloat16 where the processor does.
     """
     weights = Weights(precision, {param.name: numpy_dtype(param.dtype) for param in graph.params.values()})
+    bounds = Bounds(graph)
     graph = canonical(passes.evaluating(graph))
 
     def program_of(graph: Graph) -> Program:
@@ -76,19 +78,23 @@ def compile_graph(graph: Graph, precision: str = "float32") -> Any:
         return None if found is None else program_of(found)
 
     def apply(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+        inputs = {name: np.asarray(array) for name, array in inputs.items()}
+        watch = bounds.check(inputs)
         params = weights.fixed(params)
         with np.errstate(all="ignore"):
-            return program(params, {name: np.asarray(array) for name, array in inputs.items()})
+            return program(params, inputs, watch)
 
     def apply_packed(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
         # a call without padding needs no other program
         padded = any(not np.all(inputs[name]) for name in masks if name in inputs)
         found = without_padding() if padded else None
         if found is not None:
+            inputs = {name: np.asarray(array) for name, array in inputs.items()}
+            watch = bounds.check(inputs)
             params = weights.fixed(params)
             try:
                 with np.errstate(all="ignore"):
-                    return found.once(params, {name: np.asarray(array) for name, array in inputs.items()})
+                    return found.once(params, inputs, watch)
             except NotPacked:
                 pass
         return apply(params, inputs)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from zoo.backends.bounds import Watch
 from zoo.errors import UnsupportedOp, ZooError
 from zoo.graph.ir import Graph, Ref, map_refs, param_ref, refs
 from zoo.native.kernels import copy
@@ -65,15 +66,20 @@ class Program:
         self.replayable = True
         self.idle: list[Scratch] = []
 
-    def __call__(self, params: Mapping[str, Any], inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def __call__(
+        self, params: Mapping[str, Any], inputs: Mapping[str, np.ndarray], watch: Watch | None = None
+    ) -> dict[str, np.ndarray]:
+        """Outputs by name, of inputs that were checked; `watch` where some nodes have to be when they are run."""
+        if watch is not None:  # their sizes depend on data
+            self.replayable = False
         key = tuple((name, array.shape, array.dtype) for name, array in inputs.items())
         given = list(params.values())
         first, tape = self._borrow(key, given)
         if first:
-            return self._owned(params, inputs, Scratch())
+            return self._owned(params, inputs, Scratch(), watch)
         if tape is None:
             tape = Tape() if self.replayable else None
-            outputs = self._record(params, inputs, tape)
+            outputs = self._record(params, inputs, tape, watch=watch)
             if not self.replayable or tape is None:
                 return outputs
             outputs = {name: array.copy() for name, array in outputs.items()}
@@ -82,26 +88,28 @@ class Program:
                 outputs = tape.run(inputs)
             except _AnotherShape:  # a shape depends on values: nothing can be recorded
                 self.replayable = False
-                return self._record(params, inputs, None)
+                return self._record(params, inputs, None, watch=watch)
         self._give_back(key, tape, given)
         return outputs
 
-    def once(self, params: Mapping[str, Any], inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def once(
+        self, params: Mapping[str, Any], inputs: Mapping[str, np.ndarray], watch: Watch | None = None
+    ) -> dict[str, np.ndarray]:
         """A run that is not recorded, for inputs whose values decide about shapes; the outputs are the caller's."""
         try:
             scratch = self.idle.pop()
         except IndexError:
             scratch = Scratch()
-        outputs = self._owned(params, inputs, scratch)
+        outputs = self._owned(params, inputs, scratch, watch)
         if scratch.memory.bytes <= KEPT_BYTES:
             self.idle.append(scratch)
         return outputs
 
     def _owned(
-        self, params: Mapping[str, Any], inputs: Mapping[str, np.ndarray], scratch: Scratch
+        self, params: Mapping[str, Any], inputs: Mapping[str, np.ndarray], scratch: Scratch, watch: Watch | None
     ) -> dict[str, np.ndarray]:
         """Outputs of a run in memory that others get afterwards; they are not in it themselves."""
-        found = self._record(params, inputs, None, scratch)
+        found = self._record(params, inputs, None, scratch, watch)
         return {name: array if owner(array) is None else array.copy() for name, array in found.items()}
 
     def _borrow(self, key: Any, params: list[Any]) -> tuple[bool, Tape | None]:
@@ -131,6 +139,7 @@ class Program:
         inputs: Mapping[str, np.ndarray],
         tape: Tape | None,
         scratch: Scratch | None = None,
+        watch: Watch | None = None,
     ) -> dict[str, np.ndarray]:
         values: dict[str, Any] = dict(self.graph.constants)
         for param in self.graph.params.values():
@@ -152,6 +161,8 @@ class Program:
             if varies and node.infos[0].dtype == "size":
                 self.replayable, tape = False, None
             args, kwargs = map_refs(value, node.args), map_refs(value, node.kwargs)
+            if watch is not None:
+                watch.before(node, args, kwargs)
             try:
                 with recording(tape if varies and tape is not None else scratch):
                     result = NotImplemented if direct is None else direct(*args, **kwargs)
