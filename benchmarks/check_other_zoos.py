@@ -1,8 +1,8 @@
-"""What README says of transformers and KerasHub, tried: which frameworks they serve, and what they do with other files.
+"""What README says of transformers and KerasHub, tried: which frameworks they serve, what they do with odd files.
 
-transformers 4.57 is the last version with classes of TensorFlow and Flax: `--write FILE` in an environment with it lists
-them. In an environment with transformers 5, `--read FILE` counts and tries, into benchmarks/results/other_zoos.json;
-`--keras-hub FOLDER` is where KerasHub's wheel was unpacked (nothing of it is imported).
+transformers 4.57 is the last version with classes of TensorFlow and Flax: `--write FILE` in an environment with it
+lists them. With transformers 5, `--read FILE` counts and tries, into benchmarks/results/other_zoos.json; `--keras-hub
+FOLDER` is where KerasHub's wheel was unpacked (nothing of it is imported).
 
     python benchmarks/check_other_zoos.py --write build/transformers4.json
     python benchmarks/check_other_zoos.py --read build/transformers4.json --keras-hub build/keras_hub-0.32.0

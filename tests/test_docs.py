@@ -173,7 +173,7 @@ def run_console(example: Example) -> None:
 
 def compare(expected: str, got: str) -> None:
     """Raises AssertionError with the difference."""
-    want, have = (("\n".join(line.rstrip() for line in text.rstrip().splitlines()) + "\n") for text in (expected, got))
+    want, have = ("\n".join(map(str.rstrip, text.strip("\n").splitlines())) + "\n" for text in (expected, got))
     checker = doctest.OutputChecker()
     if not checker.check_output(want, have, doctest.ELLIPSIS):
         raise AssertionError(checker.output_difference(doctest.Example("", want), have, doctest.ELLIPSIS))
