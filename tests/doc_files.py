@@ -1,4 +1,4 @@
-"""What the code blocks of README and docs/ name: models of the hub under their own names, and folders beside the reader.
+"""What the code blocks of README and docs/ name: models of the hub under their own names, and folders of the reader.
 
 All weights are tiny and random. Sizes that a reader sees (vocabulary, width of a vector) are those of the real models.
 """

@@ -182,9 +182,9 @@ def compare(expected: str, got: str) -> None:
 def run_zoo(words: list[str]) -> subprocess.CompletedProcess[str]:
     from zoo import cli
 
-    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(out):
-        with pytest.raises(SystemExit) as caught:
-            cli.main(words[1:])
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out), pytest.raises(SystemExit) as caught:
+        cli.main(words[1:])
     return subprocess.CompletedProcess(words, int(caught.value.code or 0), out.getvalue())
 
 

@@ -199,15 +199,9 @@ def sweep() -> str:
     rows = []
     for what, of in (("base models", True), ("task heads", False)):
         chosen = [row for row in coverage().rows if (row.task == "feature-extraction") is of]
-        rows.append(
-            (
-                what,
-                len(chosen),
-                sum(row.built for row in chosen),
-                sum(row.captured for row in chosen),
-                *(sum(verdict(row, place) == "matches" for row in chosen) for place in places),
-            )  # fmt: skip
-        )
+        found = [sum(verdict(row, place) == "matches" for row in chosen) for place in places]
+        counts = len(chosen), sum(row.built for row in chosen), sum(row.captured for row in chosen)
+        rows.append((what, *counts, *found))
     versions = ", ".join(f"{name} {version}" for name, version in coverage().versions.items())
     head = ("", "in transformers", "built and run by it", "captured", *(f"match on {place}" for place in places))
     return f"{table(head, rows)}\n\n*`make coverage`; {versions}.*"
@@ -234,9 +228,7 @@ TABLES: dict[tuple[str, str], Callable[[Any], str]] = {
     ("convert", ""): lambda result: by_columns(
         {name: row for name, row in result.items() if isinstance(row, Mapping)}, "way"
     ),
-    ("dtypes", ""): lambda result: table(
-        result["summary"][0], ([cell for cell in row.values()] for row in result["summary"])
-    ),
+    ("dtypes", ""): lambda result: table(result["summary"][0], (list(row.values()) for row in result["summary"])),
     ("mixed_lengths", ""): mixed,
     ("startup", ""): lambda result: by_columns(
         {name: row for name, row in result.items() if isinstance(row, Mapping)}, "process"
