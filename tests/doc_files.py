@@ -33,7 +33,7 @@ def bert_base(folder: Path) -> None:
 
 def minilm(folder: Path) -> None:
     """sentence-transformers/all-MiniLM-L6-v2 with one layer: vectors of 384 numbers."""
-    config = transformers.BertConfig(hidden_size=384, **_SMALL | {"num_hidden_layers": 1})
+    config = transformers.BertConfig(hidden_size=384, vocab_size=1500, **_SMALL | {"num_hidden_layers": 1})
     _write(folder, "BertModel", config)
     kinds = ("Transformer", "Pooling", "Normalize")
     paths = ("", "1_Pooling", "2_Normalize")
@@ -88,12 +88,12 @@ def _tensors(path: Path) -> None:
     )
 
 
-REPOSITORIES: dict[str, Callable[[Path], None]] = {
-    "google-bert/bert-base-uncased": bert_base,
-    "sentence-transformers/all-MiniLM-L6-v2": minilm,
-    "org/reviews": classifier,
+REPOSITORIES: dict[str, tuple[str, Callable[[Path], None]]] = {
+    "google-bert/bert-base-uncased": ("bert-base", bert_base),
+    "sentence-transformers/all-MiniLM-L6-v2": ("minilm", minilm),
+    "org/reviews": ("org/reviews", classifier),
 }
-"""Repository on the hub -> what writes its files."""
+"""Repository on the hub -> what pages call it, and what writes its files."""
 
 FILES: dict[str, Callable[[Path], None]] = {
     "reviews": classifier,

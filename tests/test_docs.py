@@ -86,8 +86,9 @@ def reader(
     def prepared(text: str) -> Path:
         here = tmp_path / "here"
         here.mkdir()
-        for repository, make in REPOSITORIES.items():
-            hub.add(repository, made(repository, make))
+        for repository, (name, make) in REPOSITORIES.items():
+            if name in text or repository in text:
+                hub.add(repository, made(repository, make))
         for name, make in FILES.items():
             if re.search(rf"(?<![\w/.-]){re.escape(name)}(?![\w.-])", text):
                 source = made(name, make)
