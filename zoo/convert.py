@@ -176,7 +176,8 @@ def verify_conversion(
     Args:
         model: what was given to `convert`.
         folder: what `convert` wrote.
-        offline, progress: as for `convert`.
+        offline: as for `convert`.
+        progress: as for `convert`.
 
     Raises:
         VerifyError: naming the tensor, the field, the file or the output that differs.
