@@ -338,7 +338,7 @@ def _plan(
     dialect = dialect_of(raw) if read is not raw else None
     whole = gathered(graph, read, as_published=read is raw)
     config, graph, whole = _untied(config, graph, whole, target)
-    ours, served, gone = _in_graph_names(whole, graph, keep=target.dialect is None)
+    ours, served, gone, told = _in_graph_names(whole, graph, keep=target.dialect is None)
     ours, placed, homeless = _in_places(ours, served, target, config)
     restored: set[str] = set()  # put together with others and taken apart again: as it was
     if target.dialect is None:
@@ -372,7 +372,7 @@ def _plan(
     near, unheard = _unsaid(target, theirs, config, graph)
     texts = _tokenizer_texts(place if place.is_dir() else place.parent, raw) if target.with_tokenizer else {}
     unequal = (note(target.name, one) for one in (*near, *unheard))
-    result.notes = [*opened.notes, *unequal, *target.notes(config, texts, written)]
+    result.notes = [*opened.notes, *told, *unequal, *target.notes(config, texts, written)]
     return _Plan(
         target, place, raw, source, config, graph, ours, written, served, quantised, near, texts, dtype, result
     )
@@ -436,14 +436,14 @@ def _untied(
     return changed, other, checkpoint
 
 
-def _in_graph_names(checkpoint: Checkpoint, graph: Graph, keep: bool) -> tuple[View, Graph, dict[str, str]]:
-    """The tensors under the names that the model's class gives them, tied ones once; the graph of what they serve; and
-    what is left out and why.
+def _in_graph_names(checkpoint: Checkpoint, graph: Graph, keep: bool) -> tuple[View, Graph, dict[str, str], list[str]]:
+    """The tensors under the names that the model's class gives them, tied ones once; the graph of what they serve; what
+    is left out and why; and what is to be said of those that are written.
 
     Args:
         keep: what the class does not use but another head may need is kept, under the name it has.
     """
-    from zoo.weights import check_twins, fit, prune, untie
+    from zoo.weights import NOT_USED, OTHER_TASK, check_twins, fit, prune, untie
 
     graph = untie(graph, checkpoint)
     served = graph
@@ -477,8 +477,9 @@ def _in_graph_names(checkpoint: Checkpoint, graph: Graph, keep: bool) -> tuple[V
             recipes[name] = Recipe(name)
         else:
             gone[name] = why
-    served = served.keeping(recipes)
-    return View(checkpoint, recipes), served, gone
+    kept = {name: why for name, why in fitted.unused.items() if name in recipes and why not in (NOT_USED, OTHER_TASK)}
+    notes = fitted.notes() + [f"tensor {name!r} is written, and not used: {why}" for name, why in kept.items()]
+    return View(checkpoint, recipes), served.keeping(recipes), gone, notes
 
 
 def _in_places(
@@ -814,7 +815,7 @@ def _same_tensors(plan: _Plan, folder: Path, own: dict[str, Any], graph: Graph) 
             raise VerifyError(
                 "the config ties what the file has apart", where=f"{folder}, tensor {apart[0]!r}", got=", ".join(apart)
             )
-        back, _, _ = _in_graph_names(whole, graph, keep=True)
+        back, _, _, _ = _in_graph_names(whole, graph, keep=True)
         for name, info in expected.infos.items():
             if name not in back.infos:
                 raise VerifyError("a tensor is not in what was written", where=f"{folder}, tensor {name!r}")

@@ -15,7 +15,17 @@ from typing import Any
 
 from converters.dialects import canonical
 from converters.dialects.shared import same_values
-from converters.marks import ADAPTER_ADVICE, NOT_APPLIED, adapter_tensors, is_average, why_beside
+from converters.marks import (
+    ADAPTER_ADVICE,
+    NOT_APPLIED,
+    NOT_READ,
+    QUANTISED_ADVICE,
+    adapter_tensors,
+    is_average,
+    is_float8,
+    told_by,
+    why_beside,
+)
 from converters.view import Recipe, Subset, View, origins
 from zoo.errors import WeightsError, ZooError
 from zoo.graph.computed import is_computed
@@ -232,8 +242,12 @@ def _finished(file: Any, reading: _Reading, expected: Mapping[str, Any]) -> Unwr
     inside = set(reading.names.values()) if reading.names else set(file.infos)
     beside = f"it is not under {reading.prefix!r}, where the model's parameters are"
     left |= {name: why_beside(name, tops) or beside for name in file.infos if name not in inside}
-    if adapters := adapter_tensors(name for name, why in left.items() if why == beside):
+    outside = [name for name, why in left.items() if why == beside]
+    if adapters := adapter_tensors(outside):
         raise WeightsError(NOT_APPLIED, where=file.path, got=", ".join(adapters[:3]), do=ADAPTER_ADVICE)
+    short = {name for one in (file, reading.raw) for name, info in one.infos.items() if is_float8(info.dtype)}
+    if scales := [name for name in told_by(outside, short - set(outside)) if name not in short]:
+        raise WeightsError(NOT_READ, where=file.path, got=", ".join(scales[:3]), do=QUANTISED_ADVICE)
     notes = []
     wrapper = getattr(file, "wrapper", "")
     if prefix := (f"{wrapper}." if wrapper else "") + reading.prefix:
