@@ -148,7 +148,7 @@ def convert(
             out, result.nbytes * (2 if target.with_graph else 1)
         )  # an archive's weights are a file of their own first
         with writing(out, overwrite) as (fresh, record):
-            _companions(place if place.is_dir() else place.parent, fresh, _config_beside(plan), plan.raw)
+            _companions(plan, fresh)
             watched = _Watched(plan.written, progress, strict)
             _write(fresh, target, watched, plan.config, plan.served, plan.texts, shard_size, plan.quantised)
             result.nans = watched.nans
@@ -300,6 +300,7 @@ class _Plan:
         quantised: the tensors that are stored as Q8_0.
         near: the fields that the form's reader has nearly as the config has them.
         texts: the tokenizer's files, for forms that hold it.
+        beside: the files that the form's own readers have beside the weights.
     """
 
     target: Target
@@ -314,6 +315,7 @@ class _Plan:
     quantised: set[str]
     near: list[Contradiction]
     texts: Mapping[str, str]
+    beside: Mapping[str, str]
     dtype: str | None
     result: Conversion
 
@@ -372,10 +374,11 @@ def _plan(
     near, unheard = _unsaid(target, theirs, config, graph)
     texts = _tokenizer_texts(place if place.is_dir() else place.parent, raw) if target.with_tokenizer else {}
     unequal = (note(target.name, one) for one in (*near, *unheard))
-    result.notes = [*opened.notes, *told, *unequal, *target.notes(config, texts, written)]
-    return _Plan(
-        target, place, raw, source, config, graph, ours, written, served, quantised, near, texts, dtype, result
-    )
+    # a field that config.json leaves to its class has another default in other programs
+    beside, lacking = target.beside({**graph.meta["config"]["fields"], **config})
+    result.notes = [*opened.notes, *told, *unequal, *lacking, *target.notes(config, texts, written)]
+    own = (place, raw, source, config, graph, ours, written, served, quantised, near, texts, beside, dtype, result)
+    return _Plan(target, *own)
 
 
 def _graph_of(config: Mapping[str, Any], task: str | None, place: Path | None = None) -> Graph:
@@ -651,16 +654,19 @@ def _write(
     (folder / f"{target.file}.index.json").write_text(json.dumps(index, indent=2) + "\n", "utf-8")
 
 
-def _companions(source: Path, folder: Path, config: Mapping[str, Any], raw: Checkpoint) -> None:
+def _companions(plan: _Plan, folder: Path) -> None:
     """The files beside the weights, and those that follow from what the weights' own file says."""
     from zoo.sources.local import copy_companions
 
-    copy_companions(source, folder)
-    if not (folder / "tokenizer.json").is_file() and (tokenizer := derived_tokenizer(raw)) is not None:
+    copy_companions(plan.place if plan.place.is_dir() else plan.place.parent, folder)
+    if not (folder / "tokenizer.json").is_file() and (tokenizer := derived_tokenizer(plan.raw)) is not None:
         (folder / "tokenizer.json").write_text(tokenizer, "utf-8")
-        if not (folder / "tokenizer_config.json").is_file() and (said := derived_tokenizer_config(raw)) is not None:
+        said = derived_tokenizer_config(plan.raw)
+        if not (folder / "tokenizer_config.json").is_file() and said is not None:
             (folder / "tokenizer_config.json").write_text(said, "utf-8")
-    (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    config = json.dumps(_config_beside(plan), indent=2, ensure_ascii=False) + "\n"
+    for name, text in {"config.json": config, **plan.beside}.items():
+        (folder / name).write_text(text, "utf-8")
 
 
 def _config_beside(plan: _Plan) -> Mapping[str, Any]:
@@ -840,8 +846,7 @@ def _same_files(plan: _Plan, folder: Path) -> None:
     from zoo.model import read_json
 
     with TemporaryDirectory() as made:
-        source = plan.place if plan.place.is_dir() else plan.place.parent
-        _companions(source, Path(made), _config_beside(plan), plan.raw)
+        _companions(plan, Path(made))
         for path in sorted(path for path in Path(made).rglob("*") if path.is_file()):
             name = path.relative_to(made).as_posix()
             written = folder / name
