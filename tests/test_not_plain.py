@@ -13,8 +13,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from typer.testing import CliRunner
 
 import zoo
+from zoo.cli import app
 from zoo.errors import ConfigError, WeightsError, ZooError
 
 CASES = Path(__file__).parents[2] / "shared" / "cases"
@@ -293,6 +295,18 @@ def test_an_adapter_alone_is_refused(tmp_path: Path) -> None:
     (folder / "adapter_config.json").unlink()
     shutil.move(folder / "adapter_model.safetensors", folder / "model.safetensors")
     assert "lora_A" in refused(folder, tmp_path / "out")
+
+
+def test_what_is_in_an_adapters_folder_can_be_seen(bert: Path, tmp_path: Path) -> None:
+    """Loading refuses it; `zoo inspect` is how to find out why."""
+    alone, beside = adapter(tmp_path / "a"), adapter(checkpoints.copy_of(bert, tmp_path / "b"))
+    for folder, bases in ((alone, []), (beside, ["model.safetensors"])):
+        shown = CliRunner().invoke(app, ["inspect", str(folder)])
+        assert shown.exit_code == 0 and "lora_A" in shown.output and "somebody/base" in shown.output
+        told = json.loads(CliRunner().invoke(app, ["inspect", str(folder), "--json"]).stdout)
+        assert told["adapter"]["peft_type"] == "LORA"
+        assert [Path(file["path"]).name for file in told["files"]] == ["adapter_model.safetensors", *bases]
+        assert any("lora_B" in name for name in told["files"][0]["tensors"])
 
 
 def test_the_config_of_an_adapter_that_is_gone_is_said_and_not_copied(bert: Path, tmp_path: Path) -> None:

@@ -88,10 +88,35 @@ def unwrapped(file: Any, config: Mapping[str, Any], graph: Graph) -> Unwrapped:
             do="save a full state dict: torch.distributed.checkpoint.state_dict.get_model_state_dict with "
             "StateDictOptions(full_state_dict=True)",
         )
+    if found is not None and found.lacks & main_needs(graph):
+        _refuse_lists(file, len(found.lacks))
     if found is None:
         assert error is not None
         raise error
     return _finished(file, found, expected)
+
+
+def _refuse_lists(file: Any, lacking: int) -> None:
+    """Lists of tensors without names, in the order of a module's parameters: nothing in the file says which is which,
+    and shapes do not, since many parameters have the same.
+
+    Raises:
+        WeightsError: naming the lists, where one may hold the parameters that lack.
+    """
+    lists = Counter(match[1] for name in file.infos if (match := _NUMBERED.fullmatch(name)))
+    top = repr(file.wrapper) if getattr(file, "wrapper", "") else "no name"
+    several = [name for name, count in lists.items() if 2 * count > max(lacking, 2)]
+    if several:
+        raise WeightsError(
+            "the file holds tensors by number, without the parameters' names",
+            where=file.path,
+            got=", ".join(f"{lists[name]} under {repr(name) if name else top}" for name in several),
+            do="put them into the module that they are of (torch_ema: ema.copy_to(model.parameters())) and save "
+            "model.state_dict()",
+        )
+
+
+_NUMBERED = re.compile(r"(|.*[./])(?:arr_)?\d+")
 
 
 _MARKERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
