@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 from converters.checkpoint import DTYPES, Checkpoint, TensorInfo, read_head, refuse_impostor
-from converters.folder import USUAL, is_beside, weights_in
+from converters.folder import USUAL, is_beside, is_index, weights_in
 from converters.formats import orbax, safetensors
 from converters.formats.safetensors import save_safetensors
 from converters.formats.tensorflow import saved_model
@@ -41,8 +41,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """Opens a checkpoint: reads and checks its directory of tensors, no tensor itself.
 
     Args:
-        path: a file of any format in `FORMATS`, an index (*.index.json) of shards, the prefix of a TensorFlow
-            checkpoint, or a folder that is a checkpoint (`FOLDERS`) or holds one (see `converters.folder`).
+        path: a file of any format in `FORMATS`, an index of shards (*.index.json, *.index.fp16.json), the prefix of a
+            TensorFlow checkpoint, or a folder that is a checkpoint (`FOLDERS`) or holds one (see `converters.folder`).
 
     Returns:
         A `Checkpoint`, to be used in a `with` block.
@@ -72,7 +72,7 @@ def _open(path: Path) -> Checkpoint:
 
         if (prefix := tensor_bundle.prefix_of(path)) is not None:
             return tensor_bundle.open_file(prefix)
-    if path.name.endswith(".index.json"):
+    if is_index(path.name):
         return open_index(path, _open_file)
     return _open_file(path)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -94,6 +95,16 @@ class Target:
         """The graph that a file of this form holds beside the weights, for its readers to run."""
         own = getattr(self.dialect_module(), "graph", None)
         return None if own is None else own(checkpoint)
+
+    def beside(self, config: Mapping[str, Any]) -> tuple[Mapping[str, str], list[str]]:
+        """The files beside the weights that this form's own readers have, by name; and notes on those that lack.
+
+        Raises:
+            ConfigError: a field that a file cannot say.
+        """
+        own = getattr(self.dialect_module(), "beside", None)
+        files, notes = ({}, []) if own is None else own(config)
+        return {name: json.dumps(fields, indent=2) + "\n" for name, fields in files.items()}, notes
 
     @property
     def says_config(self) -> bool:

@@ -191,6 +191,14 @@ def test_wrong_types_are_named(field: str, value: Any, folders: dict[str, Path],
         assert field in ("rope_scaling", "layer_norm_eps"), "only what a BERT does not read may pass"
 
 
+def test_rotary_fields_of_wrong_types_are_named(tmp_path: Path) -> None:
+    llama = checkpoints.save(tmp_path / "llama", "llama")
+    for number, rope in enumerate((5, "x", [1], {"full_attention": 5}, {"rope_type": ["x"]}, {"rope_type": "yarn"})):
+        folder = changed(llama, tmp_path / str(number), rope_parameters=rope)
+        with pytest.raises(ZooError):
+            zoo.convert(folder, tmp_path / "out", "gguf")
+
+
 def test_images_larger_than_any(folders: dict[str, Path], tmp_path: Path) -> None:
     """A field that no weight follows from sets the size of the example that is traced."""
     folder = changed(folders["resnet"], tmp_path / "in", image_size=10**6)
