@@ -56,8 +56,8 @@ def main() -> None:
 def configs(types: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     for kind in types or sorted(transformers.CONFIG_MAPPING.keys()):
         for name, make in (
-            ("default", lambda: transformers.CONFIG_MAPPING[kind]()),
-            ("tiny", lambda: tiny_config(kind)),
+            ("default", lambda kind=kind: transformers.CONFIG_MAPPING[kind]()),
+            ("tiny", lambda kind=kind: tiny_config(kind)),
         ):
             try:
                 yield f"{kind} {name}", json.loads(make().to_json_string(use_diff=False))

@@ -316,7 +316,7 @@ class _DependsOnData(Exception):
 def _results(xp: Shapes, node: Node, args: Any, kwargs: Any) -> tuple[Any, ...] | None:
     """A node's, without their elements; None where they depend on data, or the backend will find what does not fit."""
     op = OPS[node.op]
-    if op.recorded:
+    if op.traits.recorded:
         kwargs = {**kwargs, "infos": node.infos}
     xp.meter.parts = 0
     where = f"node {node.name!r} ({node.op})"
