@@ -34,7 +34,7 @@ from zoo.model import GRAPH_FILE, Model, Package, fixed_length, read_json
 from zoo.registry import Entry, SourceRef, parse
 
 if TYPE_CHECKING:
-    from zoo.capture.plausible import Size
+    from zoo.capture.huggingface.limits import Size
     from zoo.sources import Progress
 
 __all__ = ["capture", "find_graph", "load", "model_from"]
@@ -385,7 +385,7 @@ def fitting(config: Mapping[str, Any], place: Path) -> Size:
         ConfigError: naming the field that does.
     """
     from converters import open_checkpoint
-    from zoo.capture.plausible import Size, check_counts
+    from zoo.capture.huggingface.limits import Size, check_counts
 
     with open_checkpoint(place) as checkpoint:
         size = Size(len(checkpoint.infos), sum(math.prod(info.shape) for info in checkpoint.infos.values()))
