@@ -39,6 +39,7 @@ _Backend = Annotated[str, typer.Option("--backend", "-b", help="torch, jax, tens
 _AnyBackend = Annotated[str | None, typer.Option("--backend", "-b", help="Only models that load on it here.")]
 _Task = Annotated[str | None, typer.Option("--task", "-t", help="By the hub's name, such as fill-mask.")]
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what was written there before, nothing else.")]
+_Mmap = Annotated[bool, typer.Option("--mmap/--no-mmap", help="Map files, or read them: safe if others cut them.")]
 _Json = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 _DType = Annotated[str, typer.Option(help="float32, bfloat16 or float16, or auto: the checkpoint's own.")]
 _FORMS = (
@@ -214,6 +215,7 @@ def run_model(
     backend: _Backend = "torch",
     task: _Task = None,
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="How many answers.")] = 5,
+    mmap: _Mmap = True,
     as_json: _Json = False,
 ) -> None:
     """Run a text model: embeddings and their similarities, tokens for a mask, labels, or the next token."""
@@ -228,7 +230,7 @@ def run_model(
         if _is_file(text):
             said = f"taken as a text, though it is a file: {text}; for what is in it, pass its content"
             console(stderr=True).print(f"[yellow]{plain(said)}[/]")
-    model = _load(name, backend, task)
+    model = _load(name, backend, task, mmap)
     needed = [item.name for item in model.graph.inputs if item.default is None]
     if needed not in (["input_ids"], []):
         raise _not_text(name, ", ".join(needed))
@@ -276,6 +278,7 @@ def verify_model(
     seed: Annotated[int, typer.Option(help="Of the inputs.")] = 0,
     kernels: Annotated[bool, typer.Option("--kernels", help="Check our kernels, not a model.")] = False,
     files: Annotated[bool, typer.Option("--files", help="Compare the files with every checksum of them.")] = False,
+    mmap: _Mmap = True,
     as_json: _Json = False,
 ) -> None:
     """Compare a model's outputs on several backends with float64; exit code 1 if one is wrong.
@@ -303,7 +306,7 @@ def verify_model(
     with progress_bars() as progress:
         report = verify(
             name, wanted, task=task, gradients=gradients, seed=seed, batch=batch, length=length, dtype=dtype,
-            progress=progress,
+            mmap=mmap, progress=progress,
         )  # fmt: skip
     _tell(report, as_json)
 
@@ -418,6 +421,7 @@ def convert_model(
     raw: Annotated[
         bool, typer.Option("--raw", help="Tensors alone under their own names, to safetensors, npz or torch.")
     ] = False,
+    mmap: _Mmap = True,
     as_json: _Json = False,
 ) -> None:
     """Write a checkpoint in another framework's form: safetensors, torch, tf-h5, flax, npz, gguf and others."""
@@ -426,7 +430,7 @@ def convert_model(
     with progress_bars() as progress:
         done = convert(
             source, output, to, task=task, dtype=dtype, shard_size=_bytes(shard_size), dry_run=dry_run, verify=verify,
-            strict=strict, overwrite=overwrite, raw=raw, progress=progress,
+            strict=strict, overwrite=overwrite, raw=raw, mmap=mmap, progress=progress,
         )  # fmt: skip
     if as_json:
         _write_json(done.to_json())
@@ -488,7 +492,7 @@ def _bytes(size: str | None) -> int | None:
     return int(float(found[1]) * {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9}[found[2]])
 
 
-def _load(name: str, backend: str, task: str | None) -> Model:
+def _load(name: str, backend: str, task: str | None, mmap: bool) -> Model:
     from zoo.backends import backend_name, get_backend, installed
     from zoo.registry import parse
 
@@ -500,7 +504,7 @@ def _load(name: str, backend: str, task: str | None) -> Model:
     from zoo.loading import load
 
     with progress_bars() as progress:
-        return load(name, own, task, progress=progress)
+        return load(name, own, task, mmap=mmap, progress=progress)
 
 
 def _not_text(name: str, got: str) -> InputError:

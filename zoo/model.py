@@ -214,7 +214,7 @@ class Model:
             self._refresh(self._buffers)
 
     def _refresh(self, arrays: dict[str, Any]) -> None:
-        """What the module holds now; in a plain dict, arrays of the backend's own in place of others that were put in."""
+        """What the module holds now; in a plain dict, the backend's own arrays in place of others put in."""
         if isinstance(arrays, Params):
             arrays.refresh()
             return
