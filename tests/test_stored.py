@@ -250,7 +250,7 @@ def no_capture(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: Any, **__: Any) -> None:
         raise CaptureError("to capture takes long, and tensors are compared below")
 
-    monkeypatch.setattr("zoo.loading.graph_for", refused)
+    monkeypatch.setattr("zoo.configured.graph_for", refused)
 
 
 @pytest.mark.parametrize("model_type", PUBLISHED)
