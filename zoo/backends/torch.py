@@ -5,15 +5,16 @@ from __future__ import annotations
 import operator
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from zoo.arrays import to_numpy
+from zoo.arrays import dtype_name, to_numpy
 from zoo.backends.execute import Program
 from zoo.errors import WeightsError
-from zoo.graph.ir import Graph
+from zoo.graph.ir import Graph, Input, Ref
 from zoo.graph.passes import RNG, keyed
 from zoo.inputs import Arrays, named, prepare_inputs
 from zoo.ops import OPS
@@ -56,7 +57,9 @@ _ordinary = torch.inference_mode(False)
 def compile_graph(graph: Graph, operations: Mapping[str, Callable[..., Any]] | None = None) -> Any:
     """A function (params, inputs) -> outputs on tensors; `operations` stand in for torch's own of those names."""
     given = operations or {}
-    program = Program(graph, lambda name: given.get(name) or _resolve(name), lambda dtype: getattr(torch, dtype.name))
+    program = Program(
+        _placing(graph), lambda name: given.get(name) or _resolve(name), lambda dtype: getattr(torch, dtype.name)
+    )
     constants = {name: tensor_from(array) for name, array in graph.constants.items()}
 
     def given_tensor(name: str, array: np.ndarray) -> torch.Tensor:
@@ -67,12 +70,30 @@ def compile_graph(graph: Graph, operations: Mapping[str, Callable[..., Any]] | N
         device = next(iter(params.values())).device if params else torch.device("cpu")
         placed = constants if device.type == "cpu" else {name: c.to(device) for name, c in constants.items()}
         inputs = {name: _placed(value, device) for name, value in inputs.items()}
-        if torch.compiler.is_compiling() and device.type == "cpu":  # which knows no such context
-            return program(params, inputs, placed)
-        with torch.device(device):
-            return program(params, inputs, placed)
+        return program(params, {**inputs, _DEVICE: device}, placed)
 
     return apply
+
+
+_DEVICE = "device of the call"
+
+
+def _placing(graph: Graph) -> Graph:
+    """The graph with one input more, the device, on which operations without a tensor among their arguments make one.
+
+    torch.device as a context does not reach operations that are called as these are.
+    """
+    nodes = [
+        replace(node, kwargs={**node.kwargs, "device": Ref(_DEVICE)}) if _makes_a_tensor(node.op) else node
+        for node in graph.nodes
+    ]
+    return replace(graph, inputs=(*graph.inputs, Input(_DEVICE, "int64", ())), nodes=nodes)
+
+
+def _makes_a_tensor(name: str) -> bool:
+    schema = getattr(_resolve(name), "_schema", None) if name in OPS else None
+    names = {} if schema is None else {argument.name: str(argument.type) for argument in schema.arguments}
+    return "device" in names and not any("Tensor" in kind for kind in names.values())
 
 
 @_ordinary
@@ -312,13 +333,16 @@ INPUTS = Arrays(
 
 def tensor_from(array: np.ndarray) -> torch.Tensor:
     """The array's memory as a tensor, bfloat16 included."""
+    if dtype_name(array.dtype) == "bfloat16":
+        return tensor_from(array.view(np.uint16)).view(torch.bfloat16)
+    if array.ndim and min(array.strides) < 0:
+        array = array.copy()  # torch steps forwards only
+    if array.flags.writeable:
+        return torch.from_numpy(array)
     with warnings.catch_warnings():
         # the memory is a private mapping or another's array; torch warns that it might be written to
         warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
-        if str(array.dtype) == "bfloat16":
-            return tensor_from(array.view(np.uint16)).view(torch.bfloat16)
-        # torch steps forwards only
-        return torch.from_numpy(array if not array.ndim or min(array.strides) >= 0 else array.copy())
+        return torch.from_numpy(array)
 
 
 class _Sizes:
