@@ -14,7 +14,7 @@ export PIP_BUILD_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format graphs coverage hostile bench sanitize wheel clean distclean
+.PHONY: help setup run test lint format docs graphs coverage hostile bench sanitize wheel clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ lint: $(READY) ## ruff check, ruff format --check, mypy
 format: $(READY) ## let ruff fix and format
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
+
+docs: $(READY) ## build the documentation into build/site, strictly
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 
 graphs: $(READY) ## rebuild the packaged graphs
 	$(PY) tools/build_graphs.py
@@ -60,7 +63,7 @@ wheel: $(READY) ## build the wheel into dist/
 	$(PY) -m build --wheel
 
 clean: ## remove build products and caches
-	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find zoo converters tests benchmarks tools -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 distclean: clean ## clean, and remove .venv
@@ -72,7 +75,7 @@ $(PY):
 	$(PYTHON) -m venv $(VENV)
 
 $(DEPS): constraints.txt pyproject.toml | $(PY)
-	$(PY) -m pip install --quiet -c constraints.txt -e '.[all,dev]'
+	$(PY) -m pip install --quiet -c constraints.txt -e '.[all,dev,docs]'
 	@touch $@
 
 # An editable install records which packages exist, copies the registry and holds the compiled engine: one of them

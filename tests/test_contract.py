@@ -25,7 +25,7 @@ from tolerances import TOLERANCES
 
 import zoo
 from zoo.arrays import to_numpy
-from zoo.errors import InputError, SourceError, WeightsError
+from zoo.errors import ConfigError, InputError, SourceError, WeightsError
 from zoo.graph.ir import Ref, map_refs
 
 BACKENDS = ("torch", "jax", "tensorflow", "keras", "numpy", "native")
@@ -810,3 +810,152 @@ def test_a_tokenizer_goes_with_its_model(checkpoint, tmp_path: Path) -> None:
         assert np.array_equal(again.embed(texts), before)
         again.tokenizer.no_truncation()
         assert not np.array_equal(again.embed(texts), before) and np.array_equal(model.embed(texts), before)
+
+
+# Whose memory the arrays are
+
+
+@every_backend
+def test_what_is_put_in_is_a_copy(backend: str) -> None:
+    _, model = load_table(backend)
+    shape = to_numpy(model.params["head.weight"]).shape
+    one, other = np.full(shape, 0.5, np.float32), np.full(shape, 0.25, np.float32)
+    model.params["head.weight"] = one
+    expected = to_numpy(model(ids=IDS)["output"]).copy()
+    one[:] = 7.0
+    assert np.array_equal(to_numpy(model(ids=IDS)["output"]), expected)
+    model.params = {**model.params, "head.weight": other}
+    other[:] = 0.5
+    assert not np.array_equal(to_numpy(model(ids=IDS)["output"]), expected)
+    assert np.array_equal(to_numpy(model.params["head.weight"]), np.full(shape, 0.25, np.float32))
+
+
+def test_tensors_that_are_put_in_are_copied_and_parameters_taken() -> None:
+    _, model = load_table("torch")
+    given = torch.ones_like(model.params["head.weight"])
+    model.params["head.weight"] = given.detach()
+    given.detach().zero_()
+    assert model.params["head.weight"].detach().ne(0).all()
+    own = torch.nn.Parameter(given.detach())
+    model.params["head.weight"] = own
+    assert model.params["head.weight"] is own
+
+
+@every_backend
+def test_a_package_is_a_snapshot_of_its_model(backend: str) -> None:
+    _, model = load_table(backend)
+    package = model.package()
+    before = {name: np.array(array) for name, array in package.arrays.items()}
+    if backend == "torch":
+        with torch.no_grad():
+            for tensor in model.params.values():
+                tensor.add_(1)
+    else:
+        for name in list(model.params):
+            model.params[name] = to_numpy(model.params[name]) + 1
+    assert all(np.array_equal(package.arrays[name], array) for name, array in before.items())
+
+
+class _Wide(torch.nn.Module):
+    """Numbers of 64 bits that 32 do not hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.linspace(0, 1, 9, dtype=torch.float64).reshape(3, 3) / 3)
+        self.register_buffer("count", torch.tensor([2**40 + 1, -(2**50)]))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return (x.double() @ self.weight).float(), self.count + 0
+
+
+@every_backend
+def test_numbers_of_64_bits_are_saved_as_they_were_loaded(backend: str, tmp_path: Path) -> None:
+    module = _Wide()
+    model = zoo.capture(module, x=torch.ones(2, 3)).load(backend)
+    for number, one in enumerate((model, pickle.loads(pickle.dumps(model)), copy.deepcopy(model))):
+        again = zoo.load(one.save(tmp_path / str(number)), "torch")
+        assert torch.equal(again.state["weight"], module.weight)
+        assert torch.equal(again.state["count"], module.count)
+    model.params["weight"] = 2 * to_numpy(model.params["weight"])
+    saved = model.package().arrays
+    assert saved["weight"].dtype == np.float64 and np.array_equal(saved["count"], module.count.numpy())
+
+
+# What a graph cannot see of a module
+
+
+def _doubled(part: Any, given: Any, output: Any) -> Any:
+    return 2 * output
+
+
+def _hooked(module: Any) -> None:
+    module.classifier.register_forward_hook(_doubled)
+
+
+def _hooked_before(module: Any) -> None:
+    module.classifier.register_forward_pre_hook(lambda part, given: (2 * given[0],))
+
+
+def _other_forward(module: Any) -> None:
+    module.classifier.forward = lambda x: 2 * torch.nn.functional.linear(x, module.classifier.weight)
+
+
+def _other_eps(module: Any) -> None:
+    module.bert.embeddings.LayerNorm.eps = 0.5
+
+
+def _other_scale(module: Any) -> None:
+    module.bert.encoder.layer[0].attention.self.scaling = 9.0
+
+
+def _normed(module: Any) -> None:
+    torch.nn.utils.parametrizations.weight_norm(module.classifier)
+
+
+def _pruned(module: Any) -> None:
+    from torch.nn.utils import prune
+
+    prune.l1_unstructured(module.classifier, "weight", 0.5)
+
+
+UNSEEN = {
+    "classifier.*hook": _hooked,
+    "classifier.*(hook)s?": _hooked_before,
+    "classifier.*forward": _other_forward,
+    r"LayerNorm\.eps": _other_eps,
+    "scaling": _other_scale,
+    "classifier": _normed,
+    "classifier.+": _pruned,
+}
+
+
+@pytest.mark.filterwarnings("ignore:The tensor attribute self.classifier.weight was assigned:UserWarning")  # pruning
+@pytest.mark.parametrize("named", UNSEEN)
+def test_what_the_graph_cannot_see_of_a_module_is_refused_by_name(named: str, checkpoint, tmp_path: Path) -> None:
+    folder, inputs = checkpoint("bert"), given("bert")
+    model = zoo.load(folder)
+    UNSEEN[named](model.module)
+    for look in (lambda: model(**inputs), lambda: model.params, lambda: model.save(tmp_path / "no")):
+        with pytest.raises(WeightsError, match=named):
+            look()
+    with pytest.raises(ConfigError, match=named):
+        zoo.load(model.module)
+    module = model.module.eval()
+    tensors = {name: torch.as_tensor(array) for name, array in inputs.items()}
+    with torch.no_grad():
+        expected = module(**tensors).logits.double().numpy()
+    for backend in ("torch", "numpy"):  # a capture holds what is there
+        close(backend, value("bert", zoo.capture(module, **tensors).load(backend)(**inputs)), expected)
+
+
+def test_settings_that_evaluation_does_not_read_may_change(checkpoint) -> None:
+    model = zoo.load(checkpoint("bert"))
+    before = value("bert", model(**given("bert")))
+    module = model.module
+    module.dropout.p, module.config.use_cache = 0.9, False
+    module.config.id2label = {index: f"name {index}" for index in module.config.id2label}
+    module.train()
+    assert np.array_equal(value("bert", model(**given("bert"))), before)
+    module.config.hidden_act = "relu"
+    with pytest.raises(WeightsError, match="hidden_act"):
+        model(**given("bert"))

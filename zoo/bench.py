@@ -128,7 +128,8 @@ def bench(
     Args:
         model: what `zoo.load` takes, a loaded model, or a package.
         backends: which; None takes all that are installed, but for NumPy in float64, and lists the others as missing.
-        task, dtype: as for `zoo.load`.
+        task: as for `zoo.load`.
+        dtype: as for `zoo.load`.
         shapes: rows and tokens of each set of inputs; images and audio have rows alone. Nothing is padded.
         rounds: calls of each backend at each shape, after three to warm up.
         threads: of each backend.

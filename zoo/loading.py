@@ -191,10 +191,34 @@ def _load_object(
                 where=type(module).__name__,
                 do="merge them, or capture the module with example inputs: zoo.capture(module, input_ids=…)",
             )
+        _check_as_configured(module, train)
         module.save_pretrained(folder)
         loaded = load(folder, backend, task, dtype=dtype, train=train, strict=strict, fast=fast)
     loaded.name, loaded.folder, loaded.weights = type(module).__name__, None, None  # the files were for the way alone
     return loaded
+
+
+def _check_as_configured(module: Any, train: bool) -> None:
+    """ConfigError if a module of transformers computes otherwise than one that is made of its config; it says where."""
+    import copy
+
+    import torch
+
+    from zoo.backends.torch import exchanged, parts_of
+
+    with torch.device("meta"):
+        fresh = parts_of(type(module)(copy.deepcopy(module.config)), train)
+    parts = parts_of(module, train)
+    for path, part in fresh.items():
+        if path in parts:  # names of tensors are compared with the weights
+            fresh[path] = part._replace(names=parts[path].names)
+    if wrong := exchanged({path: part for path, part in fresh.items() if path in parts}, parts):
+        raise ConfigError(
+            "the module is not what its config says",
+            where=type(module).__name__,
+            got="; ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""),
+            do="capture the module itself with example inputs: zoo.capture(module, input_ids=…)",
+        )
 
 
 def capture(
@@ -516,6 +540,7 @@ def assemble(name: str, backend: str, graph: Graph, place: Path, config: dict[st
     notes = opened.told()
     notes += [f"output {output!r} is left out: {why}" for output, why in dropped.items()]
     notes += [f"tensor {tensor!r} is not used: {why}" for tensor, why in fitted.unused.items()]
+    notes += fitted.notes()
     if (length := fixed_length(graph)) is not None:
         notes.append(f"a graph of it holds for one length alone, {length} here; others are captured when they are met")
     notes += [f"in training {field} is off: it decides in Python" for field in graph.meta.get("train_without", ())]

@@ -5,6 +5,7 @@ Where positions follow from lengths, or from ids and masks, the whole numbers ar
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -76,9 +77,8 @@ class Lookups:
             if by_value and not values:
                 continue
             shapes = {name: tuple(inputs[name].shape) for name in read}
-            if not all(isinstance(size, int) for shape in shapes.values() for size in shape):
-                continue
-            if math.prod(size for size in {s for shape in shapes.values() for s in shape}) > _LARGEST:
+            sizes = set(itertools.chain.from_iterable(shapes.values()))
+            if not set(map(type, sizes)) <= {int} or math.prod(sizes) > _LARGEST:
                 continue
             key = (index, limit, tuple(sorted(shapes.items())))
             if not by_value and key in self._known:

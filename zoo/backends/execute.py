@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from zoo.backends.bounds import Bounds, Watch
 from zoo.errors import InputError, OutsideError, UnsupportedOp, ZooError
 from zoo.graph.facts import Facts, used
-from zoo.graph.ir import DType, Graph, Node, Ref, ValueInfo, refs
+from zoo.graph.ir import DType, Graph, Node, Ref, ValueInfo, map_refs, refs
 from zoo.ops import OPS
 from zoo.ops.size import known
 
@@ -49,6 +50,8 @@ class Program:
         resolve: op name to function; raises KeyError for an op the backend lacks.
         dtype: what a `DType` argument becomes (the table takes it as it is; torch wants its own).
         hold: a result as it goes on, given what the graph records of it; by default as it is.
+        source: the same in operations of the table alone, where `graph` has others: from it follows what a run takes.
+        also: the further keywords that a node's function is called with; a run is given their values.
     """
 
     def __init__(
@@ -57,9 +60,12 @@ class Program:
         resolve: Callable[[str], Callable[..., Any]],
         dtype: Callable[[DType], Any] | None = None,
         hold: Callable[[Node, Any, ValueInfo], Any] | None = None,
+        source: Graph | None = None,
+        also: Callable[[Node], Sequence[str]] = lambda node: (),
     ) -> None:
         facts = Facts(graph)
         self.graph = graph
+        self.bounds = Bounds(source or graph)
         self.hold = hold
         self._params = [param.name for param in graph.params.values() for _ in (param.name, *param.aliases)]
         self._inputs = [item.name for item in graph.inputs if item.name in facts.users or item.name in facts.outputs]
@@ -71,6 +77,8 @@ class Program:
         self._results = [None] * len(facts.makers)
         self._sizes = {name for name, info in facts.infos.items() if info.dtype == "size"}
         self._outputs = [self.places[ref.name] for ref in graph.outputs.values()]
+        self._also = sorted({name for node in graph.nodes for name in also(node)})
+        more = {name: _Place(len(self.places) + number) for number, name in enumerate(self._also)}
         self.uses = [tuple(self.places[name] for name in used(node)) for node in graph.nodes]
         """The places that each step takes values from."""
         self.steps: list[_Step] = []
@@ -90,7 +98,7 @@ class Program:
                 if name in facts.makers and name not in facts.outputs and last.get(name, position) == position
             ]
             args = _places(self.places, dtype, node.args)
-            kwargs = _places(self.places, dtype, dict(node.kwargs))
+            kwargs = _places(self.places, dtype, dict(node.kwargs)) | {name: more[name] for name in also(node)}
             self.steps.append(
                 (
                     function,
@@ -107,30 +115,63 @@ class Program:
     def __call__(
         self, params: Mapping[str, Any], inputs: Mapping[str, Any], constants: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Outputs by name; `params` by canonical name, `inputs` and `constants` by theirs."""
-        values = self.values(params, inputs, constants)
-        self.run(values, 0, len(self.steps))
+        """Outputs by name; `params` by canonical name, `inputs` and `constants` by theirs.
+
+        Raises:
+            LimitError: with inputs of these shapes the graph takes more than there is; it names the node.
+        """
+        return self.run(params, inputs, constants, self.watched(inputs))
+
+    def run(
+        self,
+        params: Mapping[str, Any],
+        inputs: Mapping[str, Any],
+        constants: Mapping[str, Any],
+        watch: Watch | None = None,
+        **also: Any,
+    ) -> dict[str, Any]:
+        """The same of inputs that were checked, or cannot be; `also` are the values of the further keywords."""
+        values = self.values(params, inputs, constants, **also)
+        self.advance(values, 0, len(self.steps), watch)
         return self.outputs(values)
 
-    def values(self, params: Mapping[str, Any], inputs: Mapping[str, Any], constants: Mapping[str, Any]) -> list[Any]:
+    def watched(self, inputs: Mapping[str, Any]) -> Watch | None:
+        """What steps need where nodes depend on data. LimitError where the graph takes too much."""
+        watch = self.bounds.check(inputs)
+        if watch is not None and self.bounds.graph is not self.graph:  # its positions are those of another graph
+            watch.nodes = frozenset(range(len(self.steps)))
+        return watch
+
+    def values(
+        self, params: Mapping[str, Any], inputs: Mapping[str, Any], constants: Mapping[str, Any], **also: Any
+    ) -> list[Any]:
         """What there is before the first step, at the places that the steps take it from."""
         return [
             *map(params.__getitem__, self._params),
             *map(inputs.__getitem__, self._inputs),
             *map(constants.__getitem__, self._constants),
             *self._results,
+            *map(also.__getitem__, self._also),
         ]
 
     def outputs(self, values: Sequence[Any]) -> dict[str, Any]:
         """Outputs by name, after the last step."""
         return dict(zip(self.graph.outputs, map(values.__getitem__, self._outputs), strict=True))
 
-    def run(self, values: list[Any], start: int, stop: int, call: Callable[..., Any] | None = None) -> None:
+    def advance(
+        self,
+        values: list[Any],
+        start: int,
+        stop: int,
+        watch: Watch | None = None,
+        call: Callable[..., Any] | None = None,
+    ) -> None:
         """Run some of the steps: their results join `values`, and what no later one takes leaves them.
 
         Nothing is called here but the steps' own functions: what they take is put together in this loop.
 
         Args:
+            watch: is told of the nodes that depend on data, before they are run.
             call: what a step does instead of its function's call; it gets the step's position, arguments and keywords.
         """
         position, hold = start, self.hold
@@ -159,6 +200,8 @@ class Program:
                         kwargs[key] = tuple(items)
                     for key, tree in deep:
                         kwargs[key] = _filled(tree, values)
+                if watch is not None and position in watch.nodes:
+                    self._tell(watch, position, values)
                 result = function(*args, **kwargs) if call is None else call(position, args, kwargs)
                 if hold is None and len(places) == 1 and not isinstance(result, (tuple, list)):
                     values[place] = result
@@ -174,6 +217,13 @@ class Program:
         except Exception as error:
             self._explain(position, values, error)
             raise
+
+    def _tell(self, watch: Watch, position: int, values: Sequence[Any]) -> None:
+        def value(ref: Ref) -> Any:
+            return values[self.places[ref.name]]
+
+        node = self.graph.nodes[position]
+        watch.before(node, map_refs(value, node.args), map_refs(value, node.kwargs))
 
     def _keep(self, position: int, result: Any, values: list[Any]) -> None:
         node, places = self.graph.nodes[position], self.steps[position][-2]

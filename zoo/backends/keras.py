@@ -47,6 +47,7 @@ __all__ = [
     "module_of",
     "params_from",
     "replaced",
+    "widened",
 ]
 
 register_trees()
@@ -98,6 +99,12 @@ def replaced(old: keras.Variable, value: Any) -> keras.Variable:
     return old
 
 
+def widened(variable: keras.Variable, dtype: str) -> np.ndarray:
+    """A variable for a file in which it has `dtype`: as it was loaded where Keras's backend narrowed it."""
+    back = getattr(_native(), "widened", None)
+    return to_numpy(variable) if back is None else back(_plain(variable), dtype)
+
+
 def evaluating() -> Any:
     """What a call without `rng` runs under."""
     return _native().evaluating()
@@ -145,7 +152,7 @@ class GraphModel(keras.Model):
     with a default may be left out. It returns a dict of outputs, or with `output` that output alone. Dtype policies
     do not reach inside: the casts are part of the graph. A graph captured for training drops where `training` is
     true, as in `fit`, by a keras.random.SeedGenerator of the model's own; on any other `training` changes nothing.
-    To load a saved one, import zoo after Keras, or this module: it registers "anyzoo>GraphModel".
+    To load a saved one, import zoo, before or after Keras: it registers "anyzoo>GraphModel".
 
     Args:
         graph: what to run; it is saved as part of the model's config, as data.
@@ -242,7 +249,7 @@ class GraphModel(keras.Model):
     def save_own_variables(self, store: Any) -> None:
         """Weights under their canonical names."""
         for name, variable in self.params.items():
-            store[name] = variable
+            store[name] = widened(variable, self.graph.params[name].dtype)
 
     def load_own_variables(self, store: Any) -> None:
         """Weights by canonical name; WeightsError lists whatever is missing, unexpected or misshaped."""
@@ -368,9 +375,7 @@ def _tensor_maker() -> Callable[[np.ndarray], Any]:
     if keras.backend.backend() == "torch":
         return native.tensor_from
     if keras.backend.backend() == "jax":
-        import jax
-
-        return jax.device_put
+        return native.put
     return keras.ops.convert_to_tensor
 
 

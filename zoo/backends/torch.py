@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import operator
+import types
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from zoo.arrays import dtype_name, to_numpy
+from zoo.arrays import numpy_name, to_numpy
 from zoo.backends.execute import Program
-from zoo.errors import WeightsError
-from zoo.graph.ir import Graph, Input, Ref
+from zoo.errors import GraphError, WeightsError
+from zoo.graph.ir import Graph, Node
+from zoo.graph.key import shaping
 from zoo.graph.passes import RNG, keyed
 from zoo.inputs import Arrays, named, prepare_inputs
 from zoo.ops import OPS
@@ -27,10 +29,12 @@ __all__ = [
     "Held",
     "compile_graph",
     "evaluating",
+    "exchanged",
     "held",
     "key_from",
     "module_of",
     "params_from",
+    "parts_of",
     "replaced",
 ]
 
@@ -54,12 +58,17 @@ _ordinary = torch.inference_mode(False)
 
 
 @_ordinary
-def compile_graph(graph: Graph, operations: Mapping[str, Callable[..., Any]] | None = None) -> Any:
-    """A function (params, inputs) -> outputs on tensors; `operations` stand in for torch's own of those names."""
+def compile_graph(
+    graph: Graph, operations: Mapping[str, Callable[..., Any]] | None = None, source: Graph | None = None
+) -> Any:
+    """A function (params, inputs) -> outputs on tensors; `operations` stand in for torch's own of those names, and
+    `source` is the graph without them."""
     given = operations or {}
-    program = Program(
-        _placing(graph), lambda name: given.get(name) or _resolve(name), lambda dtype: getattr(torch, dtype.name)
-    )
+
+    def resolve(name: str) -> Callable[..., Any]:
+        return given.get(name) or _resolve(name)
+
+    program = Program(graph, resolve, lambda dtype: getattr(torch, dtype.name), source=source, also=_further)
     constants = {name: tensor_from(array) for name, array in graph.constants.items()}
 
     def given_tensor(name: str, array: np.ndarray) -> torch.Tensor:
@@ -70,30 +79,23 @@ def compile_graph(graph: Graph, operations: Mapping[str, Callable[..., Any]] | N
         device = next(iter(params.values())).device if params else torch.device("cpu")
         placed = constants if device.type == "cpu" else {name: c.to(device) for name, c in constants.items()}
         inputs = {name: _placed(value, device) for name, value in inputs.items()}
-        return program(params, {**inputs, _DEVICE: device}, placed)
+        # what is compiled is all the Python that runs then
+        watch = None if torch.compiler.is_compiling() else program.watched(inputs)
+        return program.run(params, inputs, placed, watch, device=device)
 
     return apply
 
 
-_DEVICE = "device of the call"
-
-
-def _placing(graph: Graph) -> Graph:
-    """The graph with one input more, the device, on which operations without a tensor among their arguments make one.
-
-    torch.device as a context does not reach operations that are called as these are.
+def _further(node: Node) -> Sequence[str]:
+    """What makes a tensor without one among its arguments is told where: torch.device as a context does not reach
+    operations that are called as these are.
     """
-    nodes = [
-        replace(node, kwargs={**node.kwargs, "device": Ref(_DEVICE)}) if _makes_a_tensor(node.op) else node
-        for node in graph.nodes
-    ]
-    return replace(graph, inputs=(*graph.inputs, Input(_DEVICE, "int64", ())), nodes=nodes)
-
-
-def _makes_a_tensor(name: str) -> bool:
-    schema = getattr(_resolve(name), "_schema", None) if name in OPS else None
+    try:
+        schema = getattr(_resolve(node.op), "_schema", None)
+    except (KeyError, AttributeError):  # which the program says
+        return ()
     names = {} if schema is None else {argument.name: str(argument.type) for argument in schema.arguments}
-    return "device" in names and not any("Tensor" in kind for kind in names.values())
+    return ("device",) if "device" in names and not any("Tensor" in kind for kind in names.values()) else ()
 
 
 @_ordinary
@@ -107,14 +109,17 @@ def params_from(arrays: Mapping[str, np.ndarray], graph: Graph) -> dict[str, tor
 
 @_ordinary
 def replaced(old: torch.Tensor, value: Any) -> torch.Tensor:
-    """What stands for an array in a place of another: of its dtype, on its device, and a parameter if that was one."""
+    """What stands for an array in a place of another: of its dtype, on its device, and a parameter if that was one.
+
+    It is a copy, unless it is such a parameter already.
+    """
     if not isinstance(value, torch.Tensor):
         value = tensor_from(np.array(to_numpy(value)))
-    if (value.dtype, value.device) != (old.dtype, old.device):
-        value = value.detach().to(old.device, old.dtype)
-    if not isinstance(old, torch.nn.Parameter):
-        return value.detach()
-    return value if isinstance(value, torch.nn.Parameter) else torch.nn.Parameter(value.detach(), old.requires_grad)
+    same = (value.dtype, value.device) == (old.dtype, old.device)
+    if same and isinstance(old, torch.nn.Parameter) and isinstance(value, torch.nn.Parameter):
+        return value
+    value = value.detach().to(old.device, old.dtype, copy=True)
+    return torch.nn.Parameter(value, old.requires_grad) if isinstance(old, torch.nn.Parameter) else value
 
 
 def key_from(rng: Any) -> torch.Tensor:
@@ -203,7 +208,7 @@ class Held:
             for name, param in graph.params.items()
             if param.aliases
         }
-        self.parts = _parts(module)
+        self.parts, self.config = parts_of(module, bool(graph.meta.get("train"))), _fields(module)
 
     def read(self, names: Sequence[str], whole: bool = False) -> dict[str, torch.Tensor]:
         """The module's tensors; with `whole` all else that the graph rests on is compared, too.
@@ -238,31 +243,106 @@ class Held:
             _place(self.module, path, tensor)
 
     def _exchanged(self) -> list[str]:
-        parts = _parts(self.module)
-        if parts == self.parts:
-            return []
-        nothing: tuple[type | None, frozenset[str]] = (None, frozenset())
-        wrong = []
-        for path in {**self.parts, **parts}:
-            (was, had), (now, has) = self.parts.get(path, nothing), parts.get(path, nothing)
-            if had != has:
-                wrong.append(f"{path}: {', '.join(sorted(had ^ has))}, {'new' if has > had else 'changed'}")
-            elif was is not now and was is not torch.nn.Module and not {was, now} <= _IDLE:
-                wrong.append(f"{path}: {_kind(now)} for {_kind(was)}")
+        wrong = exchanged(self.parts, parts_of(self.module, bool(self.graph.meta.get("train"))))
+        fields = _fields(self.module)
+        if not wrong and fields != self.config:
+            changed = {n: v for n, v in fields.items() if n[:1] != "_" and v != self.config.get(n, fields)}
+            changed = {**changed, **dict.fromkeys(self.config.keys() - fields.keys())}
+            if not str(self.graph.meta.get("class")).endswith("ForSequenceClassification"):  # which look for padding
+                changed = {name: value for name, value in changed.items() if name not in _OF_TOKENIZERS}
+            wrong = [f"config.{name}: {fields.get(name)!r} for {self.config.get(name)!r}" for name in shaping(changed)]
         return wrong
+
+
+_OF_TOKENIZERS = ("pad_token_id", "eos_token_id")
+"""Fields of a config that trainers take from a tokenizer, and that generation alone reads after a model is built."""
+
+
+def _fields(module: torch.nn.Module) -> dict[str, Any]:
+    """What a module's config says, and the configs within; {} without one."""
+    config = getattr(module, "config", None)
+    if not hasattr(config, "to_dict"):
+        return {}
+    return {n: dict(vars(v)) if hasattr(v, "to_dict") else v for n, v in vars(config).items()}
+
+
+class Part(NamedTuple):
+    """What of a module its parameters do not say."""
+
+    kind: type
+    names: frozenset[str]
+    forward: Any
+    hooks: tuple[Any, ...]
+    fields: dict[str, Any]
+
+
+def parts_of(module: torch.nn.Module, train: bool = True) -> dict[str, Part]:
+    """Each module's type, the names of its own tensors, what runs around its forward, and its plain attributes.
+
+    Args:
+        train: False leaves out what decides how much is dropped.
+    """
+    return {path: _part(part, train) for path, part in module.named_modules()}
+
+
+def _part(module: torch.nn.Module, train: bool) -> Part:
+    own = vars(module)
+    drops = isinstance(module, torch.nn.modules.dropout._DropoutNd)
+    fields = {
+        name: value
+        for name, value in own.items()
+        if name[0] != "_"
+        and (type(value) in _PLAIN or (type(value) is tuple and all(type(item) in _PLAIN for item in value)))
+        and name not in _IN_TRAINING
+        and "cache" not in name
+        and (train or not (drops or "drop" in name))
+    }
+    if isinstance(module, torch.nn.Embedding):
+        fields.pop("padding_idx", None)  # of gradients alone, and gone when rows are added
+    forward = own.get("forward") or getattr(type(module), "forward", None)
+    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    kind = type(module)
+    if torch.nn.utils.parametrize.is_parametrized(module):  # each has a class of its own
+        kind = kind.__bases__[0]
+    return Part(kind, frozenset((*module._parameters, *module._buffers)), forward, hooks, fields)
+
+
+_PLAIN = {int, float, bool, str, type(None), types.FunctionType, types.BuiltinFunctionType}
+_IN_TRAINING = {"training", "gradient_checkpointing", "forward", "name_or_path"}
+
+
+def exchanged(before: Mapping[str, Part], now: Mapping[str, Part]) -> list[str]:
+    """How two modules differ in more than their parameters' values, by paths. A plain nn.Module computes nothing."""
+    if now == before:
+        return []
+    wrong = []
+    for path in {**before, **now}:
+        was, part = before.get(path, _NOTHING), now.get(path, _NOTHING)
+        of = path or "m.module"
+        if was.names != part.names:
+            differing = ", ".join(sorted(was.names ^ part.names))
+            wrong.append(f"{of}: {differing}, {'new' if part.names > was.names else 'changed'}")
+        elif was.kind is not part.kind:
+            if was.kind is not torch.nn.Module and not {was.kind, part.kind} <= _IDLE:
+                wrong.append(f"{of}: {_kind(part.kind)} for {_kind(was.kind)}")
+        elif was.forward != part.forward:
+            wrong.append(f"{of}: another forward")
+        elif was.hooks != part.hooks:
+            wrong.append(f"{of}: other forward hooks")
+        elif was.fields != part.fields:
+            fields = [name for name, value in was.fields.items() if part.fields.get(name, was) != value]
+            wrong += [f"{of}.{name}: {part.fields.get(name)!r} for {was.fields[name]!r}" for name in fields]
+    return wrong
 
 
 _IDLE = {torch.nn.Dropout, torch.nn.Identity}
 """Modules that compute nothing in evaluation: one may stand for another."""
 
-
-def _parts(module: torch.nn.Module) -> dict[str, tuple[type | None, frozenset[str]]]:
-    """Each module's type and the names of its own tensors. A plain nn.Module computes nothing."""
-    return {path: (type(part), frozenset((*part._parameters, *part._buffers))) for path, part in module.named_modules()}
+_NOTHING = Part(type(None), frozenset(), None, (), {})
 
 
-def _kind(part: type | None) -> str:
-    return "nothing" if part is None else part.__name__
+def _kind(part: type) -> str:
+    return "nothing" if part is type(None) else part.__name__
 
 
 def _alike(tensor: torch.Tensor | None, other: torch.Tensor | None) -> bool:
@@ -333,7 +413,7 @@ INPUTS = Arrays(
 
 def tensor_from(array: np.ndarray) -> torch.Tensor:
     """The array's memory as a tensor, bfloat16 included."""
-    if dtype_name(array.dtype) == "bfloat16":
+    if numpy_name(array.dtype) == "bfloat16":
         return tensor_from(array.view(np.uint16)).view(torch.bfloat16)
     if array.ndim and min(array.strides) < 0:
         array = array.copy()  # torch steps forwards only
@@ -458,10 +538,26 @@ _WITHOUT_DERIVATIVE: dict[str, Callable[..., Any]] = {
 """What an export makes of operations that have a derivative, and which itself has none -> one that has."""
 
 
+def _whole_spectrum(x: torch.Tensor, dim: Sequence[int], normalization: int, size: int) -> torch.Tensor:
+    """torch's own reads behind a spectrum that is shorter than the size says."""
+    if not torch.compiler.is_compiling() and x.shape[dim[-1]] != size // 2 + 1:
+        got = f"{x.shape[dim[-1]]} frequencies for {size} numbers"
+        raise GraphError("half a spectrum has another size than its numbers need", expected=size // 2 + 1, got=got)
+    return torch.ops.aten._fft_c2r.default(x, dim, normalization, size)
+
+
+_CHECKED: dict[str, Callable[..., Any]] = {
+    "_fft_c2r": _whole_spectrum,
+    "new_empty_strided": lambda x, size, stride, dtype=None: x.new_empty(size, dtype=dtype),
+}
+"""Operations of torch's whose memory follows from other arguments than their results' sizes."""
+
+
 def _resolve(name: str) -> Callable[..., Any]:
+    if name in _CHECKED:
+        return _CHECKED[name]
     if name.startswith("sym.") or name == "sym_size.int":
-        definition = OPS[name].function
-        return lambda *args: definition(_Sizes, *args)
+        return functools.partial(OPS[name].function, _Sizes)
     if name in ("view", "_unsafe_view"):
         return torch.ops.aten.reshape.default  # copies were dropped, so a view may no longer be possible
     if name in ("dropout", "feature_dropout", "alpha_dropout"):

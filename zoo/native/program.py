@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from zoo.backends.bounds import Watch
 from zoo.backends.execute import Program
 from zoo.graph.ir import Graph, refs
 from zoo.native.kernels import copy
@@ -56,15 +57,20 @@ class Taped:
         self.replayable = True
         self.idle: list[Scratch] = []
 
-    def __call__(self, params: Mapping[str, Any], inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def __call__(
+        self, params: Mapping[str, Any], inputs: Mapping[str, np.ndarray], watch: Watch | None = None
+    ) -> dict[str, np.ndarray]:
+        """Outputs by name, of inputs that were checked; `watch` where some nodes have to be when they are run."""
+        if watch is not None:  # their sizes depend on data
+            self.replayable = False
         key = tuple((name, array.shape, array.dtype) for name, array in inputs.items())
         given = list(params.values())
         first, tape = self._borrow(key, given)
         if first:
-            return self._owned(params, inputs, Scratch())
+            return self._owned(params, inputs, Scratch(), watch)
         if tape is None:
             tape = Tape() if self.replayable else None
-            outputs = self._record(params, inputs, tape)
+            outputs = self._record(params, inputs, tape, watch=watch)
             if not self.replayable or tape is None:
                 return outputs
             outputs = {name: array.copy() for name, array in outputs.items()}
@@ -73,26 +79,28 @@ class Taped:
                 outputs = tape.run(inputs)
             except _AnotherShape:  # a shape depends on values: nothing can be recorded
                 self.replayable = False
-                return self._record(params, inputs, None)
+                return self._record(params, inputs, None, watch=watch)
         self._give_back(key, tape, given)
         return outputs
 
-    def once(self, params: Mapping[str, Any], inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def once(
+        self, params: Mapping[str, Any], inputs: Mapping[str, np.ndarray], watch: Watch | None = None
+    ) -> dict[str, np.ndarray]:
         """A run that is not recorded, for inputs whose values decide about shapes; the outputs are the caller's."""
         try:
             scratch = self.idle.pop()
         except IndexError:
             scratch = Scratch()
-        outputs = self._owned(params, inputs, scratch)
+        outputs = self._owned(params, inputs, scratch, watch)
         if scratch.memory.bytes <= KEPT_BYTES:
             self.idle.append(scratch)
         return outputs
 
     def _owned(
-        self, params: Mapping[str, Any], inputs: Mapping[str, np.ndarray], scratch: Scratch
+        self, params: Mapping[str, Any], inputs: Mapping[str, np.ndarray], scratch: Scratch, watch: Watch | None
     ) -> dict[str, np.ndarray]:
         """Outputs of a run in memory that others get afterwards; they are not in it themselves."""
-        found = self._record(params, inputs, None, scratch)
+        found = self._record(params, inputs, None, scratch, watch)
         return {name: array if owner(array) is None else array.copy() for name, array in found.items()}
 
     def _borrow(self, key: Any, params: list[Any]) -> tuple[bool, Tape | None]:
@@ -122,6 +130,7 @@ class Taped:
         inputs: Mapping[str, np.ndarray],
         tape: Tape | None,
         scratch: Scratch | None = None,
+        watch: Watch | None = None,
     ) -> dict[str, np.ndarray]:
         program = self.program
         if tape is not None:
@@ -133,6 +142,8 @@ class Taped:
         def call(position: int, args: Any, kwargs: Any) -> Any:
             nonlocal tape
             varies, direct = not varying.isdisjoint(self.read[position]), self.direct[position]
+            if watch is not None:
+                watch.before(self.graph.nodes[position], tuple(args), kwargs)
             if varies and self.graph.nodes[position].infos[0].dtype == "size":
                 self.replayable, tape = False, None
             with recording(tape if varies and tape is not None else scratch):
@@ -147,7 +158,7 @@ class Taped:
                 varying.update(program.steps[position][-2])
             return result
 
-        program.run(values, 0, len(program.steps), call)
+        program.advance(values, 0, len(program.steps), call=call)
         outputs = {name: np.asarray(array) for name, array in program.outputs(values).items()}
         if tape is not None:
             with recording(tape):  # in an order of memory of their own, they are quickly copied by the kernel alone

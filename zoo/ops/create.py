@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from zoo.graph.ir import DType
 from zoo.ops import size as size_ops
 from zoo.ops.dtypes import FLOAT, is_float
@@ -114,15 +116,15 @@ def triu(xp: Any, x: Any, diagonal: int = 0) -> Any:
 @op("tril_indices")
 def tril_indices(xp: Any, row: int, col: int, offset: int = 0, *, dtype: DType | None = None) -> Any:
     row, col = size_ops.number(row, "tril_indices"), size_ops.number(col, "tril_indices")
-    pairs = [(i, j) for i in range(row) for j in range(col) if j <= i + offset]
-    return xp.asarray([[i for i, _ in pairs], [j for _, j in pairs]], dtype.name if dtype else "int64")
+    xp.parts(row * col >> 8)
+    return xp.asarray(np.stack(np.tril_indices(row, offset, col)), dtype.name if dtype else "int64")
 
 
 @op("triu_indices")
 def triu_indices(xp: Any, row: int, col: int, offset: int = 0, *, dtype: DType | None = None) -> Any:
     row, col = size_ops.number(row, "triu_indices"), size_ops.number(col, "triu_indices")
-    pairs = [(i, j) for i in range(row) for j in range(col) if j >= i + offset]
-    return xp.asarray([[i for i, _ in pairs], [j for _, j in pairs]], dtype.name if dtype else "int64")
+    xp.parts(row * col >> 8)
+    return xp.asarray(np.stack(np.triu_indices(row, offset, col)), dtype.name if dtype else "int64")
 
 
 def _triangle(xp: Any, x: Any, diagonal: int) -> Any:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from zoo.errors import GraphError
 from zoo.graph.ir import DType
 from zoo.ops.dtypes import FLOAT, is_complex, promote, to_float
+from zoo.ops.size import known
 from zoo.ops.table import op
 
 
@@ -87,6 +89,9 @@ def fft_c2r(xp: Any, x: Any, dim: Any, normalization: int, last_dim_size: Any) -
     sizes = [*(xp.shape(x)[a] for a in axes[:-1]), last_dim_size]
     x = _along(xp, x, axes[:-1], False)
     half = last_dim_size // 2 + 1
+    if known(xp.shape(x)[axes[-1]]) and known(half) and xp.shape(x)[axes[-1]] != half:
+        got = f"{xp.shape(x)[axes[-1]]} frequencies for {last_dim_size} numbers"
+        raise GraphError("half a spectrum has another size than its numbers need", expected=half, got=got)
     mirrored = xp.flip(xp.conj(xp.slice(x, axes[-1], 1, last_dim_size - half + 1)), (axes[-1],))
     x = xp.concat([xp.slice(x, axes[-1], 0, half), mirrored], axes[-1])
     return _normalized(xp, xp.real(xp.fft(x, axes[-1], False)), sizes, normalization)

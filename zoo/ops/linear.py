@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 from zoo.ops.dtypes import promote
 from zoo.ops.random import dropout
 from zoo.ops.reduce import norm, safe_softmax, softmax
@@ -90,8 +92,8 @@ def pdist(xp: Any, x: Any, p: float = 2.0) -> Any:
     """Distances of the rows above one another: the upper triangle of cdist(x, x), row after row."""
     rows = xp.shape(x)[0]
     if known(rows):
-        pairs = [(i, j) for i in range(rows) for j in range(i + 1, rows)]
-        places = [xp.asarray([pair[k] for pair in pairs], "int64") for k in (0, 1)]
+        xp.parts(rows * rows >> 8)
+        places = [xp.asarray(place, "int64") for place in np.triu_indices(rows, 1)]
     else:  # pair n is of row i where the rows before have n pairs at most between them
         after = xp.arange(rows - 1, -1, -1, "int64")
         ends = xp.cumsum(after, 0)

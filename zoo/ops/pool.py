@@ -48,6 +48,7 @@ def max_pool_with_indices(
     plane = xp.reshape(x, (*xp.shape(x)[:lead], math.prod(sizes)))
     window = _window(dims, kernel_size, stride, padding, dilation)
     index, found = xp.full(xp.shape(values), 0, "int64"), xp.full(xp.shape(values), False, "bool")
+    xp.parts(math.prod(window[0]))
     for tap in product(*(range(k) for k in window[0])):
         flat, inside = xp.asarray(0, "int64"), xp.asarray(True, "bool")
         for axis, (i, size, count, _, s, p, d) in enumerate(zip(tap, sizes, counts, *window, strict=True)):
@@ -125,6 +126,7 @@ def adaptive_max_pool(xp: Any, x: Any, output_size: Any) -> Any:
     lead = xp.ndim(x) - dims
     sizes = xp.shape(x)[lead:]
     values, indices = [], []
+    xp.parts(math.prod(output_size))
     for cell in product(*(range(n) for n in output_size)):
         window, starts = x, []
         for axis, (i, size, n) in enumerate(zip(cell, sizes, output_size, strict=True), lead):
@@ -156,6 +158,7 @@ def _max_pool(
     low = -math.inf if is_float(xp.dtype(x)) else -(2**63)  # cut to the dtype's own range
     if any(d != 1 for d in dilation):
         result = None
+        xp.parts(math.prod(kernel))
         x = xp.pad(x, [(0, 0), (0, 0), *pairs], low)
         for offsets in product(*(range(k) for k in kernel)):
             part = x

@@ -280,6 +280,7 @@ def chunk(xp: Any, x: Any, chunks: int, dim: int = 0, *, infos: Any = None) -> A
     length = xp.shape(x)[dim]
     if infos is None or known(length):
         length = number(length, "chunk")
+        xp.parts(chunks)
         return split(xp, x, -(-length // chunks), dim) if length else (x,) * chunks
     size = -(-length // chunks)
     return tuple(xp.slice(x, dim, i * size, (i + 1) * size) for i in range(len(infos)))
@@ -382,6 +383,7 @@ def im2col(xp: Any, x: Any, kernel_size: Any, dilation: Any, padding: Any, strid
         for axis, k, d, s in zip(axes, kernel_size, dilation, stride, strict=True)
     ]
     patches = []
+    xp.parts(math.prod(kernel_size))
     for tap in itertools.product(*map(range, kernel_size)):
         part = x
         for axis, i, d, s, count in zip(axes, tap, dilation, stride, counts, strict=True):

@@ -14,9 +14,12 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from zoo.errors import UnsupportedOp
+from zoo.errors import LimitError, UnsupportedOp
 from zoo.ops.dtypes import is_float
 from zoo.ops.table import op
+
+_BITS = 128
+"""Of a power of whole numbers, at most."""
 
 
 def known(size: Any, *values: int) -> TypeGuard[int]:
@@ -89,6 +92,10 @@ def mod(xp: Any, a: Any, b: Any) -> Any:
 @op("sym.pow", size=True)
 def pow_(xp: Any, a: Any, b: Any) -> Any:
     a, b = _alike(xp, a, b)
+    if isinstance(a, int) and isinstance(b, int) and a.bit_length() * b > _BITS:
+        raise LimitError(
+            "a power is larger than any size", expected=f"{_BITS} bits", got=f"about {a.bit_length()} * {b}"
+        )
     return a**b
 
 
