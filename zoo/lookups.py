@@ -15,6 +15,7 @@ import numpy as np
 
 from zoo.arrays import to_numpy
 from zoo.errors import OutsideError, ZooError
+from zoo.graph.facts import Facts
 from zoo.graph.ir import Graph, Node, Ref, param_ref, refs
 from zoo.ops import traits_of
 
@@ -36,7 +37,7 @@ class Lookups:
         self._known: OrderedDict[Any, None] = OrderedDict()  # lengths whose positions are in their tables
         self._programs: dict[str, Any] = {}
         rows = {param_ref(n): (p.shape[0], n) for p in graph.params.values() for n in (p.name, *p.aliases) if p.shape}
-        makers = {name: node for node in graph.nodes for name in node.outputs}
+        makers = Facts(graph).makers
         inputs = {item.name: item for item in graph.inputs}
         found: dict[tuple[str, str], None] = {}
         for node in graph.nodes:

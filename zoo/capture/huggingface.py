@@ -31,6 +31,7 @@ from zoo.capture.torch_export import ReadsValues, capture_program, dim_name, exp
 from zoo.capture.training import mode
 from zoo.errors import CaptureError, ConfigError
 from zoo.graph.computed import is_computed, sinusoids
+from zoo.graph.facts import Facts
 from zoo.graph.ir import Graph, Input, Param, Ref, map_refs, param_ref
 from zoo.graph.key import shaping
 from zoo.graph.stored import Stored
@@ -258,8 +259,9 @@ def _of_any_number(graphs: Sequence[Graph], fixed: Graph | None) -> Graph:
 
 
 def _output_shapes(graph: Graph) -> dict[str, Any]:
-    infos = {name: info for node in graph.nodes for name, info in zip(node.outputs, node.infos, strict=True)}
-    return {name: infos[ref.name].shape for name, ref in sorted(graph.outputs.items()) if ref.name in infos}
+    facts = Facts(graph)
+    made = {name: ref.name for name, ref in sorted(graph.outputs.items()) if ref.name in facts.makers}
+    return {name: facts.infos[value].shape for name, value in made.items()}
 
 
 def _agree(some: Sequence[Any], other: Sequence[Any]) -> bool:
