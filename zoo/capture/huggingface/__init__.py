@@ -27,6 +27,7 @@ from zoo.capture.rewrites import rewritten
 from zoo.capture.torch_export import ReadsValues, capture_program, dim_name, export, ties_of
 from zoo.capture.training import mode
 from zoo.errors import CaptureError
+from zoo.graph.facts import Facts
 from zoo.graph.ir import Graph, Param
 from zoo.special_cases import special_case
 
@@ -139,8 +140,9 @@ def _of_any_number(graphs: Sequence[Graph], fixed: Graph | None) -> Graph:
 
 
 def _output_shapes(graph: Graph) -> dict[str, Any]:
-    infos = {name: info for node in graph.nodes for name, info in zip(node.outputs, node.infos, strict=True)}
-    return {name: infos[ref.name].shape for name, ref in sorted(graph.outputs.items()) if ref.name in infos}
+    facts = Facts(graph)
+    made = {name: ref.name for name, ref in sorted(graph.outputs.items()) if ref.name in facts.makers}
+    return {name: facts.infos[value].shape for name, value in made.items()}
 
 
 def _agree(some: Sequence[Any], other: Sequence[Any]) -> bool:
