@@ -6,10 +6,11 @@ import importlib
 from pathlib import Path
 from types import ModuleType
 
-from converters import orbax, safetensors, saved_model
 from converters.checkpoint import DTYPES, Checkpoint, TensorInfo, read_head, refuse_impostor
-from converters.folder import USUAL, is_beside, weights_in
-from converters.safetensors import save_safetensors
+from converters.folder import USUAL, is_beside, is_index, weights_in
+from converters.formats import orbax, safetensors
+from converters.formats.safetensors import save_safetensors
+from converters.formats.tensorflow import saved_model
 from converters.sharded import open_index
 from zoo.errors import FormatError, SourceError, ZooError
 
@@ -18,17 +19,17 @@ __all__ = ["DTYPES", "Checkpoint", "TensorInfo", "open_checkpoint", "save_safete
 FORMATS = (
     "safetensors",
     "npz",
-    "torch_pickle",
-    "h5",
-    "msgpack",
-    "gguf",
-    "tensor_bundle",
-    "saved_model",
+    "torch.read",
+    "hdf5.read",
+    "msgpack.read",
+    "gguf.read",
+    "tensorflow.bundle",
+    "tensorflow.saved_model",
     "onnx",
-    "tfjs",
+    "tensorflow.tfjs",
     "llama2c",
 )
-"""Every format, a module here with SUFFIXES, recognises(head) and open_file(path); see `converters.checkpoint`.
+"""Every format, a module of `converters.formats` with SUFFIXES, recognises(head) and open_file(path).
 
 They are imported when a file is not safetensors, whose users then wait for no other."""
 
@@ -40,8 +41,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """Opens a checkpoint: reads and checks its directory of tensors, no tensor itself.
 
     Args:
-        path: a file of any format in `FORMATS`, an index (*.index.json) of shards, the prefix of a TensorFlow
-            checkpoint, or a folder that is a checkpoint (`FOLDERS`) or holds one (see `converters.folder`).
+        path: a file of any format in `FORMATS`, an index of shards (*.index.json, *.index.fp16.json), the prefix of a
+            TensorFlow checkpoint, or a folder that is a checkpoint (`FOLDERS`) or holds one (see `converters.folder`).
 
     Returns:
         A `Checkpoint`, to be used in a `with` block.
@@ -67,11 +68,11 @@ def _open(path: Path) -> Checkpoint:
                 return format_.open_file(path)
         path = _in_folder(path)
     elif not path.is_file():
-        from converters import tensor_bundle
+        from converters.formats.tensorflow import bundle as tensor_bundle
 
         if (prefix := tensor_bundle.prefix_of(path)) is not None:
             return tensor_bundle.open_file(prefix)
-    if path.name.endswith(".index.json"):
+    if is_index(path.name):
         return open_index(path, _open_file)
     return _open_file(path)
 
@@ -83,7 +84,7 @@ def _open_file(path: Path) -> Checkpoint:
     # where several formats begin alike (zip archives) the name decides between them.
     if path.suffix in safetensors.SUFFIXES:
         return safetensors.open_file(path)
-    formats = [importlib.import_module(f"converters.{name}") for name in FORMATS]
+    formats = [importlib.import_module(f"converters.formats.{name}") for name in FORMATS]
     claiming = [format_ for format_ in formats if path.suffix in format_.SUFFIXES]
     telling = [format_ for format_ in formats if format_.recognises(head)]
     for format_ in (*(one for one in telling if one in claiming), *telling, *claiming):
@@ -98,7 +99,7 @@ def _open_file(path: Path) -> Checkpoint:
 
 def unnamed(folder: Path) -> str | None:
     """The one file of a folder that is a checkpoint by how it begins, whatever it is called; None if not one is."""
-    formats = [importlib.import_module(f"converters.{name}") for name in _TELLING]
+    formats = [importlib.import_module(f"converters.formats.{name}") for name in _TELLING]
     found = []
     for path in sorted(folder.iterdir()):
         if path.is_file() and path.stat().st_size and path.suffix not in _TEXTS and not is_beside(path.name):
@@ -107,7 +108,7 @@ def unnamed(folder: Path) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
-_TELLING = ("safetensors", "npz", "torch_pickle", "h5", "msgpack", "gguf")
+_TELLING = ("safetensors", "npz", "torch.read", "hdf5.read", "msgpack.read", "gguf.read")
 """Formats whose files begin as no others do."""
 
 _TEXTS = (".json", ".txt", ".md", ".py", ".jinja", ".yaml", ".yml", ".model", ".gz")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ __all__ = [
     "adapter_config",
     "adapters_in",
     "is_beside",
+    "is_index",
     "like",
     "refuse_adapter",
     "weights_in",
@@ -67,8 +69,10 @@ def weights_in(names: Sequence[str], where: object) -> str | None:
             return usual
         if f"{usual}.index.json" in names:
             return f"{usual}.index.json"
+        if usual:
+            patterns = (usual, *patterns)
         here = [name for name in names if "/" not in name and not _matches(name, _OTHERS)]
-        found = [name for name in here if _matches(name, [f"{pattern}.index.json" for pattern in patterns])]
+        found = [name for name in here if is_index(name) and _matches(name.partition(".index.")[0], patterns)]
         found = found or [name for name in here if _matches(name, patterns)]
         if len(found) > 1 and "*.index" in patterns and "checkpoint" in names and Path(str(where)).is_dir():
             return "checkpoint"  # TensorFlow's note of which is the latest
@@ -86,6 +90,13 @@ def weights_in(names: Sequence[str], where: object) -> str | None:
         if any(like(name, pattern) for name in names):
             raise SourceError(what, where=where, expected="tensors put together", got=pattern, do=do)
     return None
+
+
+def is_index(name: str) -> bool:
+    """Whether a file's name is that of an index of shards: model.safetensors.index.json, or with a variant's name,
+    model.safetensors.index.fp16.json, as transformers and diffusers spell it.
+    """
+    return bool(re.search(r"\.index(\.[\w-]+)?\.json$", name))
 
 
 def is_beside(name: str) -> bool:

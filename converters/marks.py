@@ -11,10 +11,15 @@ __all__ = [
     "NOT_READ",
     "QUANTISED_ADVICE",
     "adapter_tensors",
+    "holds_layer",
     "is_average",
+    "is_float8",
     "is_integer",
+    "is_quantisers",
+    "lies_beside",
     "quantised_tensors",
     "quantiser",
+    "told_by",
     "why_beside",
 ]
 
@@ -42,6 +47,11 @@ _QUANTISED = re.compile(
     r"|amax|scale_weight|scaled_fp8"
 )
 
+# Where a file has what it says of its layers apart from them, the layers' names standing below.
+_QUANTISERS_TOP = re.compile(
+    r"(\w+_)?(scales?|scale_invs?|zeros|zero_points?|amaxs?|absmaxs?|quants?|quantizers?|quant_states?|qparams)(_\w+)?"
+)
+
 _AVERAGE = re.compile(r"(\w*_)?(ema|averaged?|swa|shadow)(_\w+)?|n_averaged")
 _TRAINER = re.compile(
     r"opt|opt_?states?(_.*)?|optim(izers?)?(_.*)?|lr_?sched\w*|sched\w*|(global_)?steps?|epochs?|iter(ation|_num)?"
@@ -61,17 +71,63 @@ def quantised_tensors(names: Iterable[str], dtypes: Mapping[str, str]) -> list[s
     """Those that belong to quantised layers beside their weights.
 
     Args:
+        names: of tensors of the model's own layers that it does not know.
         dtypes: of all tensors of the checkpoint.
     """
+    narrow = {own for own, dtype in dtypes.items() if _is_narrow(dtype)}
     found = []
     for name in names:
         *path, leaf = _parts(name)
-        if _QUANTISED.fullmatch(leaf) or any(map(re.compile(r"quant_state.*").fullmatch, path)):
+        at_top = path and _QUANTISERS_TOP.fullmatch(path[0])
+        if at_top or _QUANTISED.fullmatch(leaf) or any(map(re.compile(r"quant_state.*").fullmatch, path)):
             found.append(name)
-        else:  # whatever lies beside whole numbers or float8 says what they mean
-            owner = name[: -len(leaf) - 1]
-            if any(_is_narrow(dtypes.get(own, "")) for own in (owner, f"{owner}.weight")):
-                found.append(name)
+        elif lies_beside(name, narrow):
+            found.append(name)  # whatever lies beside whole numbers or float8 says what they mean
+    return found
+
+
+def is_quantisers(name: str, layers: Collection[str]) -> bool:
+    """Whether a name outside the model's own parts is one that programs which quantise give to what says how.
+
+    No parameter and no buffer of transformers' own models ends so.
+
+    Args:
+        layers: the paths of the model's layers and parameters.
+    """
+    first, *rest = _parts(name)
+    if _QUANTISED.fullmatch(rest[-1] if rest else first):
+        return True
+    return bool(_QUANTISERS_TOP.fullmatch(first)) and holds_layer(name, layers)
+
+
+def holds_layer(name: str, layers: Collection[str]) -> bool:
+    """Whether the path of one of these stands somewhere in a name, but not at its beginning."""
+    parts = _parts(name)
+    ends = range(1, len(parts) + 1)
+    return any(".".join(parts[start:end]) in layers for end in ends for start in range(1, end))
+
+
+def lies_beside(name: str, weights: Collection[str]) -> bool:
+    """Whether a tensor lies beside one of these weights, right below its layer."""
+    owner = re.split(r"[./](?=[^./]*$)", name)[0]
+    return owner in weights or f"{owner}.weight" in weights
+
+
+def told_by(names: Iterable[str], weights: Iterable[str]) -> list[str]:
+    """Those that say what the numbers of some weights mean, whatever they are called.
+
+    Of `a.b.weight`: below its layer (`a.b.scale`, `a.b.quantizer.scale`), next to it (`a.b_scale`), or with its path
+    again elsewhere (`scales.a.b`, `quant.a.b.amax`).
+    """
+    layers = {name.removesuffix(".weight") for name in weights}
+    # Elsewhere a layer may be called without the model that it is in; one part alone says too little.
+    short = {rest for name in layers if "." in (rest := name.partition(".")[2])}
+    found = []
+    for name in names if layers else ():
+        starts = [0, *(cut.end() for cut in re.finditer(r"[./]", name))]
+        ends = [*(cut.start() for cut in re.finditer(r"[./_]", name)), len(name)]
+        if any(name[at:end] in (layers | short if at else layers) for at in starts for end in ends if end > at):
+            found.append(name)
     return found
 
 
@@ -95,6 +151,11 @@ def quantiser(config: Mapping[str, object]) -> str | None:
 def is_average(prefix: str) -> bool:
     """Whether what stands under it is an average of weights over training."""
     return any(map(_AVERAGE.fullmatch, _parts(prefix)))
+
+
+def is_float8(dtype: str) -> bool:
+    """Whether a dtype is one of eight bits with an exponent, which weights mostly need a scale for."""
+    return dtype.startswith("float8")
 
 
 def is_integer(dtype: str) -> bool:
@@ -124,7 +185,7 @@ _OPTIMIZERS = re.compile(r"opt_?states?(_.*)?|optim(izers?)?(_.*)?|exp_avg(_sq)?
 
 
 def _is_narrow(dtype: str) -> bool:
-    return is_integer(dtype) or dtype.startswith("float8")
+    return is_integer(dtype) or is_float8(dtype)
 
 
 def _parts(name: str) -> list[str]:

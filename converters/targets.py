@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -26,7 +27,7 @@ class Target:
 
     Args:
         name: as `zoo convert --to` takes it.
-        format: module of `converters` that writes it.
+        format: module of `converters.formats` that writes it.
         dialect: module of `converters.dialects`, or None for canonical names and layouts.
         file: what the file is called in a model's folder.
         sharded: whether its readers take it in several files with an index.
@@ -94,6 +95,16 @@ class Target:
         """The graph that a file of this form holds beside the weights, for its readers to run."""
         own = getattr(self.dialect_module(), "graph", None)
         return None if own is None else own(checkpoint)
+
+    def beside(self, config: Mapping[str, Any]) -> tuple[Mapping[str, str], list[str]]:
+        """The files beside the weights that this form's own readers have, by name; and notes on those that lack.
+
+        Raises:
+            ConfigError: a field that a file cannot say.
+        """
+        own = getattr(self.dialect_module(), "beside", None)
+        files, notes = ({}, []) if own is None else own(config)
+        return {name: json.dumps(fields, indent=2) + "\n" for name, fields in files.items()}, notes
 
     @property
     def says_config(self) -> bool:
@@ -172,7 +183,7 @@ class Target:
             metadata = {**metadata, **keras_graph.archive_texts(graph)}
         if quantised:
             metadata = {**metadata, "ggml_types": dict.fromkeys(quantised, "Q8_0")}
-        import_module(f"converters.{self.format}").write(path, checkpoint, metadata)
+        import_module(f"converters.formats.{self.format}").write(path, checkpoint, metadata)
 
     def dialect_module(self) -> ModuleType | None:
         """The module of its dialect."""
@@ -190,27 +201,27 @@ TARGETS: Mapping[str, Target] = {
             sharded=True,
             metadata={"format": "pt"},
         ),
-        Target("torch", "torch_pickle", None, "pytorch_model.bin", sharded=True),
+        Target("torch", "torch.write", None, "pytorch_model.bin", sharded=True),
         Target(
             "tf-h5",
-            "h5",
+            "hdf5.write",
             "hf_tf",
             "tf_model.h5",
             sharded=True,
             metadata={"backend": "tensorflow", "keras_version": "2.19.0"},
             shard_metadata={"shard": "true"},
         ),
-        Target("flax", "msgpack", "hf_flax", "flax_model.msgpack", sharded=True),
+        Target("flax", "msgpack.read", "hf_flax", "flax_model.msgpack", sharded=True),
         Target("npz", "npz", None, "model.npz"),
-        Target("gguf", "gguf", "gguf", "model.gguf", dtypes=("float32", "bfloat16", "float16", "q8_0")),
-        Target("tf-checkpoint", "tensor_bundle", "google_tf1", "bert_model.ckpt"),
+        Target("gguf", "gguf.read", "gguf", "model.gguf", dtypes=("float32", "bfloat16", "float16", "q8_0")),
+        Target("tf-checkpoint", "tensorflow.bundle", "google_tf1", "bert_model.ckpt"),
         Target("orbax", "orbax", "hf_flax", "checkpoint"),
-        Target("keras", "h5", "keras_graph", "model.weights.h5"),
-        Target("keras-model", "keras_archive", "keras_graph", "model.keras", with_graph=True),
-        Target("keras-hub", "h5", "keras_hub", "model.weights.h5"),
+        Target("keras", "hdf5.write", "keras_graph", "model.weights.h5"),
+        Target("keras-model", "hdf5.keras_archive", "keras_graph", "model.keras", with_graph=True),
+        Target("keras-hub", "hdf5.write", "keras_hub", "model.weights.h5"),
         Target(
             "keras-applications",
-            "h5",
+            "hdf5.write",
             "keras_applications",
             "model.weights.h5",
             metadata={"backend": "tensorflow", "keras_version": "2.19.0"},

@@ -13,7 +13,7 @@ import transformers
 from safetensors import safe_open
 from tolerances import SMALLEST_STD, TOLERANCES
 
-import converters.safetensors
+import converters.formats.safetensors
 from converters.checkpoint import Checkpoint, MemoryCheckpoint
 from converters.view import View
 
@@ -48,7 +48,7 @@ def transformers_output(
 
     Every weight must be found and used; only what the output does not need may be missing.
     """
-    converters.safetensors.write(folder / "model.safetensors", checkpoint, {"format": "pt"})
+    converters.formats.safetensors.write(folder / "model.safetensors", checkpoint, {"format": "pt"})
     (folder / "config.json").write_text(json.dumps(dict(config)))
     made = getattr(transformers, config["architectures"][0])
     model, found = made.from_pretrained(folder, output_loading_info=True)

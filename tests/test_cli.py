@@ -139,6 +139,48 @@ def test_info_of_a_hub_reference_downloads_nothing(run: Run) -> None:
     assert code == 0 and (found["kind"], found["name"]) == ("hub", "org/some-model") and found["parameters"] is None
 
 
+def test_info_says_first_what_people_ask_first(run: Run) -> None:
+    _, first, _ = run("info", "minilm")
+    assert 'zoo.load("minilm")' in first and "22,713,216" in first and "matches" in first
+    assert "53aa5117" not in first and "--all" in first
+    _, everything, _ = run("info", "minilm", "--all")
+    assert "53aa5117" in everything.replace("\n", "") and "scaled_dot_product_attention" in everything
+
+
+# --- what a terminal shows ---
+
+
+@pytest.mark.parametrize(
+    "arguments", [["list"], ["list", "--types"], ["list", "--missing"], ["info", "minilm"], ["info", "minilm", "--all"]]
+)
+def test_nothing_is_wider_than_the_terminal(run: Run, monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = run(*arguments)
+    assert code == 0 and max(map(len, out.splitlines())) <= 80
+
+
+def test_a_narrow_list_says_what_was_verified(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    _, out, _ = run("list")
+    assert next(line for line in out.splitlines() if line.startswith("bert-base ")).split()[1:] == [
+        "fill-mask",
+        "matches",
+    ]
+
+
+def test_a_narrow_verdict_stays(run: Run, package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = run("verify", package, "-b", "numpy,native")
+    rows = [line for line in out.splitlines() if "last_hidden_state" in line]
+    assert code == 0 and len(rows) == 2 and all("│ ok │" in line for line in rows)
+    assert max(map(len, out.splitlines())) <= 80 and "all right on numpy, native" in out
+
+
+def test_the_version(run: Run) -> None:
+    code, out, _ = run("--version")
+    assert code == 0 and out.split() == ["anyzoo", zoo.__version__]
+
+
 # --- run ---
 
 
@@ -290,6 +332,7 @@ def test_bench_refuses(run: Run, package: Path, options: list[str], said: str) -
     ("arguments", "said"),
     [
         (["info", "bert-bse"], "bert-base"),
+        (["info", "berrt"], "near: bert-base"),
         (["run", "no-such-model", "text"], "no model named"),
         (["run", "minilm", "text", "--backend", "torhc"], "did you mean 'torch'"),
         (["verify", "minilm", "--backend", "jax,nothing"], "no backend 'nothing'"),

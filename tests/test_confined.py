@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from converters import confined
+from converters.processes import confined
 
 ROOT = Path(__file__).parents[1]
 
@@ -64,7 +64,7 @@ def test_native_code_inside_can_do_nothing(with_a_folder: bool, tmp_path: Path) 
     (folder / "inside").write_text("x")
     (tmp_path / "outside").write_text("x")
     code = INSIDE.format(
-        converters=str(ROOT / "converters"),
+        converters=str(ROOT / "converters" / "processes"),
         folder=str(folder) if with_a_folder else None,
         inside=os.fsencode(folder / "inside"),
         outside=os.fsencode(tmp_path / "outside"),
@@ -94,7 +94,8 @@ program = ctypes.create_string_buffer(struct.pack("<HxxxxxxQ", len(steps), ctype
 libc = ctypes.CDLL(None)
 assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, program, 0, 0) == 0
 sys.path.insert(0, {root!r})
-from converters import confined, open_checkpoint
+from converters.processes import confined
+from converters import open_checkpoint
 assert not confined._landlock(None)
 for path in sys.argv[1:]:
     with open_checkpoint(path) as checkpoint:

@@ -810,3 +810,72 @@ def test_a_tokenizer_goes_with_its_model(checkpoint, tmp_path: Path) -> None:
         assert np.array_equal(again.embed(texts), before)
         again.tokenizer.no_truncation()
         assert not np.array_equal(again.embed(texts), before) and np.array_equal(model.embed(texts), before)
+
+
+# Whose memory the arrays are
+
+
+@every_backend
+def test_what_is_put_in_is_a_copy(backend: str) -> None:
+    _, model = load_table(backend)
+    shape = to_numpy(model.params["head.weight"]).shape
+    one, other = np.full(shape, 0.5, np.float32), np.full(shape, 0.25, np.float32)
+    model.params["head.weight"] = one
+    expected = to_numpy(model(ids=IDS)["output"]).copy()
+    one[:] = 7.0
+    assert np.array_equal(to_numpy(model(ids=IDS)["output"]), expected)
+    model.params = {**model.params, "head.weight": other}
+    other[:] = 0.5
+    assert not np.array_equal(to_numpy(model(ids=IDS)["output"]), expected)
+    assert np.array_equal(to_numpy(model.params["head.weight"]), np.full(shape, 0.25, np.float32))
+
+
+def test_tensors_that_are_put_in_are_copied_and_parameters_taken() -> None:
+    _, model = load_table("torch")
+    given = torch.ones_like(model.params["head.weight"])
+    model.params["head.weight"] = given.detach()
+    given.detach().zero_()
+    assert model.params["head.weight"].detach().ne(0).all()
+    own = torch.nn.Parameter(given.detach())
+    model.params["head.weight"] = own
+    assert model.params["head.weight"] is own
+
+
+@every_backend
+def test_a_package_is_a_snapshot_of_its_model(backend: str) -> None:
+    _, model = load_table(backend)
+    package = model.package()
+    before = {name: np.array(array) for name, array in package.arrays.items()}
+    if backend == "torch":
+        with torch.no_grad():
+            for tensor in model.params.values():
+                tensor.add_(1)
+    else:
+        for name in list(model.params):
+            model.params[name] = to_numpy(model.params[name]) + 1
+    assert all(np.array_equal(package.arrays[name], array) for name, array in before.items())
+
+
+class _Wide(torch.nn.Module):
+    """Numbers of 64 bits that 32 do not hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.linspace(0, 1, 9, dtype=torch.float64).reshape(3, 3) / 3)
+        self.register_buffer("count", torch.tensor([2**40 + 1, -(2**50)]))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return (x.double() @ self.weight).float(), self.count + 0
+
+
+@every_backend
+def test_numbers_of_64_bits_are_saved_as_they_were_loaded(backend: str, tmp_path: Path) -> None:
+    module = _Wide()
+    model = zoo.capture(module, x=torch.ones(2, 3)).load(backend)
+    for number, one in enumerate((model, pickle.loads(pickle.dumps(model)), copy.deepcopy(model))):
+        again = zoo.load(one.save(tmp_path / str(number)), "torch")
+        assert torch.equal(again.state["weight"], module.weight)
+        assert torch.equal(again.state["count"], module.count)
+    model.params["weight"] = 2 * to_numpy(model.params["weight"])
+    saved = model.package().arrays
+    assert saved["weight"].dtype == np.float64 and np.array_equal(saved["count"], module.count.numpy())

@@ -357,7 +357,7 @@ def test_q8_0_is_verified_and_ggufs_alone(bert: Path, tmp_path: Path, monkeypatc
     with pytest.raises(ConfigError, match="float32, bfloat16, float16") as caught:
         convert(bert, tmp_path / "out", dtype="q8_0")
     assert "q8_0" in str(caught.value)
-    module = importlib.import_module("converters.gguf")
+    module = importlib.import_module("converters.formats.gguf.read")
     quantise = module.quantise_q8_0
 
     def wrong(values: np.ndarray) -> np.ndarray:
@@ -434,7 +434,7 @@ def test_verify_passes(form: str, bert: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_verify_catches_a_changed_value(form: str, bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One bit of one value, which no output would show."""
-    module = importlib.import_module(f"converters.{TARGETS[form].format}")
+    module = importlib.import_module(f"converters.formats.{TARGETS[form].format}")
     write = module.write
 
     def flipped(path: Path, checkpoint: Checkpoint, metadata: Any) -> None:
@@ -522,7 +522,7 @@ def test_a_folder_with_other_things_is_left_alone(bert: Path, tmp_path: Path) ->
 def test_a_failure_leaves_the_old_conversion(bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     convert(bert, tmp_path / "out")
     before = bits(tmp_path / "out")
-    monkeypatch.setattr("converters.npz.write", lambda *_: (_ for _ in ()).throw(OSError("no")))
+    monkeypatch.setattr("converters.formats.npz.write", lambda *_: (_ for _ in ()).throw(OSError("no")))
     with pytest.raises(SourceError, match="cannot be written"):
         convert(bert, tmp_path / "out", "npz", overwrite=True)
     assert bits(tmp_path / "out") == before and [path.name for path in tmp_path.iterdir()] == ["out"]

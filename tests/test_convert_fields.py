@@ -254,7 +254,7 @@ def rewritten(form: str, folder: Path, change: Callable[[dict[str, np.ndarray]],
     for old in [path] if path.exists() else folder.glob(f"{target.file}*"):
         shutil.rmtree(old) if old.is_dir() else old.unlink()
     keep = metadata if form in ("gguf", "keras-model", "tf-h5") else dict(target.metadata)
-    importlib.import_module(f"converters.{target.format}").write(path, MemoryCheckpoint(arrays), keep)
+    importlib.import_module(f"converters.formats.{target.format}").write(path, MemoryCheckpoint(arrays), keep)
 
 
 def other_eps(path: Path) -> None:

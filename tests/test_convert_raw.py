@@ -87,8 +87,8 @@ def test_an_object_graph_of_tensorflow(tmp_path: Path) -> None:
 
 def test_orbax(arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
     pytest.importorskip("tensorstore")
-    from converters import orbax
     from converters.checkpoint import MemoryCheckpoint
+    from converters.formats import orbax
 
     orbax.write(tmp_path / "tree", MemoryCheckpoint(arrays))
     zoo.convert(tmp_path / "tree", tmp_path / "out", "npz", raw=True, verify=True)

@@ -22,8 +22,9 @@ from attacks import gguf_files, h5_files, torch_files
 from checkpoints import copy_of, tensors, write_tensors
 
 import zoo
-from converters import atomic, safetensors
+from converters import atomic
 from converters.atomic import replacing
+from converters.formats import safetensors
 from zoo.errors import ConfigError, FormatError, SourceError, UnsafeFile, WeightsError, ZooError
 
 FILES = {

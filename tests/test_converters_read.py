@@ -27,10 +27,11 @@ import torch
 from attacks import safetensors_files, torch_files
 from attacks.torch_files import Call, Storage, pickled, write_legacy, write_zip
 
-from converters import DTYPES, Checkpoint, open_checkpoint, save_safetensors, torch_pickle
+from converters import DTYPES, Checkpoint, open_checkpoint, save_safetensors
 from converters.atomic import replacing
 from converters.checkpoint import MemoryCheckpoint
-from converters.safetensors import write as write_safetensors
+from converters.formats.safetensors import write as write_safetensors
+from converters.formats.torch import read as torch_pickle
 from zoo.errors import FormatError, SourceError, UnsafeFile, WeightsError, ZooError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -700,7 +701,7 @@ def test_the_reader_process_can_do_nothing_anyway(action, tmp_path):
     """The second wall, tried from inside: as if a pickle had got past the list of globals."""
     marker = tmp_path / "it ran"
     code = (
-        f"import sys; sys.path.insert(0, {str(ROOT / 'converters')!r})\n"
+        f"import sys; sys.path.insert(0, {str(ROOT / 'converters' / 'processes')!r})\n"
         "import os, subprocess, socket, pickle, unpickle_child\n"
         "unpickle_child.confine(5, 1 << 30)\n"
         f"try:\n    {action.format(path=str(marker))}\n"

@@ -14,10 +14,10 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
 
-from converters import gguf as gguf_format  # noqa: E402
 from converters.checkpoint import MemoryCheckpoint  # noqa: E402
 from converters.dialects import gguf as dialect  # noqa: E402
-from converters.gguf_tokenizer import tokenizer_json, tokenizer_metadata  # noqa: E402
+from converters.formats.gguf import read as gguf_format  # noqa: E402
+from converters.formats.gguf.tokenizer import tokenizer_json, tokenizer_metadata  # noqa: E402
 from converters.view import View  # noqa: E402
 from zoo.errors import CaptureError, ConfigError, FormatError, WeightsError  # noqa: E402
 

@@ -13,9 +13,10 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 import zoo  # noqa: E402
-from converters import npz, open_checkpoint  # noqa: E402
+from converters import open_checkpoint  # noqa: E402
 from converters.checkpoint import MemoryCheckpoint  # noqa: E402
 from converters.dialects import big_vision, derived_config, dialect_of, t5x  # noqa: E402
+from converters.formats import npz  # noqa: E402
 from converters.view import View  # noqa: E402
 from zoo.errors import ConfigError, WeightsError  # noqa: E402
 

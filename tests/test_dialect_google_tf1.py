@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,15 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from converters import tensor_bundle  # noqa: E402
+import checkpoints  # noqa: E402
+
+import zoo  # noqa: E402
 from converters.checkpoint import MemoryCheckpoint  # noqa: E402
 from converters.dialects import google_tf1 as dialect  # noqa: E402
+from converters.formats.tensorflow import bundle as tensor_bundle  # noqa: E402
 from converters.view import View  # noqa: E402
 from zoo.errors import ConfigError, WeightsError  # noqa: E402
+from zoo.tolerances import CONVERTED  # noqa: E402
 
 SIZES: dict[str, Any] = {
     "hidden_size": 24,
@@ -342,3 +347,81 @@ def written(name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     config, state = model(name)
     memory = MemoryCheckpoint(state)
     return config, dict(View(memory, dialect.foreign(memory, config), aliases={}).items())
+
+
+# Google's name of the file -> the constructor's arguments that it must name: what it leaves out is bert-base's.
+BESIDE = {
+    "bert-cls": "bert_config.json",
+    "albert": "albert_config.json",
+    "gpt2": "hparams.json",
+}
+
+
+@pytest.mark.parametrize("kind", BESIDE)
+def test_the_programs_own_config_is_written(kind: str, tmp_path: Path) -> None:
+    """Google's programs read no config.json: without a file of their own they have no sizes at all."""
+    model_type = kind.partition("-")[0]
+    folder = tmp_path / "m"
+    if kind == "bert-cls":
+        checkpoints.save(folder, kind)
+    elif kind == "albert":
+        made = transformers.AlbertConfig(**SMALL, num_hidden_groups=1, inner_group_num=1)
+        transformers.AlbertForMaskedLM(made).save_pretrained(folder)
+    else:
+        transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT2)).save_pretrained(folder)
+    result = zoo.convert(folder, tmp_path / "tf", "tf-checkpoint", verify=True)
+    said = json.loads((tmp_path / "tf" / BESIDE[kind]).read_text())
+    config = json.loads((folder / "config.json").read_text())
+    if kind == "gpt2":
+        names = {"n_vocab": "vocab_size", "n_ctx": "n_positions", "n_embd": "n_embd", "n_head": "n_head"}
+        assert said == {own: config[name] for own, name in {**names, "n_layer": "n_layer"}.items()}
+    else:  # transformers' own converter of these checkpoints reads the file so
+        cls = {"bert": transformers.BertConfig, "albert": transformers.AlbertConfig}[model_type]
+        read = cls.from_json_file(tmp_path / "tf" / BESIDE[kind]).to_dict()
+        sizes = [name for name in SMALL | {"num_hidden_groups": 1, "inner_group_num": 1} if name in config]
+        assert {name: read[name] for name in sizes} == {name: config[name] for name in sizes} and len(sizes) >= 7
+        assert said.keys() >= {*sizes, "hidden_act", "initializer_range", "hidden_dropout_prob"}
+        assert said["hidden_act"] == "gelu"  # what both programs call either form of it
+        assert "model_type" not in said
+    listed = json.loads((tmp_path / "tf" / "conversion.json").read_text())["files"]
+    assert BESIDE[kind] in listed and not any("reads no file" in note for note in result.notes)
+    os.remove(tmp_path / "tf" / "config.json")
+    ids = np.arange(1, 8)[None]
+    alone = zoo.load(tmp_path / "tf", "numpy", None if kind != "bert-cls" else "text-classification")
+    whole = zoo.load(folder, "numpy")
+    first = next(iter(whole.graph.outputs))
+    left, right = alone(input_ids=ids)[first], whole(input_ids=ids)[first]
+    assert np.abs(left - right).max() <= CONVERTED[""] * np.abs(right).max()
+
+
+def test_sizes_that_config_json_leaves_out_are_said(tmp_path: Path) -> None:
+    """Google's default of type_vocab_size is 16, transformers' is 2."""
+    folder = checkpoints.save(tmp_path / "m", "bert-cls")
+    config = json.loads((folder / "config.json").read_text())
+    assert config.pop("type_vocab_size") == 2
+    (folder / "config.json").write_text(json.dumps(config))
+    zoo.convert(folder, tmp_path / "tf", "tf-checkpoint", verify=True)
+    assert json.loads((tmp_path / "tf" / "bert_config.json").read_text())["type_vocab_size"] == 2
+
+
+def test_an_activation_that_the_program_lacks_is_refused(tmp_path: Path) -> None:
+    folder = checkpoints.edit_config(checkpoints.save(tmp_path / "m", "bert-cls"), hidden_act="silu")
+    with pytest.raises(ConfigError, match="no such activation"):
+        zoo.convert(folder, tmp_path / "tf", "tf-checkpoint")
+    assert not (tmp_path / "tf").exists()
+
+
+def test_a_width_that_the_program_has_in_its_code_is_refused(tmp_path: Path) -> None:
+    """GPT-2's layers are four times as wide inside, whatever hparams.json says."""
+    folder = checkpoints.save(tmp_path / "m", "gpt2")
+    with pytest.raises(ConfigError, match="n_inner"):
+        zoo.convert(folder, tmp_path / "tf", "tf-checkpoint")
+
+
+@pytest.mark.parametrize(("kind", "word"), [("t5", "gin"), ("electra", "model_hparam_overrides")])
+def test_programs_that_read_no_file_are_noted(kind: str, word: str, tmp_path: Path) -> None:
+    made = transformers.T5Config(**T5) if kind == "t5" else transformers.ElectraConfig(**SMALL)
+    cls = transformers.T5ForConditionalGeneration if kind == "t5" else transformers.ElectraForPreTraining
+    cls(made).save_pretrained(tmp_path / "m")
+    notes = zoo.convert(tmp_path / "m", tmp_path / "tf", "tf-checkpoint", dry_run=True).notes
+    assert any(word in note for note in notes)

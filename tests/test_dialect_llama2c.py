@@ -13,9 +13,9 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from converters import llama2c as llama2c_format  # noqa: E402
 from converters.checkpoint import MemoryCheckpoint  # noqa: E402
 from converters.dialects import llama2c as dialect  # noqa: E402
+from converters.formats import llama2c as llama2c_format  # noqa: E402
 from converters.view import View  # noqa: E402
 from zoo.errors import ConfigError, WeightsError  # noqa: E402
 

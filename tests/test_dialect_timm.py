@@ -7,7 +7,9 @@ import pytest
 import torch
 import transformers
 from dialect_files import Tiny, assert_close, assert_same, round_trip, transformers_output
+from safetensors.numpy import load_file
 
+import zoo
 from converters.checkpoint import MemoryCheckpoint
 from converters.dialects import timm, torchvision
 from converters.view import View
@@ -114,6 +116,22 @@ def test_what_the_model_has_no_place_for_is_named(tmp_path):
 
 def test_a_width_whose_number_of_heads_is_not_known_gives_no_config(tmp_path):
     assert timm.config(Tiny("timm-vit").checkpoint(tmp_path)) is None
+
+
+@pytest.mark.parametrize("fields", [{"use_swiglu_ffn": True}, {"use_mask_token": False}])
+def test_a_dinov2_is_written_with_its_gated_mlp_and_without_a_token_for_masks(fields, tmp_path):
+    sizes = {"hidden_size": 192, "num_attention_heads": 3, "num_hidden_layers": 1, "image_size": 28, "patch_size": 14}
+    config = transformers.Dinov2Config(**sizes, **fields, architectures=["Dinov2Model"])
+    torch.manual_seed(0)
+    model = transformers.Dinov2Model(config).eval()
+    model.save_pretrained(tmp_path / "torch")
+    zoo.convert(tmp_path / "torch", tmp_path / "timm", "timm", verify=True)
+    arrays = load_file(tmp_path / "timm" / "model.safetensors")
+    assert ("mask_token" in arrays) == fields.get("use_mask_token", True)
+    if "use_swiglu_ffn" in fields:  # the authors': gate before value, one matrix
+        mlp = model.encoder.layer[0].mlp
+        gate, value = (part.weight.detach().numpy() for part in (mlp.gate_proj, mlp.up_proj))
+        np.testing.assert_array_equal(arrays["blocks.0.mlp.w12.weight"], np.concatenate([gate, value]))
 
 
 def _published(model):

@@ -13,8 +13,8 @@ from attacks import gguf_files
 
 from converters import DTYPES
 from converters.checkpoint import MemoryCheckpoint
-from converters.gguf import open_file, recognises, write
-from converters.gguf_quants import DEQUANTISABLE, TYPES
+from converters.formats.gguf.quants import DEQUANTISABLE, TYPES
+from converters.formats.gguf.read import open_file, recognises, write
 from zoo.errors import FormatError, SourceError, WeightsError, ZooError
 
 gguf = pytest.importorskip("gguf")

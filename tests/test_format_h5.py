@@ -28,11 +28,12 @@ h5py = pytest.importorskip("h5py")
 from attacks import h5_files  # noqa: E402
 from h5py import h5d, h5s, h5t  # noqa: E402
 
-from converters import h5, reader_process  # noqa: E402
 from converters.checkpoint import DTYPES, Checkpoint, MemoryCheckpoint  # noqa: E402
+from converters.formats.hdf5 import read as h5  # noqa: E402
+from converters.processes import reader as reader_process  # noqa: E402
 from zoo.errors import FormatError, MissingFramework, SourceError, UnsafeFile, WeightsError, ZooError  # noqa: E402
 
-CONVERTERS = Path(h5.__file__).parent
+CONVERTERS = Path(reader_process.__file__).parent
 NAMES = [name for name, dtype in DTYPES.items() if not name.startswith("float8") and dtype.kind != "c"]
 BRAIN = np.dtype(ml_dtypes.bfloat16)
 

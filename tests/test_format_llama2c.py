@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from converters import llama2c
+from converters.formats import llama2c
 from zoo.errors import FormatError, ZooError
 
 DIM, HIDDEN, LAYERS, HEADS, KV, VOCAB, LENGTH = 8, 12, 3, 4, 2, 7, 5

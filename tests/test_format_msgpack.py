@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from converters import DTYPES, msgpack, open_checkpoint
+from converters import DTYPES, open_checkpoint
 from converters.checkpoint import Checkpoint, MemoryCheckpoint
+from converters.formats.msgpack import read as msgpack
 from zoo.errors import FormatError, ZooError
 
 

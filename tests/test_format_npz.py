@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from numpy.lib import format as npy
 
-from converters import DTYPES, npz, zips
+from converters import DTYPES
 from converters.checkpoint import MemoryCheckpoint
+from converters.formats import npz, zips
 from zoo.errors import FormatError, UnsafeFile, ZooError
 
 SAVED = [name for name in DTYPES if not name.startswith("float8")]

@@ -12,7 +12,7 @@ import pytest
 from attacks.protobuf_bytes import field, varint
 
 from converters import DTYPES
-from converters.onnx import open_file, recognises
+from converters.formats.onnx import open_file, recognises
 from zoo.errors import FormatError, SourceError, UnsafeFile, WeightsError, ZooError
 
 onnx = pytest.importorskip("onnx")

@@ -21,8 +21,8 @@ ocp = pytest.importorskip("orbax.checkpoint")
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 
-from converters import orbax  # noqa: E402
-from converters.orbax import open_file, recognises_folder, write  # noqa: E402
+from converters.formats import orbax  # noqa: E402
+from converters.formats.orbax import open_file, recognises_folder, write  # noqa: E402
 
 STORED = sorted(DTYPES.keys() - {"float8_e8m0fnu"})
 
@@ -180,8 +180,53 @@ def test_empty_tensors_cannot_be_written(tmp_path):
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    write(tmp_path / "a", MemoryCheckpoint({"w": np.arange(1000.0).reshape(10, 100), "v": np.ones(3)}))
+    """Folders of zarr 2, as Orbax writes them."""
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False)) as checkpointer:
+        checkpointer.save(tmp_path / "a", {"w": np.arange(1000.0).reshape(10, 100), "v": np.ones(3)})
     return tmp_path / "a"
+
+
+@pytest.fixture
+def ours(tmp_path) -> Path:
+    """Folders of zarr 3, as we write them."""
+    write(tmp_path / "ours", MemoryCheckpoint({"w": np.arange(1000.0).reshape(10, 100), "v": np.ones(3)}))
+    return tmp_path / "ours"
+
+
+def test_every_chunk_that_we_write_has_a_checksum(ours):
+    with open_file(ours) as checkpoint:
+        assert checkpoint.check() == "CRC-32C of the chunks of 2 arrays"
+    (chunk,) = [path for path in (ours / "w").rglob("*") if path.is_file() and path.name != "zarr.json"]
+    whole = chunk.read_bytes()
+    for place in range(0, len(whole), max(1, len(whole) // 40)):
+        chunk.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with open_file(ours) as checkpoint, pytest.raises(FormatError, match="tensor 'w'"):
+            checkpoint.read("w")
+
+
+def chunks_of(*sizes: int) -> dict[str, object]:
+    return {"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": sizes}}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"shape": [1 << 40, 100], **chunks_of(10, 100)}, "far larger|do not fit"),
+        ({"shape": [1 << 24, 1 << 24], **chunks_of(1 << 20, 1 << 20)}, "far larger"),
+        ({"shape": [1 << 62, 100]}, "w'"),
+        (chunks_of(1 << 40, 100), "do not fit"),
+        ({"shape": [1 << 21, 1], **chunks_of(1, 1)}, "do not fit|far larger"),
+        (chunks_of(0, 0), "w'"),
+        ({"data_type": "r64"}, "w'"),
+        ({"codecs": [{"name": "pickle"}]}, "w'"),
+        ({"shape": "x"}, "w'"),
+    ],
+)
+def test_arrays_of_zarr_3_that_lie(changes, words, ours):
+    change(ours / "w" / "zarr.json", **changes)
+    with pytest.raises(FormatError, match=words) as caught:
+        open_file(ours)
+    assert str(ours) in str(caught.value)
 
 
 def change(path: Path, **changes: object) -> None:
@@ -252,11 +297,13 @@ NESTED = {"lists": "[" * 100_000, "objects": '{"a":' * 100_000, "a field": '{"sh
 
 
 @pytest.mark.parametrize("text", NESTED.values(), ids=NESTED)
-def test_nested_json_ends_no_process_of_ours(text, folder):
+def test_nested_json_ends_no_process_of_ours(text, folder, ours):
     """tensorstore's parser overflows the stack; here it was the user's process that ended, by SIGSEGV."""
-    (folder / "w" / ".zarray").write_text(text)
-    with pytest.raises(FormatError, match=r"'w' is missing or damaged|brought its reader down"):
-        open_file(folder)
+    for path in (folder / "w" / ".zarray", ours / "w" / "zarr.json"):
+        assert path.is_file()
+        path.write_text(text)
+        with pytest.raises(FormatError, match=r"'w' is missing or damaged|brought its reader down"):
+            open_file(path.parents[1])
 
 
 def test_nested_json_inside_a_store(tmp_path):

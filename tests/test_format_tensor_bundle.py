@@ -19,8 +19,9 @@ pytest.importorskip("google_crc32c")
 
 from attacks import bundle_files  # noqa: E402
 
-from converters import saved_model, sstable, tensor_bundle  # noqa: E402
-from converters.tensor_bundle import open_file, prefix_of, recognises, write  # noqa: E402
+from converters.formats.tensorflow import bundle as tensor_bundle  # noqa: E402
+from converters.formats.tensorflow import saved_model, sstable  # noqa: E402
+from converters.formats.tensorflow.bundle import open_file, prefix_of, recognises, write  # noqa: E402
 
 WRITABLE = sorted(DTYPES.keys() - {"float8_e8m0fnu"})
 
@@ -80,7 +81,7 @@ def test_reads_what_tensorflow_wrote(tmp_path):
 
 @pytest.mark.parametrize("name", sorted(set(WRITABLE)))
 def test_the_numbers_of_dtypes_are_tensorflows(name):
-    from converters.tensor_slices import NUMBERS
+    from converters.formats.tensorflow.slices import NUMBERS
 
     assert tf.as_dtype(name).as_datatype_enum == NUMBERS[name]
 

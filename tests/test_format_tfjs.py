@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from converters import tfjs
+from converters.formats.tensorflow import tfjs
 from zoo.errors import FormatError, SourceError, UnsafeFile, ZooError
 
 

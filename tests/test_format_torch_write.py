@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from converters import DTYPES, open_checkpoint, torch_pickle, torch_write
+from converters import DTYPES, open_checkpoint
 from converters.checkpoint import Checkpoint, MemoryCheckpoint
+from converters.formats.torch import read as torch_pickle
+from converters.formats.torch import write as torch_write
 from zoo.errors import FormatError
 
 

@@ -133,7 +133,7 @@ def test_a_full_disk(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("converters.safetensors.write", full)
+    monkeypatch.setattr("converters.formats.safetensors.write", full)
     for act in (lambda: model.save(tmp_path / "saved"), lambda: zoo.convert(copy, tmp_path / "saved")):
         with pytest.raises(SourceError, match=r"saved[\s\S]*No space left"):
             act()

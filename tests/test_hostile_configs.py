@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import socket
 import subprocess
 import time
@@ -69,6 +70,11 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("sources")
     return {kind: checkpoints.save(root / kind, kind) for kind in ("bert", "resnet")}
+
+
+def safetensors_header(path: Path) -> dict[str, Any]:
+    content = path.read_bytes()
+    return dict(json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]))
 
 
 def changed(folder: Path, to: Path, **fields: Any) -> Path:
@@ -143,6 +149,28 @@ def test_wider_than_the_file(field: str, folders: dict[str, Path], tmp_path: Pat
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20  # kB
 
 
+def test_as_wide_as_the_file(folders: dict[str, Path], tmp_path: Path) -> None:
+    """An embedding of more numbers than any model may have beside its file; the file's bytes are a hole."""
+    words = 1 << 23
+    folder = changed(folders["bert"], tmp_path / "in", vocab_size=words)
+    path = folder / "model.safetensors"
+    header = safetensors_header(path)
+    at = 0
+    for name, info in header.items():
+        if name == "__metadata__":
+            continue
+        info["shape"] = [words, *info["shape"][1:]] if "word_embeddings" in name else info["shape"]
+        info["shape"] = [words] if name == "cls.predictions.bias" else info["shape"]
+        info["data_offsets"] = [at, at := at + 4 * math.prod(info["shape"])]
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + at)
+    assert at > 4 << 26
+    done = zoo.convert(folder, tmp_path / "out", "safetensors", dry_run=True)
+    assert not done.dropped
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -161,6 +189,14 @@ def test_wrong_types_are_named(field: str, value: Any, folders: dict[str, Path],
         assert isinstance(error, (ConfigError, WeightsError)) and field in str(error)
     else:
         assert field in ("rope_scaling", "layer_norm_eps"), "only what a BERT does not read may pass"
+
+
+def test_rotary_fields_of_wrong_types_are_named(tmp_path: Path) -> None:
+    llama = checkpoints.save(tmp_path / "llama", "llama")
+    for number, rope in enumerate((5, "x", [1], {"full_attention": 5}, {"rope_type": ["x"]}, {"rope_type": "yarn"})):
+        folder = changed(llama, tmp_path / str(number), rope_parameters=rope)
+        with pytest.raises(ZooError):
+            zoo.convert(folder, tmp_path / "out", "gguf")
 
 
 def test_images_larger_than_any(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -553,7 +553,7 @@ def test_save_is_all_or_nothing(step: str, folders, tmp_path: Path, monkeypatch:
 
     with monkeypatch.context() as patch:
         if step == "weights":
-            patch.setattr("converters.safetensors.write", fail)
+            patch.setattr("converters.formats.safetensors.write", fail)
         else:
             patch.setattr("converters.atomic._exchange", lambda *_: False)  # as on systems that cannot
             move = os.replace  # the second move puts the new folder in the old one's place
@@ -1086,3 +1086,29 @@ def test_embed_needs_hidden_states_and_a_tokenizer(folders, sentences) -> None:
         zoo.load(folders("bert-cls"), "numpy").embed(TEXTS)
     with pytest.raises(ConfigError, match=r"tokenizer\.json"):
         zoo.load(folders("bert"), "numpy").embed(TEXTS)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_an_index_of_a_variant_is_an_index(named: bool, tmp_path: Path) -> None:
+    """transformers writes model.safetensors.index.fp16.json; the shards alone look like several checkpoints."""
+    whole = checkpoints.save(tmp_path / "whole", "bert-cls")
+    folder = checkpoints.save(tmp_path / "m", "bert-cls", max_shard_size="9KB", variant="fp16")
+    index = folder / "model.safetensors.index.fp16.json"
+    assert index.is_file() and not (folder / "model.safetensors.index.json").exists()
+    ids = np.arange(1, 8)[None]
+    model = zoo.load(index if named else folder, "numpy")
+    assert np.array_equal(model(input_ids=ids).logits, zoo.load(whole, "numpy")(input_ids=ids).logits)
+    if not named:
+        zoo.convert(folder, tmp_path / "out", verify=True)
+        lost = next(folder.glob("*-00002-of-*"))
+        lost.unlink()
+        with pytest.raises(SourceError, match=r"missing[\s\S]*" + lost.name):
+            zoo.load(folder, "numpy")
+
+
+def test_an_index_that_is_not_taken_needs_no_shards(tmp_path: Path) -> None:
+    """Of a repository that holds two formats or variants, often one alone is downloaded, with both indexes."""
+    folder = checkpoints.save(tmp_path / "m", "bert-cls")
+    for name in ("pytorch_model.bin.index.json", "model.safetensors.index.fp16.json"):
+        (folder / name).write_text(json.dumps({"weight_map": {"a": "absent-00001-of-00001.bin"}}))
+    assert zoo.load(folder, "numpy").notes == []

@@ -13,8 +13,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from typer.testing import CliRunner
 
 import zoo
+from zoo.cli import app
 from zoo.errors import ConfigError, WeightsError, ZooError
 
 CASES = Path(__file__).parents[2] / "shared" / "cases"
@@ -110,12 +112,92 @@ def test_what_lies_beside_float8_is_never_left_out(leaf: str, bert: Path, tmp_pa
             zoo.load(folder, "numpy", strict=strict)
 
 
+SCALES = {
+    "at the top": f"scales.{LAYER}",
+    "at the top, of the weight": f"scales.{LAYER}.weight",
+    "at the top, without the base": f"scales.{LAYER.removeprefix('bert.')}",
+    "at the top, under a name of ours": f"notes.{LAYER}",
+    "at the top, an extreme": f"quant.{LAYER}.amax",
+    "one level deeper": f"{LAYER}.quantizer.scale",
+    "two levels deeper": f"{LAYER}.w.q.s",
+    "beside the layer": f"{LAYER}_s",
+    "beside the weight": f"{LAYER}.weight_s",
+}
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("wrapper", ["", "net."])
+@pytest.mark.parametrize("where", SCALES)
+def test_scales_of_float8_are_found_wherever_they_stand(
+    where: str, wrapper: str, strict: bool, bert: Path, tmp_path: Path
+) -> None:
+    """The weights would load unscaled, 7.3e-3 off in one layer of a tiny BERT."""
+
+    def change(arrays: Arrays) -> None:
+        arrays[f"{LAYER}.weight"] = (arrays[f"{LAYER}.weight"] / 0.01).astype(ml_dtypes.float8_e4m3fn)
+        own = {f"{wrapper}{name}": array for name, array in arrays.items()}
+        inside = SCALES[where].startswith(LAYER)
+        arrays.clear()
+        arrays.update(own | {f"{wrapper if inside else ''}{SCALES[where]}": np.full(1, 0.01, np.float32)})
+
+    folder = checkpoints.copy_of(bert, tmp_path / "q", change)
+    with pytest.raises(WeightsError, match="quantised") as caught:
+        zoo.load(folder, "numpy", strict=strict)
+    assert SCALES[where] in str(caught.value)
+    with pytest.raises(WeightsError, match="quantised"):
+        zoo.convert(folder, tmp_path / "out")
+
+
+def test_float8_alone_is_a_plain_cast_and_said(bert: Path, tmp_path: Path) -> None:
+    """A copy of the weights elsewhere in the file (a momentum encoder's) is no scale, and neither are positions."""
+
+    def change(arrays: Arrays) -> None:
+        weight = arrays[f"{LAYER}.weight"]
+        narrow = weight.astype(ml_dtypes.float8_e4m3fn)
+        arrays |= {f"{LAYER}.weight": narrow, f"teacher_m.{LAYER}.weight": narrow.astype(np.float32)}
+        arrays["bert.embeddings.position_ids"] = np.arange(31)[None]
+
+    def widened(arrays: Arrays) -> None:
+        arrays[f"{LAYER}.weight"] = arrays[f"{LAYER}.weight"].astype(ml_dtypes.float8_e4m3fn).astype(np.float32)
+
+    folder = checkpoints.copy_of(bert, tmp_path / "q", change)
+    model = zoo.load(folder, "numpy")
+    (note,) = (note for note in model.notes if "plain cast" in note)
+    assert LAYER in note
+    wide = zoo.load(checkpoints.copy_of(bert, tmp_path / "wide", widened), "numpy")
+    ids = np.arange(1, 8)[None]
+    assert np.array_equal(model(input_ids=ids).logits, wide(input_ids=ids).logits)
+    result = zoo.convert(folder, tmp_path / "out", dtype="float32", verify=True)
+    assert note in result.notes
+    assert not any("plain cast" in note for note in wide.notes)
+
+
+def test_scales_that_may_be_another_parts_can_be_left_out(bert: Path, tmp_path: Path) -> None:
+    """`quant.query.amax` names no layer; a head with whole numbers of its own explains its scales itself."""
+    apart = checkpoints.copy_of(bert, tmp_path / "x", lambda arrays: arrays.update({"quant.query.amax": F32}))
+    with pytest.raises(WeightsError, match=r"quantised[\s\S]*quant\.query\.amax"):
+        zoo.load(apart, "numpy")
+    (note,) = zoo.load(apart, "numpy", strict=False).notes
+    assert "quant.query.amax" in note
+    head = {"lm_head.weight": np.ones((3, 3), np.int8), "lm_head.weight_scale": F32}
+    own = checkpoints.copy_of(bert, tmp_path / "y", lambda arrays: arrays.update(head))
+    assert len(zoo.load(own, "numpy").notes) == 2
+
+
 def test_a_module_inside_the_base_is_no_other_tasks_head(bert: Path, tmp_path: Path) -> None:
-    extra = {"bert.encoder.final_layer_norm.weight": F32, "qa_outputs.weight": F32}
-    model = zoo.load(checkpoints.copy_of(bert, tmp_path / "x", lambda arrays: arrays.update(extra)), "numpy")
-    (inner,) = (note for note in model.notes if "final_layer_norm" in note)
-    (head,) = (note for note in model.notes if "qa_outputs" in note)
+    names = "bert.encoder.final_layer_norm", "qa_outputs", "bert.embeddings_project", "classifier_norm"
+    extra = {f"{name}.weight": F32 for name in names}
+    folder = checkpoints.copy_of(bert, tmp_path / "x", lambda arrays: arrays.update(extra))
+    notes = zoo.load(folder, "numpy").notes
+    inner, head, child, top = (next(note for note in notes if name in note) for name in names)
     assert "no module bert.encoder.final_layer_norm" in inner and "this task does not have" in head
+    assert "no class of bert has a module bert.embeddings_project" in child
+    assert "no class of bert has a module classifier_norm" in top
+    for form in ("npz", "safetensors", "torch"):
+        said = zoo.convert(folder, tmp_path / form, form).notes
+        assert [name for name in names if any(name in note for note in said)] == [names[0], *names[2:]]
+    dropped = zoo.convert(folder, tmp_path / "flax", "flax").dropped
+    assert [why for name, why in dropped.items() if "embeddings_project" in name] == [child.partition(": ")[2]]
 
 
 @pytest.mark.parametrize("key", ["quantization_config", "compression_config"])
@@ -213,6 +295,18 @@ def test_an_adapter_alone_is_refused(tmp_path: Path) -> None:
     (folder / "adapter_config.json").unlink()
     shutil.move(folder / "adapter_model.safetensors", folder / "model.safetensors")
     assert "lora_A" in refused(folder, tmp_path / "out")
+
+
+def test_what_is_in_an_adapters_folder_can_be_seen(bert: Path, tmp_path: Path) -> None:
+    """Loading refuses it; `zoo inspect` is how to find out why."""
+    alone, beside = adapter(tmp_path / "a"), adapter(checkpoints.copy_of(bert, tmp_path / "b"))
+    for folder, bases in ((alone, []), (beside, ["model.safetensors"])):
+        shown = CliRunner().invoke(app, ["inspect", str(folder)])
+        assert shown.exit_code == 0 and "lora_A" in shown.output and "somebody/base" in shown.output
+        told = json.loads(CliRunner().invoke(app, ["inspect", str(folder), "--json"]).stdout)
+        assert told["adapter"]["peft_type"] == "LORA"
+        assert [Path(file["path"]).name for file in told["files"]] == ["adapter_model.safetensors", *bases]
+        assert any("lora_B" in name for name in told["files"][0]["tensors"])
 
 
 def test_the_config_of_an_adapter_that_is_gone_is_said_and_not_copied(bert: Path, tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from converters import npz, open_checkpoint
+from converters import open_checkpoint
 from converters.checkpoint import Checkpoint, MemoryCheckpoint
+from converters.formats import npz
 from zoo.convert import convert
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
@@ -75,7 +76,7 @@ def test_a_lost_tensor_and_a_changed_one_are_seen(
         del arrays["embeddings.token_type_embeddings.weight"]
         write(path, MemoryCheckpoint(arrays), metadata)
 
-    monkeypatch.setattr("converters.npz.write", spoiled)
+    monkeypatch.setattr("converters.formats.npz.write", spoiled)
     found = script.Trips(tmp_path).of(model)
     differing = {tuple(pair.split()) for pair in found["differs"]}
     for form in set(found["forms"]) - {"npz"}:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from dialect_files import FILES
 
-from converters.gguf_tokenizer import tokenizer_json, tokenizer_metadata
-from converters.spm_tokenizer import pieces_of, read_llama2c, to_json
+from converters.formats.gguf.sentencepiece import pieces_of, read_llama2c, to_json
+from converters.formats.gguf.tokenizer import tokenizer_json, tokenizer_metadata
 from zoo.errors import FormatError
 
 tokenizers = pytest.importorskip("tokenizers")

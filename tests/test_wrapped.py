@@ -376,6 +376,19 @@ def test_parts_of_several_devices_say_how_they_are_put_together(
         zoo.load(tmp_path, "numpy")
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_averages_without_names_are_refused_by_their_lists(
+    nested: bool, bert: Path, state: State, tmp_path: Path
+) -> None:
+    """torch_ema's list has the order of a module's parameters, which no name or shape proves."""
+    ema = {"decay": 0.99, "num_updates": 3, "shadow_params": list(state.values()), "collected_params": None}
+    with pytest.raises(WeightsError, match=r"by number[\s\S]*shadow_params[\s\S]*copy_to"):
+        zoo.load(lying(bert, tmp_path / "c", {"ema": ema} if nested else ema), "numpy")
+    beside = lying(bert, tmp_path / "d", {"model": state, "ema": ema})
+    assert_same(beside, bert)
+    assert any("average" in note for note in zoo.load(beside, "numpy").notes)
+
+
 def test_flattened_parameters_say_how_they_are_saved_whole(bert: Path, tmp_path: Path) -> None:
     flat = {"_fsdp_wrapped_module._flat_param": torch.ones(100)}
     with pytest.raises(WeightsError, match="full_state_dict"):
@@ -399,8 +412,8 @@ def test_a_train_state_in_orbax(tmp_path: Path) -> None:
     pytest.importorskip("tensorstore")
     if not FIXTURES.is_dir():
         pytest.skip("no shared fixtures beside this checkout")
-    from converters import orbax
     from converters.checkpoint import MemoryCheckpoint
+    from converters.formats import orbax
 
     source = FIXTURES / "bert-mlm" / "flax"
     with zoo_checkpoint(source) as found:

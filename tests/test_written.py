@@ -158,7 +158,7 @@ def test_a_failure_leaves_all_of_it(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    for place in ("converters.npz.write", "converters.safetensors.write"):
+    for place in ("converters.formats.npz.write", "converters.formats.safetensors.write"):
         monkeypatch.setattr(place, full)
     with pytest.raises(SourceError, match="No space left") as caught:
         write(out, overwrite=True)

@@ -156,7 +156,7 @@ def _row(root: Path, file: str, known: tuple[str, str] | None, weights: Mapping[
 def _weights(place: Path) -> Iterator[tuple[str, Path]]:
     """Names and paths of the files of weights; of a checkpoint that is a folder, the folder."""
     from converters import FOLDERS
-    from converters.folder import weights_in
+    from converters.folder import is_index, weights_in
     from zoo.sources.local import inside, names_in, shards
 
     if place.is_file():
@@ -170,7 +170,7 @@ def _weights(place: Path) -> Iterator[tuple[str, Path]]:
         if found is None:
             return
         name = found
-    if not name.endswith(".index.json"):
+    if not is_index(name):
         yield name, root / name
         return
     for shard in shards(root / name):

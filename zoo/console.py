@@ -12,11 +12,11 @@ from zoo.backends import installed
 from zoo.errors import ZooError, printable
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, ConsoleOptions, RenderableType
 
     from zoo.sources import Progress
 
-__all__ = ["console", "import_frameworks", "plain", "progress_bars", "quiet", "say", "show_error"]
+__all__ = ["Layouts", "console", "import_frameworks", "plain", "progress_bars", "quiet", "say", "show_error"]
 
 _WIDE = 160  # columns where there is no terminal: nothing is cut in a file or a pipe
 
@@ -29,6 +29,19 @@ def console(*, stderr: bool = False) -> Console:
     if not made.is_terminal and "COLUMNS" not in os.environ:
         made.width = _WIDE
     return made
+
+
+class Layouts:
+    """For rich: the first of several ways to draw the same that the terminal has room for, else the last."""
+
+    def __init__(self, *layouts: RenderableType) -> None:
+        self.layouts = layouts
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        endless = options.update(max_width=10_000)
+        wanted = (console.measure(layout, options=endless).maximum for layout in self.layouts)
+        fitting = (layout for layout, width in zip(self.layouts, wanted, strict=True) if width <= options.max_width)
+        yield next(fitting, self.layouts[-1])
 
 
 def plain(text: str) -> str:

@@ -19,8 +19,8 @@ from converters import open_checkpoint
 from converters.checkpoint import BLOCK, Checkpoint, TensorInfo, little_endian
 from converters.dialects import canonical, derived_tokenizer, derived_tokenizer_config, dialect_of, dropped
 from converters.dialects.fields import nearly, note, refuse, unsaid, with_field
-from converters.gguf_quants import q8_0_error
-from converters.gguf_vocabulary import FILES as TOKENIZER_FILES
+from converters.formats.gguf.quants import q8_0_error
+from converters.formats.gguf.vocabulary import FILES as TOKENIZER_FILES
 from converters.said_dtype import most_floats, saying_dtype
 from converters.targets import TARGETS, Target, find_target
 from converters.view import Cast, Made, Recipe, Subset, View, origins
@@ -148,7 +148,7 @@ def convert(
             out, result.nbytes * (2 if target.with_graph else 1)
         )  # an archive's weights are a file of their own first
         with writing(out, overwrite) as (fresh, record):
-            _companions(place if place.is_dir() else place.parent, fresh, _config_beside(plan), plan.raw)
+            _companions(plan, fresh)
             watched = _Watched(plan.written, progress, strict)
             _write(fresh, target, watched, plan.config, plan.served, plan.texts, shard_size, plan.quantised)
             result.nans = watched.nans
@@ -301,6 +301,7 @@ class _Plan:
         quantised: the tensors that are stored as Q8_0.
         near: the fields that the form's reader has nearly as the config has them.
         texts: the tokenizer's files, for forms that hold it.
+        beside: the files that the form's own readers have beside the weights.
     """
 
     target: Target
@@ -315,6 +316,7 @@ class _Plan:
     quantised: set[str]
     near: list[Contradiction]
     texts: Mapping[str, str]
+    beside: Mapping[str, str]
     dtype: str | None
     result: Conversion
 
@@ -339,7 +341,7 @@ def _plan(
     dialect = dialect_of(raw) if read is not raw else None
     whole = gathered(graph, read, as_published=read is raw)
     config, graph, whole = _untied(config, graph, whole, target)
-    ours, served, gone = _in_graph_names(whole, graph, keep=target.dialect is None)
+    ours, served, gone, told = _in_graph_names(whole, graph, keep=target.dialect is None)
     ours, placed, homeless = _in_places(ours, served, target, config)
     restored: set[str] = set()  # put together with others and taken apart again: as it was
     if target.dialect is None:
@@ -373,10 +375,11 @@ def _plan(
     near, unheard = _unsaid(target, theirs, config, graph)
     texts = _tokenizer_texts(place if place.is_dir() else place.parent, raw) if target.with_tokenizer else {}
     unequal = (note(target.name, one) for one in (*near, *unheard))
-    result.notes = [*opened.notes, *unequal, *target.notes(config, texts, written)]
-    return _Plan(
-        target, place, raw, source, config, graph, ours, written, served, quantised, near, texts, dtype, result
-    )
+    # a field that config.json leaves to its class has another default in other programs
+    beside, lacking = target.beside({**graph.meta["config"]["fields"], **config})
+    result.notes = [*opened.notes, *told, *unequal, *lacking, *target.notes(config, texts, written)]
+    own = (place, raw, source, config, graph, ours, written, served, quantised, near, texts, beside, dtype, result)
+    return _Plan(target, *own)
 
 
 def _graph_of(config: Mapping[str, Any], task: str | None, place: Path | None = None) -> Graph:
@@ -437,14 +440,14 @@ def _untied(
     return changed, other, checkpoint
 
 
-def _in_graph_names(checkpoint: Checkpoint, graph: Graph, keep: bool) -> tuple[View, Graph, dict[str, str]]:
-    """The tensors under the names that the model's class gives them, tied ones once; the graph of what they serve; and
-    what is left out and why.
+def _in_graph_names(checkpoint: Checkpoint, graph: Graph, keep: bool) -> tuple[View, Graph, dict[str, str], list[str]]:
+    """The tensors under the names that the model's class gives them, tied ones once; the graph of what they serve; what
+    is left out and why; and what is to be said of those that are written.
 
     Args:
         keep: what the class does not use but another head may need is kept, under the name it has.
     """
-    from zoo.weights import check_twins, fit, prune, untie
+    from zoo.weights import NOT_USED, OTHER_TASK, check_twins, fit, prune, untie
 
     graph = untie(graph, checkpoint)
     served = graph
@@ -478,8 +481,9 @@ def _in_graph_names(checkpoint: Checkpoint, graph: Graph, keep: bool) -> tuple[V
             recipes[name] = Recipe(name)
         else:
             gone[name] = why
-    served = served.keeping(recipes)
-    return View(checkpoint, recipes), served, gone
+    kept = {name: why for name, why in fitted.unused.items() if name in recipes and why not in (NOT_USED, OTHER_TASK)}
+    notes = fitted.notes() + [f"tensor {name!r} is written, and not used: {why}" for name, why in kept.items()]
+    return View(checkpoint, recipes), served.keeping(recipes), gone, notes
 
 
 def _in_places(
@@ -651,16 +655,19 @@ def _write(
     (folder / f"{target.file}.index.json").write_text(json.dumps(index, indent=2) + "\n", "utf-8")
 
 
-def _companions(source: Path, folder: Path, config: Mapping[str, Any], raw: Checkpoint) -> None:
+def _companions(plan: _Plan, folder: Path) -> None:
     """The files beside the weights, and those that follow from what the weights' own file says."""
     from zoo.sources.local import copy_companions
 
-    copy_companions(source, folder)
-    if not (folder / "tokenizer.json").is_file() and (tokenizer := derived_tokenizer(raw)) is not None:
+    copy_companions(plan.place if plan.place.is_dir() else plan.place.parent, folder)
+    if not (folder / "tokenizer.json").is_file() and (tokenizer := derived_tokenizer(plan.raw)) is not None:
         (folder / "tokenizer.json").write_text(tokenizer, "utf-8")
-        if not (folder / "tokenizer_config.json").is_file() and (said := derived_tokenizer_config(raw)) is not None:
+        said = derived_tokenizer_config(plan.raw)
+        if not (folder / "tokenizer_config.json").is_file() and said is not None:
             (folder / "tokenizer_config.json").write_text(said, "utf-8")
-    (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    config = json.dumps(_config_beside(plan), indent=2, ensure_ascii=False) + "\n"
+    for name, text in {"config.json": config, **plan.beside}.items():
+        (folder / name).write_text(text, "utf-8")
 
 
 def _config_beside(plan: _Plan) -> Mapping[str, Any]:
@@ -815,7 +822,7 @@ def _same_tensors(plan: _Plan, folder: Path, own: dict[str, Any], graph: Graph) 
             raise VerifyError(
                 "the config ties what the file has apart", where=f"{folder}, tensor {apart[0]!r}", got=", ".join(apart)
             )
-        back, _, _ = _in_graph_names(whole, graph, keep=True)
+        back, _, _, _ = _in_graph_names(whole, graph, keep=True)
         for name, info in expected.infos.items():
             if name not in back.infos:
                 raise VerifyError("a tensor is not in what was written", where=f"{folder}, tensor {name!r}")
@@ -840,8 +847,7 @@ def _same_files(plan: _Plan, folder: Path) -> None:
     from zoo.model import read_json
 
     with TemporaryDirectory() as made:
-        source = plan.place if plan.place.is_dir() else plan.place.parent
-        _companions(source, Path(made), _config_beside(plan), plan.raw)
+        _companions(plan, Path(made))
         for path in sorted(path for path in Path(made).rglob("*") if path.is_file()):
             name = path.relative_to(made).as_posix()
             written = folder / name

@@ -14,6 +14,7 @@ __all__ = [
     "FormatError",
     "GraphError",
     "InputError",
+    "LimitError",
     "MissingFramework",
     "OutsideError",
     "RegistryError",
@@ -116,6 +117,10 @@ class ConfigError(ZooError, ValueError):
 
 class GraphError(ZooError, ValueError):
     """A graph is not well formed; the error names the node."""
+
+
+class LimitError(GraphError):
+    """Running a graph would take more memory or work than a model of its size needs; the error names the node."""
 
 
 class UnsupportedOp(GraphError):

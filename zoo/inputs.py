@@ -6,6 +6,7 @@ framework are the four functions of `Arrays`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 from zoo.arrays import numpy_dtype, to_numpy
 from zoo.errors import InputError
 from zoo.graph.ir import Input
+from zoo.limits import Limits, refused, written
 
 __all__ = ["NUMPY", "Arrays", "check_names", "named", "prepare_inputs"]
 
@@ -122,6 +124,11 @@ def _filled(item: Input, sizes: Mapping[str, tuple[Any, str]], arrays: Arrays) -
             do=f"pass {item.name}",
         )
     shape = [sizes[dim][0] if isinstance(dim, str) else dim for dim in item.shape]
+    if all(isinstance(size, int) for size in shape):
+        known = tuple(size for size, _ in sizes.values() if isinstance(size, int))
+        elements, limit = math.prod(shape), Limits(0, 1, 0, [known]).elements
+        if elements > limit:
+            raise refused(f"input {item.name!r}, which was left out", f"{written(elements)} elements", limit)
     return arrays.full(shape, item.default, item.dtype)
 
 

@@ -516,6 +516,7 @@ def assemble(name: str, backend: str, graph: Graph, place: Path, config: dict[st
     notes = opened.told()
     notes += [f"output {output!r} is left out: {why}" for output, why in dropped.items()]
     notes += [f"tensor {tensor!r} is not used: {why}" for tensor, why in fitted.unused.items()]
+    notes += fitted.notes()
     if (length := fixed_length(graph)) is not None:
         notes.append(f"a graph of it holds for one length alone, {length} here; others are captured when they are met")
     notes += [f"in training {field} is off: it decides in Python" for field in graph.meta.get("train_without", ())]

@@ -15,6 +15,7 @@ import numpy as np
 from zoo.arrays import to_numpy
 from zoo.errors import OutsideError, ZooError
 from zoo.graph.ir import Graph, Node, Ref, param_ref, refs
+from zoo.ops import traits_of
 
 __all__ = ["Lookups"]
 
@@ -22,9 +23,6 @@ _LARGEST = 1 << 22
 """Numbers of an index beyond which it is not computed before a call: the backends look at it themselves."""
 
 _KEPT = 64
-
-_SAME_NUMBERS = ("view", "reshape", "_unsafe_view", "unsqueeze", "expand", "_to_copy")
-"""Operations whose result has the numbers of their first argument."""
 
 
 class Lookups:
@@ -46,7 +44,7 @@ class Lookups:
                     found[table, index] = None
         for table, index in found:
             limit, name = rows[table]
-            while index in makers and makers[index].op in _SAME_NUMBERS and isinstance(makers[index].args[0], Ref):
+            while index in makers and _same_numbers(makers[index]):
                 index = makers[index].args[0].name
             if index in inputs:
                 self.direct[index] = min(limit, self.direct.get(index, limit))
@@ -126,8 +124,9 @@ class Lookups:
         try:
             with np.errstate(all="ignore"):
                 values = program.values({}, inputs, self.graph.constants)
+                watch = program.watched({item.name: inputs[item.name] for item in program.graph.inputs})
                 for position in range(len(program.steps)):
-                    program.step(position, values)
+                    program.step(position, values, watch)
                 return np.asarray(values[index])
         except (ZooError, ValueError, TypeError, IndexError):
             return None  # sizes that do not fit each other: the backend says so
@@ -143,6 +142,11 @@ def _tables(node: Node) -> list[tuple[str, str]]:
     if node.op in ("index.Tensor", "_unsafe_index.Tensor") and isinstance(args[0], Ref) and isinstance(args[1][0], Ref):
         return [(args[0].name, args[1][0].name)]
     return []
+
+
+def _same_numbers(node: Node) -> bool:
+    """Whether the result has the numbers of the first argument."""
+    return (traits_of(node.op).keeps_values or node.op == "_to_copy") and isinstance(node.args[0], Ref)
 
 
 def _behind(
@@ -165,8 +169,14 @@ def _behind(
         if node is None:
             return None
         found.add(id(node))
-        rest += [(ref.name, node.op.startswith("sym_")) for ref in refs((node.args, node.kwargs))]
+        rest += [(ref.name, _of_shape(node)) for ref in refs((node.args, node.kwargs))]
     return tuple(node for node in {id(node): node for node in makers.values()}.values() if id(node) in found)
+
+
+def _of_shape(node: Node) -> bool:
+    """Whether the result is a size that follows from a shape."""
+    known = traits_of(node.op)
+    return known.size and known.by_shape
 
 
 def _reads(nodes: tuple[Node, ...], inputs: Mapping[str, Any]) -> tuple[frozenset[str], bool]:
@@ -176,5 +186,5 @@ def _reads(nodes: tuple[Node, ...], inputs: Mapping[str, Any]) -> tuple[frozense
     for node in nodes:
         named = {ref.name for ref in refs((node.args, node.kwargs))} & inputs.keys()
         read |= named
-        values |= bool(named) and not node.op.startswith("sym_")
+        values |= bool(named) and not _of_shape(node)
     return frozenset(read), values

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zoo.arrays import to_numpy
+from zoo.arrays import owned, to_numpy
 from zoo.errors import ConfigError
 from zoo.graph.io import load_graph, save_graph
 from zoo.graph.ir import Graph
@@ -99,8 +99,8 @@ class Package:
             FormatError: a parameter is of a dtype that safetensors does not have (complex128).
             SourceError: the system refuses to write; the folder is as it was.
         """
-        from converters import safetensors
         from converters.checkpoint import MemoryCheckpoint
+        from converters.formats import safetensors
         from converters.said_dtype import most_floats, saying_dtype
         from zoo.sources.local import copy_companions
         from zoo.weights import scattered
@@ -155,7 +155,8 @@ class Model:
         backend: "torch", "jax", "tensorflow", "keras", "numpy" or "native".
         graph: what it computes.
         params: {checkpoint name: the backend's own array}, those that training changes. It is what `module` holds:
-            either sees what the other replaces.
+            either sees what the other replaces. Arrays that are put in are copied, unless they cannot change (JAX's)
+            or are a torch.nn.Parameter; on JAX, where it is a plain dict, when the model is next used.
         buffers: the same of all others: running statistics, counters, fixed tables.
         config: config.json's fields, empty for models that have none.
         folder: the files it came from, if any.
@@ -198,8 +199,7 @@ class Model:
     @property
     def params(self) -> dict[str, Any]:
         """{checkpoint name: the backend's own array}, those that training changes."""
-        if isinstance(self._params, Params):
-            self._params.refresh()
+        self._refresh(self._params)
         return self._params
 
     @params.setter
@@ -210,12 +210,22 @@ class Model:
                 kept.update({name: value for name, value in new.items() if value is not kept[name]})
         if not isinstance(self._params, Params):
             self._params, self._buffers = split(self.graph, arrays)
+            self._refresh(self._params)
+            self._refresh(self._buffers)
+
+    def _refresh(self, arrays: dict[str, Any]) -> None:
+        """What the module holds now; in a plain dict, own arrays in place of others that were put in."""
+        if isinstance(arrays, Params):
+            arrays.refresh()
+            return
+        for name, value in arrays.items():
+            if name in self.graph.params and not self._backend.INPUTS.own(value):
+                arrays[name] = self._backend.copied(value, self.graph.params[name].dtype)
 
     @property
     def buffers(self) -> dict[str, Any]:
         """{checkpoint name: the backend's own array}, those that training leaves: statistics, counters, tables."""
-        if isinstance(self._buffers, Params):
-            self._buffers.refresh()
+        self._refresh(self._buffers)
         return self._buffers
 
     @property
@@ -225,6 +235,9 @@ class Model:
 
     def _state(self) -> dict[str, Any]:
         """The same, put together and checked once as long as the arrays are the same."""
+        for arrays in (self._params, self._buffers):
+            if not isinstance(arrays, Params):  # which asks its module by itself
+                self._refresh(arrays)
         values = [*self._params.values(), *self._buffers.values()]
         if len(values) != len(self._seen) or not all(map(operator.is_, values, self._seen)):
             self._whole = complete(self.graph, {**self._buffers, **self._params}, {}, self._backend.INPUTS.own)
@@ -352,16 +365,25 @@ class Model:
             WeightsError: names or shapes in `params` are not the graph's, or `module` is no longer a module of the
                 graph; all are listed.
         """
-        return self.package(params).save(folder, overwrite=overwrite)
+        return self._package(params).save(folder, overwrite=overwrite)
 
     def package(self, params: Mapping[str, Any] | None = None) -> Package:
-        """The model without its backend: graph, weights (or `params`) as they are now, and the files beside them."""
+        """The model without its backend: graph, weights (or `params`) as they are now, and the files beside them.
+
+        What becomes of the model later does not reach it.
+        """
+        found = self._package(params)
+        found.arrays = {name: owned(array) for name, array in (found.arrays or {}).items()}
+        return found
+
+    def _package(self, params: Mapping[str, Any] | None) -> Package:
+        """The same over the model's memory."""
         from zoo.tasks.text import derived_texts_of
 
         state = self._state()
         if params is not None:
             state = complete(self.graph, params, state, self._backend.INPUTS.own)
-        arrays = {name: to_numpy(value) for name, value in state.items()}
+        arrays = self._arrays(state)
         has_file = self.folder is not None and (self.folder / "tokenizer.json").is_file()
         texts = (
             (None, None) if has_file or self.weights is None or not self.weights.is_file() else derived_texts_of(self)
@@ -410,7 +432,7 @@ class Model:
     def __getstate__(self) -> dict[str, Any]:
         from converters.checkpoint import mapped
 
-        arrays = {name: to_numpy(value) for name, value in self.state.items()}
+        arrays = self._arrays(self._state())
         return {**self._facts(), "arrays": {name: mapped(array) or array for name, array in arrays.items()}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -440,8 +462,15 @@ class Model:
         facts |= copy.deepcopy({name: fact for name, fact in facts.items() if name != "graph"}, memo)
         made = Model.__new__(Model)
         memo[id(self)] = made
-        made.__setstate__({**facts, "arrays": {n: np.array(to_numpy(value)) for n, value in self.state.items()}})
+        made.__setstate__({**facts, "arrays": {n: np.array(a) for n, a in self._arrays(self._state()).items()}})
         return made
+
+    def _arrays(self, state: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """As NumPy's, in memory of the model's. What the framework narrowed is as it was loaded, or as wide."""
+        back = getattr(self._backend, "widened", None)
+        if back is None:
+            return {name: to_numpy(value) for name, value in state.items()}
+        return {name: back(value, self.graph.params[name].dtype) for name, value in state.items()}
 
     def _facts(self) -> dict[str, Any]:
         """All that a model is but its arrays."""
@@ -461,7 +490,7 @@ class Model:
         if rng is None:
             if self._function is None:
                 graph, operations = self._fast.prepared(self.graph) if self._fast is not None else (self.graph, {})
-                options: dict[str, Any] = {"operations": operations} if operations else {}
+                options: dict[str, Any] = {"operations": operations, "source": self.graph} if operations else {}
                 if self._precision != "float32":
                     options["precision"] = self._precision
                 self._function = self._backend.compile_graph(graph, **options)

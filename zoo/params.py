@@ -15,13 +15,15 @@ __all__ = ["HeldVariables", "Params", "check_params", "complete", "split"]
 class Params(dict):
     """Arrays by name over what a framework's own module holds: each side sees what the other replaces.
 
-    Reading asks the module. Assigning an array puts it there; names and shapes are the graph's.
+    Reading asks the module. Assigning an array puts a copy of it there; names and shapes are the graph's. What cannot
+    change, as an array of JAX, and a torch.nn.Parameter, which an optimizer may hold, are taken themselves.
     Copies, `|` and pickles are plain dicts. Without arguments it is a dict like any other.
 
     Args:
         arrays: by name.
         expected: the graph's record of each.
-        replace: (array before, new value) -> the array that stands for the value, or for it in the framework.
+        replace: (array before, new value) -> the array that stands for the value, which owns its memory, or the
+            framework's variable, which has it now.
     """
 
     held: Any = None

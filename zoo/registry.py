@@ -360,6 +360,8 @@ def _unknown(name: str) -> UnknownModel:
         if uri.startswith("hf://") and uri[5:].partition("@")[0].casefold() == wanted
     ]
     near = same_repo or get_close_matches(wanted, index, n=3, cutoff=0.6)
+    if not near and (family := get_close_matches(wanted, {one.partition("-")[0] for one in index}, n=1, cutoff=0.75)):
+        near = sorted(one for one in index if one.partition("-")[0] == family[0])[:3]
     as_hub = (
         f"; hf://{name} if that is a repository of the hub" if _HUB.fullmatch(f"hf://{name}") and "/" in name else ""
     )

@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from zoo.errors import InputError
-from zoo.graph.ir import Graph, Input, param_ref, refs
+from zoo.graph.ir import Graph, Input, Node, param_ref, refs
 from zoo.model import Model
+from zoo.ops import traits_of
 
 Result = TypeVar("Result")
 
@@ -111,9 +112,9 @@ def sample_inputs(
     return values
 
 
-# What leaves each id what it is, or replaces some: an embedding's table limits the ids on the other side of these.
-_TRANSPARENT = ("view", "reshape", "_to_copy", "to", "expand", "unsqueeze", "squeeze", "slice", "select", "clone",
-                "masked_fill", "where", "index", "_unsafe_view", "transpose", "permute", "cat")  # fmt: skip
+def _transparent(node: Node) -> bool:
+    """Whether each id stays what it is, or is replaced: an embedding's table limits those on the other side, too."""
+    return traits_of(node.op).moves is not None or node.op == "_to_copy"
 
 
 def is_mask(item: Input) -> bool:
@@ -198,7 +199,7 @@ def _table_rows(graph: Graph, name: str) -> int | None:
             if ref.name == name and table.name in tables:
                 found.append(tables[table.name])
             maker = makers.get(ref.name)
-            if ref.name not in seen and maker is not None and maker.op.partition(".")[0] in _TRANSPARENT:
+            if ref.name not in seen and maker is not None and _transparent(maker):
                 pending.extend(refs((maker.args, maker.kwargs)))
             seen.add(ref.name)
     return min(found, default=None)

@@ -22,6 +22,7 @@ from zoo.tolerances import FLOORS, VACUOUS, gradient_tolerance, tolerance
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.table import Table
 
     from zoo.sources import Progress
 
@@ -171,33 +172,67 @@ class Report:
         }
 
     def table(self) -> RenderableType:
-        """The report for a terminal, by rich."""
+        """The report for a terminal, by rich; with fewer columns where the terminal is narrow."""
         from rich.console import Group
+
+        from zoo.console import Layouts
+
+        wide, narrow = self._outputs(True), self._outputs(False)
+        return Group(Layouts(wide, narrow), *([self._gradients()] if self.gradients else []))
+
+    def _outputs(self, wide: bool) -> Table:
         from rich.table import Table
 
         from zoo.console import plain
 
-        outputs = Table(title=f"{plain(self.model)}, {self.dtype}: error against float64", title_justify="left")
-        outputs.add_column("backend", no_wrap=True)
-        outputs.add_column("output", no_wrap=True, overflow="ellipsis")
-        for column in ("max abs", "relative", "allowed", "vs torch", "scale", "ms"):
-            outputs.add_column(column, justify="right", no_wrap=True)
-        outputs.add_column("")
+        table = Table(title=f"{plain(self.model)}, {self.dtype}: error against float64", title_justify="left")
+        table.add_column("backend", no_wrap=True)
+        table.add_column("output", no_wrap=wide, overflow="ellipsis" if wide else "fold")
+        columns = ["max abs", "relative", "allowed", "vs torch", "scale", "ms"] if wide else ["relative", "allowed"]
+        for column in columns:
+            table.add_column(column, justify="right", no_wrap=True)
+        table.add_column("", min_width=2, overflow="fold")
         for row in self.rows:
-            numbers = (row.max_abs, row.relative, row.tolerance, row.versus_torch, row.scale)
-            time_ms = "" if row.seconds is None else f"{row.seconds * 1e3:.1f}"
-            outputs.add_row(row.backend, plain(row.output), *map(_short, numbers), time_ms, _verdict(row))
+            numbers = {
+                "max abs": row.max_abs,
+                "relative": row.relative,
+                "allowed": row.tolerance,
+                "vs torch": row.versus_torch,
+                "scale": row.scale,
+            }
+            cells = [_short(numbers[column]) for column in columns if column in numbers]
+            if wide:
+                cells.append("" if row.seconds is None else f"{row.seconds * 1e3:.1f}")
+            table.add_row(row.backend, plain(row.output), *cells, _verdict(row))
         for name, extra in self.missing.items():
-            outputs.add_row(name, *[""] * 7, plain(f"not installed ({extra})"), style="dim")
-        if not self.gradients:
-            return outputs
-        gradients = Table(title="gradients", title_justify="left")
+            table.add_row(name, *[""] * (1 + len(columns)), plain(f"not installed ({extra})"), style="dim")
+        return table
+
+    def _gradients(self) -> Table:
+        from rich.table import Table
+
+        from zoo.console import plain
+
+        table = Table(title="gradients", title_justify="left")
         for column in ("backend", "against", "parameters", "worst parameter", "relative", "allowed", ""):
-            gradients.add_column(column, justify="right" if column in ("parameters", "relative", "allowed") else "left")
+            right = column in ("parameters", "relative", "allowed")
+            table.add_column(
+                column,
+                justify="right" if right else "left",
+                no_wrap=column != "worst parameter" and column != "",
+                overflow="fold",
+                min_width=2,
+            )
         for item in self.gradients:
             cells = (item.backend, item.reference, str(item.parameters), plain(item.parameter))
-            gradients.add_row(*cells, _short(item.relative), _short(item.tolerance), _verdict(item))
-        return Group(outputs, gradients)
+            table.add_row(*cells, _short(item.relative), _short(item.tolerance), _verdict(item))
+        return table
+
+    def checked(self) -> str:
+        """What was found right, and what was not looked at: for the line under a table."""
+        backends = list(dict.fromkeys(row.backend for row in self.rows))
+        said = f"all right on {', '.join(backends)}"
+        return said + (f"; not checked: {', '.join(self.missing)}" if self.missing else "")
 
 
 def verify(

@@ -16,16 +16,24 @@ from converters.marks import (
     NOT_READ,
     QUANTISED_ADVICE,
     adapter_tensors,
+    holds_layer,
+    is_float8,
     is_integer,
+    is_quantisers,
+    lies_beside,
     quantised_tensors,
+    told_by,
     why_beside,
 )
 from zoo.arrays import numpy_dtype
 from zoo.errors import WeightsError
 from zoo.graph.computed import COMPUTED, is_computed, sinusoids
 from zoo.graph.ir import Graph, param_ref, refs
+from zoo.parts import known_parts
 
 __all__ = [
+    "NOT_USED",
+    "OTHER_TASK",
     "Fit",
     "as_dtype",
     "as_saved",
@@ -53,6 +61,9 @@ _RENAMED = (
     ("lm_head.bias", "lm_head.decoder.bias"),
 )
 
+NOT_USED = "the class does not use it"
+OTHER_TASK = "belongs to a part that this task does not have"
+"""Why a tensor is not used that nothing is lost with; any other reason is worth a note."""
 
 NO_DTYPES: Mapping[str, str] = MappingProxyType({})
 
@@ -67,6 +78,7 @@ class Fit:
         made: canonical parameters that no tensor serves but that the model itself says how to compute.
         unused: tensor -> why it is not needed.
         twins: tensor -> another that serves its parameter; `check_twins` compares them.
+        plain: tensors of float8 that serve parameters of more bits, and that no other tensor is beside.
     """
 
     names: Mapping[str, str]
@@ -74,6 +86,14 @@ class Fit:
     made: Mapping[str, np.ndarray]
     unused: Mapping[str, str]
     twins: Mapping[str, str] = field(default_factory=dict)
+    plain: tuple[str, ...] = ()
+
+    def notes(self) -> list[str]:
+        """What the user should know of how tensors are taken."""
+        if not self.plain:
+            return []
+        shown = ", ".join(self.plain[:3]) + (f" and {len(self.plain) - 3} more" if len(self.plain) > 3 else "")
+        return [f"float8 without a scale beside it is taken as a plain cast of the weights: {shown}"]
 
 
 def fit(
@@ -120,14 +140,22 @@ def fit(
         if found and not _of_a_kind(dtypes.get(found, param.dtype), param.dtype):
             packed.append(f"{found}: expected {param.dtype}, got {dtypes[found]}")
     served = set(names.values()) | {index[c] for c in _all_names(graph, prefix) if c in index}
-    unused, unexpected = _leftovers(graph, [name for name in shapes if name not in served], prefix)
-    adapters, quantised = adapter_tensors(unexpected), quantised_tensors(unexpected, dtypes)
-    if not strict:
+    left = [name for name in shapes if name not in served]
+    unused, unexpected, apart = _leftovers(graph, left, prefix, dtypes)
+    plain = [own for name, own in names.items() if _is_cast(dtypes.get(own, ""), graph.params[name].dtype)]
+    copies = expected_shapes(graph) if plain else {}
+    told = [name for name in told_by(left, plain) if not _is_copy(name, shapes, copies)]
+    unused = {name: why for name, why in unused.items() if name not in told}
+    unexpected += [name for name in told if name not in unexpected]
+    adapters, quantised = adapter_tensors(unexpected), [*told, *quantised_tensors(unexpected, dtypes), *apart]
+    if strict:
+        unexpected += [name for name in apart if name not in told]
+    else:
         unused |= {
             name: "it is an adapter's, which is not applied" if name in adapters else "the model does not know it"
-            for name in unexpected
+            for name in (*unexpected, *apart)
         }
-        unexpected = quantised
+        quantised = unexpected = [name for name in unexpected if name in quantised]
     if misshaped or unexpected or packed:
         what, do = _NO_FIT
         if packed or quantised:
@@ -135,7 +163,7 @@ def fit(
         elif adapters and not misshaped:
             what, do = NOT_APPLIED, ADAPTER_ADVICE
         _refuse(where, misshaped, unexpected, missing, what, do, packed=packed, held=shapes)
-    return Fit(names, tuple(missing), made, unused, twins)
+    return Fit(names, tuple(missing), made, unused, twins, tuple(plain))
 
 
 def _of_a_kind(stored: str, wanted: str) -> bool:
@@ -143,6 +171,16 @@ def _of_a_kind(stored: str, wanted: str) -> bool:
     if stored.startswith("complex") and not wanted.startswith("complex"):
         return False
     return is_integer(wanted) or not is_integer(stored)
+
+
+def _is_cast(stored: str, wanted: str) -> bool:
+    """Whether numbers of eight bits are taken as they are for others, as if nothing had been scaled."""
+    return is_float8(stored) and not is_float8(wanted)
+
+
+def _is_copy(name: str, shapes: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether a tensor is a parameter's twin elsewhere in the file (a momentum encoder's), and says nothing of it."""
+    return any(expected.get(name[dot.end() :]) == tuple(shapes[name]) for dot in re.finditer(r"[./]", name))
 
 
 def check_twins(checkpoint: Any, fitted: Fit) -> None:
@@ -371,29 +409,49 @@ def prune(graph: Graph, fitted: Fit, where: object) -> tuple[Graph, dict[str, st
     return replace(graph, nodes=kept[::-1], outputs=outputs), dropped
 
 
-def _leftovers(graph: Graph, names: list[str], prefix: str) -> tuple[dict[str, str], list[str]]:
-    """Tensors that nothing asked for: those with a good reason, and the rest."""
+def _leftovers(
+    graph: Graph, names: list[str], prefix: str, dtypes: Mapping[str, str]
+) -> tuple[dict[str, str], list[str], list[str]]:
+    """Tensors that nothing asked for: those with a good reason; the rest; and those of quantised layers elsewhere,
+    which may be the model's or another part's.
+    """
     patterns = [re.compile(p) for p in graph.meta.get("unexpected", ())]
     modules, layers = _modules(graph, prefix)
     tops = {module.partition(".")[0] for module in modules}
     inner = modules - {"", prefix}  # where other tasks' heads are not
-    unused, unexpected = {}, []
+    narrow = {name for name in names if is_integer(dtypes.get(name, "")) or is_float8(dtypes.get(name, ""))}
+    unused: dict[str, str] = {}
+    unexpected: list[str] = []
+    apart: list[str] = []
     for name in names:
         part = _first_unknown(name, modules)
         inside = any(name.startswith(f"{layer}.") for layer in _leading(name, layers))
         if is_computed(name):
             unused[name] = COMPUTED
         elif any(pattern.search(name) for pattern in patterns) and not (inside and adapter_tensors([name])):
-            unused[name] = "the class does not use it"
+            unused[name] = NOT_USED
         elif (why := why_beside(name, tops)) is not None:
             unused[name] = why
         elif inside or part is None or any(piece.isdigit() for piece in part) or adapter_tensors([name]):
             unexpected.append(name)
+        elif is_quantisers(name, layers) and not lies_beside(name, narrow - {name}):  # not of weights of its own
+            (unexpected if holds_layer(name, layers) else apart).append(name)
         elif ".".join(part[:-1]) in inner:
             unused[name] = f"the model has no module {'.'.join(part)}; if it was trained with one, that is lost"
         else:
-            unused[name] = "belongs to a part that this task does not have"
-    return unused, unexpected
+            unused[name] = _elsewhere(graph, ".".join(part))
+    return unused, unexpected, apart
+
+
+def _elsewhere(graph: Graph, part: str) -> str:
+    """Why a part of the base or beside it is not used: another class of the model type has it, or none has."""
+    model_type = graph.meta.get("model_type")
+    known = known_parts(model_type, graph.meta.get("class", "")) if model_type else None
+    if known is None:
+        return f"the model has no module {part}; a class for another task may have it"
+    if part.rpartition(".")[2] in known:
+        return OTHER_TASK
+    return f"no class of {model_type} has a module {part}; if the model was trained with one, that is lost"
 
 
 def _modules(graph: Graph, prefix: str) -> tuple[set[str], set[str]]:

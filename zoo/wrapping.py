@@ -15,7 +15,17 @@ from typing import Any
 
 from converters.dialects import canonical
 from converters.dialects.shared import same_values
-from converters.marks import ADAPTER_ADVICE, NOT_APPLIED, adapter_tensors, is_average, why_beside
+from converters.marks import (
+    ADAPTER_ADVICE,
+    NOT_APPLIED,
+    NOT_READ,
+    QUANTISED_ADVICE,
+    adapter_tensors,
+    is_average,
+    is_float8,
+    told_by,
+    why_beside,
+)
 from converters.view import Recipe, Subset, View, origins
 from zoo.errors import WeightsError, ZooError
 from zoo.graph.computed import is_computed
@@ -78,10 +88,35 @@ def unwrapped(file: Any, config: Mapping[str, Any], graph: Graph) -> Unwrapped:
             do="save a full state dict: torch.distributed.checkpoint.state_dict.get_model_state_dict with "
             "StateDictOptions(full_state_dict=True)",
         )
+    if found is not None and found.lacks & main_needs(graph):
+        _refuse_lists(file, len(found.lacks))
     if found is None:
         assert error is not None
         raise error
     return _finished(file, found, expected)
+
+
+def _refuse_lists(file: Any, lacking: int) -> None:
+    """Lists of tensors without names, in the order of a module's parameters: nothing in the file says which is which,
+    and shapes do not, since many parameters have the same.
+
+    Raises:
+        WeightsError: naming the lists, where one may hold the parameters that lack.
+    """
+    lists = Counter(match[1] for name in file.infos if (match := _NUMBERED.fullmatch(name)))
+    top = repr(file.wrapper) if getattr(file, "wrapper", "") else "no name"
+    several = [name for name, count in lists.items() if 2 * count > max(lacking, 2)]
+    if several:
+        raise WeightsError(
+            "the file holds tensors by number, without the parameters' names",
+            where=file.path,
+            got=", ".join(f"{lists[name]} under {repr(name) if name else top}" for name in several),
+            do="put them into the module that they are of (torch_ema: ema.copy_to(model.parameters())) and save "
+            "model.state_dict()",
+        )
+
+
+_NUMBERED = re.compile(r"(|.*[./])(?:arr_)?\d+")
 
 
 _MARKERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
@@ -232,8 +267,12 @@ def _finished(file: Any, reading: _Reading, expected: Mapping[str, Any]) -> Unwr
     inside = set(reading.names.values()) if reading.names else set(file.infos)
     beside = f"it is not under {reading.prefix!r}, where the model's parameters are"
     left |= {name: why_beside(name, tops) or beside for name in file.infos if name not in inside}
-    if adapters := adapter_tensors(name for name, why in left.items() if why == beside):
+    outside = [name for name, why in left.items() if why == beside]
+    if adapters := adapter_tensors(outside):
         raise WeightsError(NOT_APPLIED, where=file.path, got=", ".join(adapters[:3]), do=ADAPTER_ADVICE)
+    short = {name for one in (file, reading.raw) for name, info in one.infos.items() if is_float8(info.dtype)}
+    if scales := [name for name in told_by(outside, short - set(outside)) if name not in short]:
+        raise WeightsError(NOT_READ, where=file.path, got=", ".join(scales[:3]), do=QUANTISED_ADVICE)
     notes = []
     wrapper = getattr(file, "wrapper", "")
     if prefix := (f"{wrapper}." if wrapper else "") + reading.prefix:

@@ -24,8 +24,8 @@ from converters.dialects.gguf_config import notes as model_notes
 from converters.dialects.shared import Dropped
 from converters.dialects.tabled import read, write
 from converters.dialects.tables import Row, Table
-from converters.gguf_tokenizer import tokenizer_json
-from converters.gguf_vocabulary import pooling, tokenizer_config, vocabulary
+from converters.formats.gguf.tokenizer import tokenizer_json
+from converters.formats.gguf.vocabulary import pooling, tokenizer_config, vocabulary
 from converters.view import Cast, Concatenate, Layout, Made, Permute, Recipe, RotaryRows, Shift, is_float
 from zoo.errors import ConfigError, WeightsError
 

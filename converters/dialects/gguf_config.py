@@ -464,11 +464,11 @@ def _scaling_keys(name: str, fields: Mapping[str, Any]) -> Iterator[tuple[str, A
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config with rope_theta and rope_scaling, as published ones have them, where it has rope_parameters."""
     fields = dict(config)
-    rope = fields.pop("rope_parameters", None) or {}
+    rope = _mapping(fields.pop("rope_parameters", None))
     if "full_attention" in rope:  # Gemma 3: one for each kind of layer
-        local = rope.get("sliding_attention") or {}
+        local = _mapping(rope.get("sliding_attention"))
         fields["rope_local_base_freq"] = local.get("rope_theta", 10000.0)
-        rope = rope["full_attention"]
+        rope = _mapping(rope["full_attention"])
     if "rope_theta" in rope:
         fields["rope_theta"] = rope["rope_theta"]
     if rope.get("rope_type", "default") != "default":
@@ -481,6 +481,19 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
         if other in fields:
             fields.setdefault(name, fields[other])  # transformers 4 and 5 name them differently for one model
     return fields
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    """Fields of the rotary embedding, none where there are none.
+
+    Raises:
+        ConfigError: they are something else.
+    """
+    if value and not isinstance(value, Mapping):
+        raise ConfigError(
+            "the fields of the rotary embedding are no object", where="config.json, rope_parameters", got=value
+        )
+    return value or {}
 
 
 def _plain(value: Any) -> Any:

@@ -14,14 +14,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from converters.checkpoint import Checkpoint
-from converters.dialects.google_tf1_config import READERS, config
+from converters.dialects.google_tf1_config import READERS, beside, config
 from converters.dialects.shared import Dropped
 from converters.dialects.tabled import read, write
 from converters.dialects.tables import Row, Table
 from converters.view import Concatenate, Recipe
 from zoo.errors import ConfigError
 
-__all__ = ["DROPPED", "NAME", "canonical", "config", "foreign", "recognises", "understood"]
+__all__ = ["DROPPED", "NAME", "beside", "canonical", "config", "foreign", "recognises", "understood"]
 
 NAME = "google-tf1"
 

@@ -21,7 +21,7 @@ from converters.checkpoint import Checkpoint, strict_json
 from converters.dialects.fields import Fields
 from zoo.errors import ConfigError
 
-__all__ = ["READERS", "config", "t5_config"]
+__all__ = ["READERS", "beside", "config", "t5_config"]
 
 _FIELDS = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act"),
@@ -61,7 +61,7 @@ READERS: Mapping[str, Fields] = {
     "albert": Fields({**_EPSILON, "hidden_act": "gelu_new"}, (*(f for f in _FIELDS if f != "hidden_act"), *_HEADS)),
     "electra": Fields({**_EPSILON, "hidden_act": "gelu_new"}, (*(f for f in _FIELDS if f != "hidden_act"), *_HEADS)),
     "gpt2": Fields(
-        {"activation_function": "gelu_new", "layer_norm_epsilon": 1e-5}, (*_GPT2.values(), "n_inner", *_HEADS)
+        {"activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "n_inner": None}, (*_GPT2.values(), *_HEADS)
     ),
     "t5": Fields(
         {"layer_norm_epsilon": 1e-6, "relative_attention_max_distance": 128},
@@ -72,6 +72,38 @@ READERS: Mapping[str, Fields] = {
     ),
 }
 """Model type -> what Google's program, or OpenAI's, makes of the config."""
+
+
+def beside(config: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """The files beside the variables that the program reads, name -> fields; and notes on what it needs besides.
+
+    Source: BertConfig of google-research/bert's and albert's modeling.py, default_hparams of openai/gpt-2's model.py,
+    util/training_utils.py of google-research/electra.
+
+    Raises:
+        ConfigError: BERT's program has no such activation.
+    """
+    kind = config.get("model_type")
+    if kind == "gpt2":
+        return {"hparams.json": {key: config[field] for key, field in _GPT2.items() if field in config}}, []
+    if kind == "electra":
+        return {}, [
+            "ELECTRA's program reads no file of sizes: give it those of config.json by --hparams, as vocab_size, "
+            "embedding_size and model_hparam_overrides"
+        ]
+    if kind == "t5":
+        return {}, ["T5's program has its sizes from a gin file, which is not written: take those of config.json"]
+    act = config.get("hidden_act", "gelu")
+    own = _ACTIVATIONS.get(act)
+    if own is None:
+        raise ConfigError(
+            "Google's program has no such activation", where="hidden_act", expected=", ".join(_ACTIVATIONS), got=act
+        )
+    said = {field: config[field] for field in (_FIELDS if kind == "albert" else _FIELDS[:-3]) if field in config}
+    return {f"{kind}_config.json": {**said, "hidden_act": own}}, []
+
+
+_ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "relu": "relu", "tanh": "tanh"}
 
 
 def _bert(checkpoint: Checkpoint, names: set[str], model_type: str, cls: str) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ from converters.checkpoint import Checkpoint, is_size, strict_json
 from converters.dialects.shared import Dropped
 from converters.dialects.tabled import read, write
 from converters.dialects.tables import Row, Table
-from converters.spm_tokenizer import read_llama2c
+from converters.formats.gguf.sentencepiece import read_llama2c
 from converters.view import Concatenate, Recipe, RotaryRows
 from zoo.errors import ConfigError
 

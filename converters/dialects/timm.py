@@ -119,6 +119,11 @@ def _dinov2(base: str) -> list[Row]:
         # The giant one's gated MLP.
         *_both(f"{layer}mlp.weights_in", "blocks.{}.mlp.w12"),
         *_both(f"{layer}mlp.weights_out", "blocks.{}.mlp.w3"),
+        # The same as transformers 5 has them, apart.
+        *(
+            Row((f"{layer}mlp.gate_proj.{leaf}", f"{layer}mlp.up_proj.{leaf}"), f"blocks.{{}}.mlp.w12.{leaf}")
+            for leaf in ("weight", "bias")
+        ),
     ]
 
 

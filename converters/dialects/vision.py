@@ -152,7 +152,7 @@ def vit_fields(*, eps: float, act: str = "gelu", biased: bool = False) -> Fields
 _LABELS = ("id2label", "label2id", "num_labels")
 _VIT = (
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "num_channels", "image_size"),
-    *("patch_size", "mlp_ratio", "use_swiglu_ffn", "num_register_tokens"),
+    *("patch_size", "mlp_ratio", "use_swiglu_ffn", "num_register_tokens", "use_mask_token"),
 )
 _MOBILENET_V2 = {
     "depth_divisible_by": 8,

@@ -30,7 +30,7 @@ import numpy as np
 from common import record
 from dialect_files import Tiny
 
-import converters.safetensors
+import converters.formats.safetensors
 import zoo
 from converters.dialects import keras_hub as dialect
 from converters.view import View
@@ -57,7 +57,9 @@ def difference(name: str, folder: Path) -> float:
     ours = folder / "ours"
     ours.mkdir()
     (ours / "config.json").write_text(json.dumps(dict(config)))
-    converters.safetensors.write(ours / "model.safetensors", View(written, dialect.canonical(written, config)), {})
+    converters.formats.safetensors.write(
+        ours / "model.safetensors", View(written, dialect.canonical(written, config)), {}
+    )
     zoo.convert(ours, folder / "preset", "keras-hub")
     model = keras_hub.models.Backbone.from_preset(str(folder / "preset"))
     outputs = model.predict(inputs_of(tiny.inputs), verbose=0)

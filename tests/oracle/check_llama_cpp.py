@@ -423,7 +423,7 @@ def make_tokenizer(kind: str) -> Any:
     from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
     if kind.startswith("spm"):
-        from converters.spm_tokenizer import to_json
+        from converters.formats.gguf.sentencepiece import to_json
 
         said = json.loads((DATA / "sentencepiece.json").read_text("utf-8"))[
             "llama" if kind == "spm-prefix" else "gemma"

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from zoo.backends.bounds import Bounds, Watch
 from zoo.errors import InputError, OutsideError, UnsupportedOp, ZooError
 from zoo.graph.ir import DType, Graph, Node, Ref, ValueInfo, map_refs, param_ref, refs
 from zoo.ops import OPS
@@ -26,7 +27,7 @@ def resolve_over(xp: Any, overrides: Mapping[str, Callable[..., Any]]) -> Callab
         def function(*args: Any, **kwargs: Any) -> Any:
             return definition(xp, *args, **kwargs)
 
-        function.recorded = OPS[name].recorded  # type: ignore[attr-defined]
+        function.recorded = OPS[name].traits.recorded  # type: ignore[attr-defined]
         return function
 
     return resolve
@@ -51,6 +52,7 @@ class Program:
         resolve: op name to function; raises KeyError for an op the backend lacks.
         dtype: what a `DType` argument becomes (the table takes it as it is; torch wants its own).
         hold: a result as it goes on, given what the graph records of it; by default as it is.
+        source: the same in operations of the table alone, where `graph` has others: from it follows what a run takes.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Program:
         resolve: Callable[[str], Callable[..., Any]],
         dtype: Callable[[DType], Any] | None = None,
         hold: Callable[[Node, Any, ValueInfo], Any] | None = None,
+        source: Graph | None = None,
     ) -> None:
         last: dict[str, int] = {}
         for position, node in enumerate(graph.nodes):
@@ -66,6 +69,7 @@ class Program:
         kept = {ref.name for ref in graph.outputs.values()}
         local = {name for node in graph.nodes for name in node.outputs}
         self.graph = graph
+        self.bounds = Bounds(source or graph)
         self.hold = hold or _held
         self.steps = []
         for position, node in enumerate(graph.nodes):
@@ -89,11 +93,32 @@ class Program:
     def __call__(
         self, params: Mapping[str, Any], inputs: Mapping[str, Any], constants: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Outputs by name; `params` by canonical name, `inputs` and `constants` by theirs."""
+        """Outputs by name; `params` by canonical name, `inputs` and `constants` by theirs.
+
+        Raises:
+            LimitError: with inputs of these shapes the graph takes more than there is; it names the node.
+        """
+        return self.run(params, inputs, constants, self.watched(inputs))
+
+    def run(
+        self,
+        params: Mapping[str, Any],
+        inputs: Mapping[str, Any],
+        constants: Mapping[str, Any],
+        watch: Watch | None = None,
+    ) -> dict[str, Any]:
+        """The same of inputs that were checked, or cannot be."""
         values = self.values(params, inputs, constants)
         for position in range(len(self.steps)):
-            self.step(position, values)
+            self.step(position, values, watch)
         return {name: values[ref.name] for name, ref in self.graph.outputs.items()}
+
+    def watched(self, inputs: Mapping[str, Any]) -> Watch | None:
+        """What `step` needs where nodes depend on data. LimitError where the graph takes too much."""
+        watch = self.bounds.check(inputs)
+        if watch is not None and self.bounds.graph is not self.graph:  # its positions are those of another graph
+            watch.nodes = frozenset(range(len(self.steps)))
+        return watch
 
     def values(
         self, params: Mapping[str, Any], inputs: Mapping[str, Any], constants: Mapping[str, Any]
@@ -105,13 +130,15 @@ class Program:
                 values[param_ref(name)] = params[param.name]
         return values
 
-    def step(self, position: int, values: dict[str, Any]) -> None:
+    def step(self, position: int, values: dict[str, Any], watch: Watch | None = None) -> None:
         """Run one node: its results join `values`, and what no later node uses leaves them."""
         node, function, args, kwargs, dead = self.steps[position]
 
         def value(ref: Ref) -> Any:
             return values[ref.name]
 
+        if watch is not None and position in watch.nodes:
+            watch.before(node, map_refs(value, node.args), map_refs(value, node.kwargs))
         try:
             result = function(*map_refs(value, args), **map_refs(value, kwargs))
         except ZooError:

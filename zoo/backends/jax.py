@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import string
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from zoo.arrays import numpy_dtype, to_numpy
+from zoo.backends.bounds import Watch
 from zoo.backends.execute import Program, disagreement, resolve_over
 from zoo.backends.namespace import BINARY, UNARY, Namespace
 from zoo.backends.numpy import _clipped, _start, all_inside
@@ -25,7 +28,19 @@ from zoo.ops import size as size_ops
 from zoo.ops.random import key_of
 from zoo.trees import register_trees
 
-__all__ = ["INPUTS", "JaxNamespace", "compile_graph", "evaluating", "key_from", "module_of", "namespace", "params_from"]
+__all__ = [
+    "INPUTS",
+    "JaxNamespace",
+    "compile_graph",
+    "copied",
+    "evaluating",
+    "key_from",
+    "module_of",
+    "namespace",
+    "params_from",
+    "put",
+    "widened",
+]
 
 register_trees()
 
@@ -36,14 +51,18 @@ IN_PLACE = False
 """Whether training writes into the arrays that `params_from` was given."""
 
 
-def compile_graph(graph: Graph, operations: Mapping[str, Callable[..., Any]] | None = None) -> Any:
+def compile_graph(
+    graph: Graph, operations: Mapping[str, Callable[..., Any]] | None = None, source: Graph | None = None
+) -> Any:
     """A pure function (params, inputs) -> outputs, jitted; traced again for each new set of shapes.
 
     A graph with sizes that depend on the inputs' values is compiled in parts instead, which needs those values:
     `jax.grad` with respect to params works, the caller's own `jax.jit` is refused. `operations` stand in for the
-    table's of those names.
+    table's of those names, and `source` is the graph without them.
     """
-    program = Program(with_all_rows(graph), resolve_over(_XP, {**_OVERRIDES, **(operations or {})}), hold=_held)
+    functions = {**_OVERRIDES, **(operations or {})}
+    source = None if source is None else with_all_rows(source)
+    program = Program(with_all_rows(graph), resolve_over(_XP, functions), hold=_held, source=source)
     # kept as NumPy arrays: they become constants of the compiled program, on whatever device it is for
     constants = dict(graph.constants)
     parts: _Parts | None = None
@@ -80,6 +99,7 @@ class _Parts:
     def __call__(
         self, params: Mapping[str, Any], inputs: Mapping[str, Any], constants: Mapping[str, Any]
     ) -> dict[str, Any]:
+        watch = self.program.watched(inputs)
         arrays = {name: jnp.asarray(array) for name, array in {**constants, **inputs}.items()}
         values = self.program.values(params, arrays, {})
         start, end = 0, len(self.program.steps)
@@ -87,16 +107,16 @@ class _Parts:
             stop = min((position for position in self._alone if position >= start), default=end)
             try:
                 if stop > start:
-                    values |= self._part(start, stop, values)
+                    values |= self._part(start, stop, values, watch)
             except _SizeOfValues as error:
                 self._alone.add(error.position)
                 continue
             if stop < end:
-                self.program.step(stop, values)
+                self.program.step(stop, values, watch)
             start = stop + 1
         return {name: values[ref.name] for name, ref in self.program.graph.outputs.items()}
 
-    def _part(self, start: int, stop: int, values: Mapping[str, Any]) -> dict[str, Any]:
+    def _part(self, start: int, stop: int, values: Mapping[str, Any], watch: Watch | None) -> dict[str, Any]:
         """Results of some nodes that later ones use. Sizes are Python's numbers, and part of what is compiled."""
         needed = set().union(*self._used[start:stop])
         given = {name: values[name] for name in needed if name in values}
@@ -106,17 +126,24 @@ class _Parts:
         key = (start, stop, tuple(sorted(sizes.items())), shapes)
         if key not in self._compiled:
             found: dict[str, Any] = {}
-            self._compiled[key] = jax.jit(functools.partial(self._traced, start, stop, sizes, found)), found
+            traced = functools.partial(self._traced, start, stop, sizes, found, watch)
+            self._compiled[key] = jax.jit(traced), found
         function, found = self._compiled[key]
         return {**function(arrays), **found}
 
     def _traced(
-        self, start: int, stop: int, sizes: Mapping[str, Any], found: dict[str, Any], arrays: Mapping[str, Any]
+        self,
+        start: int,
+        stop: int,
+        sizes: Mapping[str, Any],
+        found: dict[str, Any],
+        watch: Watch | None,
+        arrays: Mapping[str, Any],
     ) -> dict[str, Any]:
         values = {**arrays, **sizes}
         for position in range(start, stop):
             try:
-                self.program.step(position, values)
+                self.program.step(position, values, watch)
             except _SizeOfValues as error:
                 error.position = position
                 raise
@@ -127,8 +154,43 @@ class _Parts:
 
 
 def params_from(arrays: Mapping[str, np.ndarray], graph: Graph) -> dict[str, jax.Array]:
-    """JAX arrays of the checkpoint's. On a CPU JAX uses suitably aligned memory where it lies, else copies once."""
-    return {name: jax.device_put(array) for name, array in arrays.items()}
+    """JAX arrays of the checkpoint's. On a CPU JAX uses suitably aligned memory where it lies, else copies once.
+
+    Without x64 JAX has nothing of 64 bits: of what becomes narrower a copy is kept, for `widened`.
+    """
+    return {name: put(array) for name, array in arrays.items()}
+
+
+def put(array: np.ndarray) -> jax.Array:
+    """A JAX array of one of the checkpoint's, as `params_from` makes it; integers stay within what JAX has."""
+    narrow = jax.dtypes.canonicalize_dtype(array.dtype)
+    if narrow == array.dtype:
+        return jax.device_put(array)
+    limits = np.iinfo(narrow) if narrow.kind in "iu" else None
+    within = array if limits is None else np.clip(array, limits.min, limits.max)
+    with np.errstate(over="ignore"):
+        made = jax.device_put(within.astype(narrow))
+    _WIDER[id(made)] = np.array(array)
+    weakref.finalize(made, _WIDER.pop, id(made), None).atexit = False
+    return made
+
+
+_WIDER: dict[int, np.ndarray] = {}
+"""By the id of an array that lives: what it was before JAX narrowed it."""
+
+
+def copied(value: Any, dtype: str) -> jax.Array:
+    """A JAX array, in memory of its own, of another's."""
+    return jnp.array(np.array(to_numpy(value)), jax.dtypes.canonicalize_dtype(numpy_dtype(dtype)))
+
+
+def widened(value: jax.Array, dtype: str) -> np.ndarray:
+    """An array for a file in which it has `dtype`: as it was loaded, or as wide if it was computed since."""
+    if (loaded := _WIDER.get(id(value))) is not None:
+        return loaded
+    array, wide = to_numpy(value), numpy_dtype(dtype)
+    narrowed = array.dtype != wide and array.dtype == jax.dtypes.canonicalize_dtype(wide)
+    return array.astype(wide) if narrowed else array
 
 
 def key_from(rng: Any) -> jax.Array:

@@ -6,9 +6,7 @@ ours, and everything else (variables, fit, saving) is Keras's. Shapes of symboli
 
 from __future__ import annotations
 
-import ast
 import contextlib
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
@@ -18,6 +16,7 @@ import numpy as np
 from zoo.arrays import numpy_dtype, to_numpy
 from zoo.backends import get_backend, how_to_install, installed
 from zoo.errors import GraphError, InputError, MissingFramework, UnknownBackend, UnsupportedOp
+from zoo.graph.dims import evaluate, symbols
 from zoo.graph.io import from_json, to_json
 from zoo.graph.ir import DTYPES, Dim, Graph, Input
 from zoo.graph.passes import RNG, keyed
@@ -48,6 +47,7 @@ __all__ = [
     "module_of",
     "params_from",
     "replaced",
+    "widened",
 ]
 
 register_trees()
@@ -97,6 +97,12 @@ def replaced(old: keras.Variable, value: Any) -> keras.Variable:
     value = _plain(value)
     old.assign(value if _native().INPUTS.own(value) else to_numpy(value).astype(numpy_dtype(old.dtype)))
     return old
+
+
+def widened(variable: keras.Variable, dtype: str) -> np.ndarray:
+    """A variable for a file in which it has `dtype`: as it was loaded where Keras's backend narrowed it."""
+    back = getattr(_native(), "widened", None)
+    return to_numpy(variable) if back is None else back(_plain(variable), dtype)
 
 
 def evaluating() -> Any:
@@ -229,7 +235,7 @@ class GraphModel(keras.Model):
         specs = {}
         for name, ref in self.graph.outputs.items():
             dtype, shape = found[ref.name]
-            specs[name] = keras.KerasTensor(tuple(_evaluate(dim, sizes) for dim in shape), _held(dtype))
+            specs[name] = keras.KerasTensor(tuple(_evaluated(dim, sizes) for dim in shape), _held(dtype))
         return self._chosen(specs)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
@@ -243,7 +249,7 @@ class GraphModel(keras.Model):
     def save_own_variables(self, store: Any) -> None:
         """Weights under their canonical names."""
         for name, variable in self.params.items():
-            store[name] = variable
+            store[name] = widened(variable, self.graph.params[name].dtype)
 
     def load_own_variables(self, store: Any) -> None:
         """Weights by canonical name; WeightsError lists whatever is missing, unexpected or misshaped."""
@@ -369,9 +375,7 @@ def _tensor_maker() -> Callable[[np.ndarray], Any]:
     if keras.backend.backend() == "torch":
         return native.tensor_from
     if keras.backend.backend() == "jax":
-        import jax
-
-        return jax.device_put
+        return native.put
     return keras.ops.convert_to_tensor
 
 
@@ -438,46 +442,25 @@ def _filled_shape(item: Input, sizes: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(dim if isinstance(dim, int) else sizes[dim] for dim in item.shape)
 
 
-_ARITHMETIC: dict[type, Callable[[int, int], int]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.FloorDiv: operator.floordiv,
-    ast.Mod: operator.mod,
-}
-
-
-def _evaluate(dim: Dim, sizes: Mapping[str, Any]) -> int | None:
+def _evaluated(dim: Dim, sizes: Mapping[str, Any]) -> int | None:
     """A dim as a number; None where it is an expression over a size that is not known, or beyond plain arithmetic."""
-
-    def value(tree: ast.expr) -> int:
-        if isinstance(tree, ast.Name):
-            return sizes[tree.id].__index__()
-        if isinstance(tree, ast.Constant) and type(tree.value) is int:
-            return tree.value
-        if isinstance(tree, ast.UnaryOp) and isinstance(tree.op, ast.USub):
-            return -value(tree.operand)
-        if isinstance(tree, ast.BinOp):
-            return _ARITHMETIC[type(tree.op)](value(tree.left), value(tree.right))
-        raise KeyError(type(tree))
-
+    numbers = {}
+    for name, size in sizes.items():
+        with contextlib.suppress(AttributeError, TypeError):  # None, and a tensor that is traced
+            numbers[name] = size.__index__()
     try:
-        return dim if isinstance(dim, int) else value(_parsed(dim))
-    except (KeyError, AttributeError, TypeError, ZeroDivisionError, RecursionError):
+        return evaluate(dim, numbers)
+    except GraphError:
         return None
-
-
-def _parsed(dim: str) -> ast.expr:
-    try:
-        return ast.parse(dim, mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return ast.Constant(None)
 
 
 def _sizes_depend_on_data(graph: Graph) -> bool:
     """Whether a result's shape follows from values, which XLA cannot compile: torch names such sizes u0, u1, …"""
     for dim in {dim for node in graph.nodes for info in node.infos for dim in info.shape if isinstance(dim, str)}:
-        names = {tree.id for tree in ast.walk(_parsed(dim)) if isinstance(tree, ast.Name)}
+        try:
+            names = symbols(dim)
+        except GraphError:
+            continue
         if any(name[:1] == "u" and name[1:].isdigit() for name in names - graph.symbols.keys()):
             return True
     return False

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from zoo.arrays import numpy_dtype
+from zoo.arrays import numpy_dtype, to_numpy
+from zoo.backends.bounds import Bounds
 from zoo.backends.execute import resolve_over
 from zoo.backends.namespace import Namespace
 from zoo.backends.numpy import NumpyNamespace
@@ -37,6 +38,7 @@ __all__ = [
     "module_of",
     "namespace",
     "params_from",
+    "replaced",
 ]
 
 library()  # what is not there is said when the backend is asked for
@@ -61,6 +63,7 @@ def compile_graph(graph: Graph, precision: str = "float32") -> Any:
             multiplies in bfloat16 where the processor does.
     """
     weights = Weights(precision, {param.name: numpy_dtype(param.dtype) for param in graph.params.values()})
+    bounds = Bounds(graph)
     graph = canonical(passes.evaluating(graph))
 
     def program_of(graph: Graph) -> Program:
@@ -75,19 +78,23 @@ def compile_graph(graph: Graph, precision: str = "float32") -> Any:
         return None if found is None else program_of(found)
 
     def apply(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+        inputs = {name: np.asarray(array) for name, array in inputs.items()}
+        watch = bounds.check(inputs)
         params = weights.fixed(params)
         with np.errstate(all="ignore"):
-            return program(params, {name: np.asarray(array) for name, array in inputs.items()})
+            return program(params, inputs, watch)
 
     def apply_packed(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
         # a call without padding needs no other program
         padded = any(not np.all(inputs[name]) for name in masks if name in inputs)
         found = without_padding() if padded else None
         if found is not None:
+            inputs = {name: np.asarray(array) for name, array in inputs.items()}
+            watch = bounds.check(inputs)
             params = weights.fixed(params)
             try:
                 with np.errstate(all="ignore"):
-                    return found.once(params, {name: np.asarray(array) for name, array in inputs.items()})
+                    return found.once(params, inputs, watch)
             except NotPacked:
                 pass
         return apply(params, inputs)
@@ -102,6 +109,13 @@ def params_from(arrays: Mapping[str, np.ndarray], graph: Graph) -> dict[str, np.
     for view in views.values():
         view.flags.writeable = False
     return views
+
+
+def replaced(old: np.ndarray, value: Any) -> np.ndarray:
+    """A read-only copy, in the array's dtype, of a value that is put in its place."""
+    new = np.array(to_numpy(value), dtype=old.dtype, order="C")
+    new.flags.writeable = False
+    return new
 
 
 def key_from(rng: Any) -> Any:

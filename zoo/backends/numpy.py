@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from zoo.arrays import numpy_dtype
+from zoo.arrays import numpy_dtype, to_numpy
 from zoo.backends.execute import Program, resolve_over
 from zoo.backends.namespace import BINARY, UNARY, Namespace
 from zoo.errors import GraphError, OutsideError, ZooError
@@ -26,6 +26,7 @@ __all__ = [
     "key_from",
     "namespace",
     "params_from",
+    "replaced",
 ]
 
 
@@ -60,6 +61,13 @@ def compile_graph(graph: Graph) -> Any:
 def params_from(arrays: Mapping[str, np.ndarray], graph: Graph) -> dict[str, np.ndarray]:
     """The checkpoint's arrays themselves: read-only views, widened only while a call runs."""
     return dict(arrays)
+
+
+def replaced(old: np.ndarray, value: Any) -> np.ndarray:
+    """A copy of a value that is put in an array's place; floats of other widths are kept: all are widened in calls."""
+    new = np.array(to_numpy(value), order="C")
+    floats = all(array.dtype.kind in "fV" for array in (old, new))  # ml_dtypes' are of kind V
+    return new if floats else new.astype(old.dtype)
 
 
 def key_from(rng: Any) -> np.ndarray:

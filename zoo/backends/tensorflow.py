@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from zoo.arrays import to_numpy
+from zoo.backends.bounds import Bounds
 from zoo.backends.execute import Program, disagreement, resolve_over
 from zoo.backends.namespace import BINARY, UNARY, Namespace
 from zoo.backends.numpy import _clipped, all_inside
@@ -50,16 +51,19 @@ IN_PLACE = False
 """Whether training writes into the arrays that `params_from` was given."""
 
 
-def compile_graph(graph: Graph, operations: Mapping[str, Callable[..., Any]] | None = None) -> Any:
+def compile_graph(
+    graph: Graph, operations: Mapping[str, Callable[..., Any]] | None = None, source: Graph | None = None
+) -> Any:
     """A function (params, inputs) -> outputs on tensors or variables: one tf.function, traced once with None dims.
 
-    `operations` stand in for the table's of those names.
+    `operations` stand in for the table's of those names, and `source` is the graph without them.
     """
-    run = _runner(graph, operations)
+    run, bounds = _runner(graph, operations, source)
     params = {p.name: tf.TensorSpec(p.shape, p.dtype) for p in graph.params.values()}
     traced = tf.function(run, autograph=False, input_signature=[params, _signature(graph)])
 
     def apply(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+        bounds.check(inputs)  # of sizes that the traced function has no numbers for
         # reading a variable under a tape is what ties its gradient to it
         tensors = {name: tf.cast(params[name], param.dtype) for name, param in graph.params.items()}
         return traced(tensors, {name: tf.convert_to_tensor(value) for name, value in inputs.items()})
@@ -119,13 +123,14 @@ class Module(tf.Module):
         # a list: TensorFlow's checkpoint names would otherwise be made of the dots in the parameters' names
         self._names = list(params)
         self.weights = [params[name] for name in self._names]
+        self._bounds = Bounds(graph)
         self.call = self._traced(graph)
         self.call_training = self._traced(keyed(graph)) if graph.meta.get("train") else None
         # not what a call of this object runs, which takes more than tensors, but what is saved for calls of the loaded
         self.__call__ = tf.function(self._called, autograph=False)  # type: ignore[method-assign]
 
     def _traced(self, graph: Graph) -> Any:
-        apply = _runner(graph)
+        apply, _ = _runner(graph)
 
         def call(inputs: Mapping[str, Any]) -> dict[str, Any]:
             return apply(dict(zip(self._names, self.weights, strict=True)), inputs)
@@ -144,6 +149,7 @@ class Module(tf.Module):
 
     def _prepared(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         found = prepare_inputs(self._graph.inputs, self._graph.symbols, inputs, INPUTS)
+        self._bounds.check(found)
         return {name: tf.convert_to_tensor(value) for name, value in found.items()}
 
     def signatures(self) -> dict[str, Any]:
@@ -607,16 +613,17 @@ def namespace() -> Namespace:
 
 
 def _runner(
-    graph: Graph, operations: Mapping[str, Callable[..., Any]] | None = None
-) -> Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]:
-    """The graph's operations on tensors, to be called while a tf.function is traced."""
-    program = Program(graph, resolve_over(_XP, {**_OVERRIDES, **(operations or {})}), hold=_held)
+    graph: Graph, operations: Mapping[str, Callable[..., Any]] | None = None, source: Graph | None = None
+) -> tuple[Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]], Bounds]:
+    """The graph's operations on tensors, to be called while a tf.function is traced, and what they take."""
+    functions = {**_OVERRIDES, **(operations or {})}
+    program = Program(graph, resolve_over(_XP, functions), hold=_held, source=source)
 
     def run(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
         constants = {name: tf.constant(array) for name, array in graph.constants.items()}
         return program({name: tf.convert_to_tensor(p) for name, p in params.items()}, inputs, constants)
 
-    return run
+    return run, program.bounds
 
 
 def _held(node: Node, value: Any, info: ValueInfo) -> Any:

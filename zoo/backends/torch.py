@@ -12,7 +12,7 @@ import torch
 
 from zoo.arrays import to_numpy
 from zoo.backends.execute import Program
-from zoo.errors import WeightsError
+from zoo.errors import GraphError, WeightsError
 from zoo.graph.ir import Graph
 from zoo.graph.passes import RNG, keyed
 from zoo.inputs import Arrays, named, prepare_inputs
@@ -53,10 +53,17 @@ _ordinary = torch.inference_mode(False)
 
 
 @_ordinary
-def compile_graph(graph: Graph, operations: Mapping[str, Callable[..., Any]] | None = None) -> Any:
-    """A function (params, inputs) -> outputs on tensors; `operations` stand in for torch's own of those names."""
+def compile_graph(
+    graph: Graph, operations: Mapping[str, Callable[..., Any]] | None = None, source: Graph | None = None
+) -> Any:
+    """A function (params, inputs) -> outputs on tensors; `operations` stand in for torch's own of those names, and
+    `source` is the graph without them."""
     given = operations or {}
-    program = Program(graph, lambda name: given.get(name) or _resolve(name), lambda dtype: getattr(torch, dtype.name))
+
+    def resolve(name: str) -> Callable[..., Any]:
+        return given.get(name) or _resolve(name)
+
+    program = Program(graph, resolve, lambda dtype: getattr(torch, dtype.name), source=source)
     constants = {name: tensor_from(array) for name, array in graph.constants.items()}
 
     def given_tensor(name: str, array: np.ndarray) -> torch.Tensor:
@@ -67,10 +74,12 @@ def compile_graph(graph: Graph, operations: Mapping[str, Callable[..., Any]] | N
         device = next(iter(params.values())).device if params else torch.device("cpu")
         placed = constants if device.type == "cpu" else {name: c.to(device) for name, c in constants.items()}
         inputs = {name: _placed(value, device) for name, value in inputs.items()}
-        if torch.compiler.is_compiling() and device.type == "cpu":  # which knows no such context
-            return program(params, inputs, placed)
+        compiling = torch.compiler.is_compiling()  # what is traced then is all the Python that runs
+        if compiling and device.type == "cpu":  # which knows no such context
+            return program.run(params, inputs, placed)
+        watch = None if compiling else program.watched(inputs)
         with torch.device(device):
-            return program(params, inputs, placed)
+            return program.run(params, inputs, placed, watch)
 
     return apply
 
@@ -86,14 +95,17 @@ def params_from(arrays: Mapping[str, np.ndarray], graph: Graph) -> dict[str, tor
 
 @_ordinary
 def replaced(old: torch.Tensor, value: Any) -> torch.Tensor:
-    """What stands for an array in a place of another: of its dtype, on its device, and a parameter if that was one."""
+    """What stands for an array in a place of another: of its dtype, on its device, and a parameter if that was one.
+
+    It is a copy, unless it is such a parameter already.
+    """
     if not isinstance(value, torch.Tensor):
         value = tensor_from(np.array(to_numpy(value)))
-    if (value.dtype, value.device) != (old.dtype, old.device):
-        value = value.detach().to(old.device, old.dtype)
-    if not isinstance(old, torch.nn.Parameter):
-        return value.detach()
-    return value if isinstance(value, torch.nn.Parameter) else torch.nn.Parameter(value.detach(), old.requires_grad)
+    same = (value.dtype, value.device) == (old.dtype, old.device)
+    if same and isinstance(old, torch.nn.Parameter) and isinstance(value, torch.nn.Parameter):
+        return value
+    value = value.detach().to(old.device, old.dtype, copy=True)
+    return torch.nn.Parameter(value, old.requires_grad) if isinstance(old, torch.nn.Parameter) else value
 
 
 def key_from(rng: Any) -> torch.Tensor:
@@ -434,7 +446,24 @@ _WITHOUT_DERIVATIVE: dict[str, Callable[..., Any]] = {
 """What an export makes of operations that have a derivative, and which itself has none -> one that has."""
 
 
+def _whole_spectrum(x: torch.Tensor, dim: Sequence[int], normalization: int, size: int) -> torch.Tensor:
+    """torch's own reads behind a spectrum that is shorter than the size says."""
+    if not torch.compiler.is_compiling() and x.shape[dim[-1]] != size // 2 + 1:
+        got = f"{x.shape[dim[-1]]} frequencies for {size} numbers"
+        raise GraphError("half a spectrum has another size than its numbers need", expected=size // 2 + 1, got=got)
+    return torch.ops.aten._fft_c2r.default(x, dim, normalization, size)
+
+
+_CHECKED: dict[str, Callable[..., Any]] = {
+    "_fft_c2r": _whole_spectrum,
+    "new_empty_strided": lambda x, size, stride, dtype=None: x.new_empty(size, dtype=dtype),
+}
+"""Operations of torch's whose memory follows from other arguments than their results' sizes."""
+
+
 def _resolve(name: str) -> Callable[..., Any]:
+    if name in _CHECKED:
+        return _CHECKED[name]
     if name.startswith("sym.") or name == "sym_size.int":
         definition = OPS[name].function
         return lambda *args: definition(_Sizes, *args)

@@ -180,7 +180,7 @@ class Bounded(TorchDispatchMode):
     def __init__(self, fields: Mapping[str, Any], size: Size | None, kind: type[ZooError] = ConfigError) -> None:
         super().__init__()
         self.fields, self.kind = fields, kind
-        numbers, tensors = size or (0, 0)
+        tensors, numbers = size or Size(0, 0)
         self.largest = 4 * numbers + (1 << 26)
         self.most = 8 * numbers + (1 << 28)
         self.count = 16 * tensors + (1 << 13)

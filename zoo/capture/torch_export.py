@@ -1,6 +1,6 @@
 """Capture through torch.export: any nn.Module or ExportedProgram becomes a Graph.
 
-The exported program is decomposed to core ATen except for the operations in `KEPT`, which every framework has a good
+The exported program is decomposed to core ATen except for the operations in `_WHOLE`, which every framework has a good
 kernel for; bookkeeping (copies, asserts, devices, layouts) is left behind.
 Source: torch.export documentation; the overloads' schemas say how arguments are named and defaulted.
 """
@@ -36,10 +36,9 @@ from zoo.capture.training import evaluated, mode, trained
 from zoo.errors import CaptureError
 from zoo.graph.ir import DType, Graph, Input, Node, Param, Ref, ValueInfo, param_ref, refs
 from zoo.graph.passes import simplify
-from zoo.ops import OPS
+from zoo.ops import OPS, base, traits_of
 
 __all__ = [
-    "KEPT",
     "ReadsValues",
     "capture_module",
     "capture_program",
@@ -50,22 +49,7 @@ __all__ = [
     "traceable",
 ]
 
-KEPT = frozenset(
-    """
-    linear bilinear matmul einsum scaled_dot_product_attention embedding layer_norm rms_norm group_norm batch_norm
-    instance_norm softmax log_softmax gelu silu mish relu relu6 hardswish hardsigmoid hardtanh elu celu selu
-    leaky_relu softplus softsign logsigmoid glu conv1d conv2d conv3d conv_transpose1d conv_transpose2d
-    conv_transpose3d avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d adaptive_avg_pool1d
-    adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
-    upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d
-    _upsample_nearest_exact3d upsample_bilinear2d upsample_bicubic2d upsample_linear1d upsample_trilinear3d
-    _upsample_bilinear2d_aa _upsample_bicubic2d_aa pixel_shuffle pixel_unshuffle logsumexp one_hot grid_sampler
-    grid_sampler_2d roll pad constant_pad_nd reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d
-    linalg_inv linalg_solve linalg_cholesky linalg_slogdet linalg_det linalg_eigh linalg_eigvalsh linalg_svd
-    linalg_svdvals linalg_qr grid_sampler_3d cumsum cumprod std var norm transpose unbind dropout
-    feature_dropout alpha_dropout
-    """.split()
-)
+_WHOLE = frozenset(base(name) for name, op in OPS.items() if op.traits.whole)
 """Operations that stay whole, by torch's name."""
 
 # Results that are their first argument, once devices, layouts and memory are not part of the meaning.
@@ -76,32 +60,13 @@ _CASTS = frozenset("_to_copy to type_as".split())
 _DROPPED = frozenset(
     "_assert_tensor_metadata _assert_scalar _assert_async sym_constrain_range sym_constrain_range_for_size".split()
 )
-# What may write into a tensor that nothing else sees; written here, as in the table, as a new result.
-_WRITES_LIKE_ITS_OPERANDS = frozenset(
-    """add_ sub_ mul_ div_ neg_ abs_ exp_ sqrt_ rsqrt_ pow_ tanh_ sigmoid_ relu_ silu_ mish_ elu_ leaky_relu_ hardtanh_
-    hardswish_ hardsigmoid_ clamp_ clamp_min_ clamp_max_ masked_fill_""".split()
-)
-_WRITES_AT_PLACES = frozenset(
-    "copy_ fill_ index_put_ index_add_ index_copy_ index_fill_ scatter_ scatter_add_ masked_scatter_".split()
-)
 _VIEWS = {"slice.Tensor": "slice_scatter", "select.int": "select_scatter"}
 """Views, and what puts a new one back into what it is a part of."""
-_REPEATING = frozenset("repeat expand unsqueeze squeeze view reshape flatten".split())
-"""Results that have all values of their first argument, and no others."""
 _BOOKKEEPING = frozenset("device layout pin_memory memory_format non_blocking generator copy".split())
 
 # Spellings of one operation, once memory is not part of the meaning.
-_SPELLED = {
-    "concat": "cat",
-    "concatenate": "cat",
-    "reshape": "view",
-    "_unsafe_view": "view",
-    "__and__.Tensor": "bitwise_and.Tensor",
-    "__and__.Scalar": "bitwise_and.Scalar",
-    "__or__.Tensor": "bitwise_or.Tensor",
-    "__or__.Scalar": "bitwise_or.Scalar",
-    "__xor__.Tensor": "bitwise_xor.Tensor",
-}
+_SPELLED = {name: op.traits.same_as for name, op in OPS.items() if op.traits.same_as}
+_SPELLED |= {"concat": "cat", "concatenate": "cat"}
 
 # Operations of torch's other libraries that decompositions leave behind.
 _PRIMS = {"prims::scalar_tensor": "scalar_tensor"}
@@ -662,7 +627,7 @@ class _Translation:
                 counted = node.target._overloadname == "default" or (len(node.args) == 2 and node.args[0] == 0)
                 end = self._arg(node.args[-1], node) if counted else None
                 return self._size(node, "sym.sub", end, 1) if isinstance(end, (int, Ref)) else None
-            if name not in _SAME | _CASTS | _REPEATING:
+            if name not in _SAME | _CASTS and not traits_of(_op_name(node.target)).keeps_values:
                 return None
             node = node.args[0]
         return None
@@ -789,7 +754,7 @@ def ties_of(module: torch.nn.Module) -> dict[str, str]:
 def _decompositions() -> Any:
     table = torch.export.default_decompositions()
     for overload in list(table.keys()):
-        if overload._schema.name.split("::")[1] in KEPT:
+        if overload._schema.name.split("::")[1] in _WHOLE:
             table.pop(overload)
     return table
 
@@ -891,13 +856,14 @@ def _is_read_after(view: torch.fx.Node, place: int, order: Mapping[torch.fx.Node
 
 
 def _is_plain_write(node: torch.fx.Node) -> bool:
+    """Whether what it writes is, as in the table, the result of an operation of the tensor's own shape and dtype."""
     if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
         return False
-    name = node.target._schema.name.removeprefix("aten::")
+    known = traits_of(_op_name(node.target))
     operands = [arg for arg in node.all_input_nodes if isinstance(arg.meta.get("val"), torch.Tensor)]
     # torch keeps the dtype of what is written into, which the operation itself would promote
     kept = all(arg.meta["val"].dtype in (operands[0].meta["val"].dtype, torch.bool) for arg in operands)
-    return name in _WRITES_AT_PLACES or (name in _WRITES_LIKE_ITS_OPERANDS and kept)
+    return known.writes or (known.elementwise and not known.boolean and kept)
 
 
 def _may_alias(node: torch.fx.Node) -> bool:

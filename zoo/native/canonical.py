@@ -7,15 +7,15 @@ spelling alone.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from zoo.graph.dims import broadcast
 from zoo.graph.ir import Dim, DType, Graph, Node, Ref, ValueInfo, map_refs, refs
 from zoo.graph.passes import simplify
-from zoo.graph.passes.masks import ELEMENTWISE
 from zoo.native.passes import Values, rewritten
+from zoo.ops import spelling, traits_of
 
 __all__ = ["canonical"]
 
@@ -135,7 +135,7 @@ def attentions(graph: Graph) -> Graph:
             for term in scores.added:
                 shape = values.infos[term[1].name if isinstance(term, tuple) else term.name].shape
                 new = emit(term[0], ValueInfo("float32", shape), *term[1:]) if isinstance(term, tuple) else term
-                info = ValueInfo("float32", _broadcast(info.shape, shape))
+                info = ValueInfo("float32", broadcast(info.shape, shape))
                 mask = new if mask is None else emit("add.Tensor", info, mask, new)
             transposed = values.made_by(scores.keys, "transpose.int", "mT")
             if transposed is not None and sorted(dim % 4 for dim in transposed.args[1:]) in ([], [2, 3]):
@@ -155,11 +155,6 @@ _SOFTMAX = ("softmax.int", "_softmax")
 def _over_the_last(softmax: Node) -> bool:
     options = (*softmax.args[2:], *softmax.kwargs.values())
     return softmax.args[1] in (-1, 3) and all(option in (None, False, DType("float32")) for option in options)
-
-
-def _broadcast(a: tuple[Dim, ...], b: tuple[Dim, ...]) -> tuple[Dim, ...]:
-    pairs = itertools.zip_longest(reversed(a), reversed(b), fillvalue=1)
-    return tuple(j if i == 1 else i for i, j in pairs)[::-1]
 
 
 def _in_heads(values: Values, *given: Any) -> bool:
@@ -236,20 +231,17 @@ def by_tokens(graph: Graph) -> Graph:
 
     An addmm is a product and a sum then. What is not made tokens of again stays rows.
     """
-    if not any(node.op in _ROW_VIEWS and _joins(node) for node in graph.nodes):
+    if not any(_joins(node) for node in graph.nodes):
         return graph
     rows = _Rows(graph)
     return rows.graph() if rows.back else graph
 
 
-_ROW_VIEWS = ("view", "reshape", "_unsafe_view")
-_OF_EACH = ELEMENTWISE | {"clone"}
-
-
 def _joins(node: Node) -> bool:
+    """Whether a view makes rows of all dims but the last."""
     match node.args:
         case (_, (-1, _)):
-            return True
+            return spelling(node.op) == "view"
     return False
 
 
@@ -278,11 +270,11 @@ class _Rows:
     def look(self, node: Node) -> None:
         first = node.args[0] if node.args else None
         shape = node.infos[0].shape
-        if node.op in _ROW_VIEWS and isinstance(first, Ref) and first.name in self.lead:
+        if spelling(node.op) == "view" and isinstance(first, Ref) and first.name in self.lead:
             lead = self.lead[first.name]
             if shape[:-1] == lead and shape[-1] == self.shape(first)[-1]:
                 self.back.add(node.name)
-        elif node.op in _ROW_VIEWS and _joins(node) and isinstance(first, Ref):
+        elif _joins(node) and isinstance(first, Ref):
             old = self.shape(first)
             if len(old) > 2 and isinstance(old[-1], int) and old[-1] == shape[-1] and self.values.is_float(first):
                 self.lead[node.name] = old[:-1]
@@ -306,7 +298,7 @@ class _Rows:
             return node.args[0].name in self.lead and apart(node.args[1:], node.kwargs) and len(self.shape(weight)) == 2
         if node.op == "layer_norm":
             return len(node.args[1]) == 1 and apart(node.args[1:], node.kwargs)
-        if node.op.partition(".")[0] not in _OF_EACH:
+        if not traits_of(node.op).elementwise:
             return False
         others = [ref for ref in refs((node.args, node.kwargs)) if ref.name not in self.lead]
         return all(len(self.shape(ref)) < 2 for ref in others)

@@ -26,6 +26,7 @@ from zoo.tolerances import KERNEL_FACTOR, KERNEL_ULPS, ROUNDING
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.table import Table
 
 __all__ = ["CASES", "CUDA", "CUDA_CASES", "Case", "KernelReport", "KernelRow", "verify_kernels"]
 
@@ -204,21 +205,28 @@ class KernelReport:
         return {"isa": self.isa, "gpu": self.gpu, "ok": self.ok, "rows": rows, "missing": self.missing}
 
     def table(self) -> RenderableType:
-        """The report for a terminal, by rich."""
+        """The report for a terminal, by rich; without times where the terminal is narrow."""
+        from zoo.console import Layouts
+
+        return Layouts(self._table(True), self._table(False))
+
+    def _table(self, wide: bool) -> Table:
         from rich.table import Table
 
-        where = ", ".join(filter(None, (self.isa, self.gpu)))
         from zoo.console import plain
 
+        where = ", ".join(filter(None, (self.isa, self.gpu)))
         table = Table(title=f"our kernels ({where}) and the frameworks' own", title_justify="left")
-        for column in ("backend", "kernel", "sizes", "dtype"):
-            table.add_column(column, no_wrap=True)
-        for column in ("ulps", "own", "µs", "own", "speed"):
+        texts = ("backend", "kernel", "sizes", "dtype")
+        numbers = ("ulps", "own", "µs", "own", "speed") if wide else ("ulps", "own", "speed")
+        for column in texts:
+            table.add_column(column, no_wrap=column != "sizes", overflow="fold")
+        for column in numbers:
             table.add_column(column, justify="right", no_wrap=True)
-        table.add_column("")
+        table.add_column("", min_width=2, overflow="fold")
         for row in self.rows:
-            numbers = (row.ulps, row.own_ulps, row.microseconds, row.own_microseconds)
-            cells = ["" if x is None else f"{x:.1f}" for x in numbers]
+            measured = (row.ulps, row.own_ulps, *((row.microseconds, row.own_microseconds) if wide else ()))
+            cells = ["" if x is None else f"{x:.1f}" for x in measured]
             ratio = "" if row.ratio is None else f"{row.ratio:.2f}x"
             if not row.ok:
                 verdict = f"[red]{plain(row.reason)}[/]"
@@ -227,8 +235,13 @@ class KernelReport:
                 verdict = "[green]ok[/]" if best else "[green]ok[/], own is closer"
             table.add_row(row.backend, row.kernel, "x".join(map(str, row.sizes)), row.dtype, *cells, ratio, verdict)
         for name, why in self.missing.items():
-            table.add_row(name, *[""] * 8, plain(why), style="dim")
+            table.add_row(name, *[""] * (len(texts) + len(numbers) - 1), plain(why), style="dim")
         return table
+
+    def checked(self) -> str:
+        """What was found right, and what was not looked at: for the line under a table."""
+        said = f"all right on {', '.join(dict.fromkeys(row.backend for row in self.rows))}"
+        return said + (f"; not checked: {', '.join(self.missing)}" if self.missing else "")
 
 
 def verify_kernels(

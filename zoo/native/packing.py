@@ -24,18 +24,19 @@ Nodes made here:
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from zoo.errors import GraphError
+from zoo.graph.dims import symbols
 from zoo.graph.ir import Dim, Graph, Input, Node, Ref, ValueInfo, map_refs, refs
 from zoo.graph.passes import simplify
-from zoo.graph.passes.masks import ELEMENTWISE
 from zoo.native import kernels
 from zoo.native.passes import Values
+from zoo.ops import OPS, Moves, traits_of
 
 __all__ = ["PACKED", "NotPacked", "mask_inputs", "packed"]
 
@@ -75,12 +76,7 @@ def packed(graph: Graph) -> Graph | None:
     return None
 
 
-_ELEMENTWISE = ELEMENTWISE | set("bitwise_and bitwise_or bitwise_not cos sin rsub masked_fill clone contiguous".split())
-_REDUCTIONS = ("mean", "sum", "amax", "amin", "softmax", "_softmax", "log_softmax")
 _NORMS = ("layer_norm", "rms_norm")
-_VIEWS = ("view", "reshape", "_unsafe_view", "flatten", "unflatten")
-_PARTS = {"split": 2, "split_with_sizes": 2, "chunk": 2, "unbind": 1, "slice": 1, "select": 1}
-"""Ops that take parts along a dim -> where that stands among the arguments; absent it is 0."""
 
 
 class _Packing:
@@ -127,86 +123,81 @@ class _Packing:
 
     def add(self, node: Node) -> None:
         """The packed form of a node."""
-        name = node.op.partition(".")[0]
         first = node.args[0] if node.args else None
         if node.op == "sym_size.int":
             self.size(node)
         elif node.op == "scaled_dot_product_attention":
             self.attention(node)
-        elif name == "embedding":
+        elif node.op == "embedding":
             table, ids, *rest = node.args
             rank = len(self.shape(ids))
             axes = self.axes.get(getattr(ids, "name", ""), (0, 1))
             self.plain(table)
             self.put(node, axes, (table, self.aligned(ids, rank, axes), *rest))
-        elif name in _ELEMENTWISE:
+        elif traits_of(node.op).elementwise:
             self.elementwise(node)
-        elif name == "cat" and isinstance(first, tuple):
+        elif node.op == "cat" and isinstance(first, tuple):
             self.elementwise(node)
             self.not_tokens(node.args[1] if len(node.args) > 1 else 0, self.axes[node.name], node.infos[0].shape)
         elif not isinstance(first, Ref):
             raise _Unproven
         else:
-            self.by_rows(node, name, first)
+            self.by_rows(node, first)
 
-    def by_rows(self, node: Node, name: str, first: Ref) -> None:
+    def by_rows(self, node: Node, first: Ref) -> None:
         """A node of one packed value, which the others know nothing of."""
-        args, rank = node.args, len(self.shape(first))
+        args, rank, traits = node.args, len(self.shape(first)), traits_of(node.op)
+        resizes = node.op == "expand" or traits.moves is Moves.RESHAPE
         axes = self.axes.get(first.name, (0, 1))
         for ref in refs((args[1:], node.kwargs)):
-            if name not in (*_VIEWS, "expand"):
+            if not resizes:
                 self.plain(ref)
         x = self.aligned(first, rank, axes)
         b, s = axes
-        if name == "linear" or (name == "matmul" and len(self.shape(args[1])) == 2):
+        if node.op == "linear" or (node.op == "matmul" and len(self.shape(args[1])) == 2):
             self.not_tokens(-1, axes, self.shape(first))
             self.put(node, axes, (x, *args[1:]))
-        elif name in _NORMS:
+        elif node.op in _NORMS:
             if len(args[1]) >= rank - max(axes):
                 raise _Unproven
             self.put(node, axes, (x, *args[1:]))
-        elif name in _REDUCTIONS:
-            dims = args[1] if len(args) > 1 and isinstance(args[1], tuple) else args[1:2]
-            if not dims:
-                raise _Unproven
-            gone = {self.not_tokens(dim, axes, self.shape(first)) for dim in dims}
-            if len(node.infos[0].shape) < rank:
-                axes = (b - sum(dim < b for dim in gone), s - sum(dim < s for dim in gone))
-            self.put(node, axes, (x, *args[1:]))
-        elif name in _VIEWS:
-            self.view(node, x, axes)
-        elif name == "expand":
-            self.expand(node, x, axes)
         elif node.op == "select.int" and args[1] % rank == s and args[2] == 0:
             if b > s:
                 raise _Unproven
             # from here on there is one row per sequence again, as there ever was
             self.nodes.append(replace(node, op="native::first", args=(x, self.offsets, s, b)))
-        elif name in _PARTS:
-            place = _PARTS[name]
-            dim = self.not_tokens(args[place] if len(args) > place else 0, axes, self.shape(first))
-            drops = name in ("select", "unbind")
-            self.put(node, (b - (drops and dim < b), s - (drops and dim < s)), (x, *args[1:]))
-        elif name in ("transpose", "permute", "unsqueeze", "squeeze"):
-            self.put(node, self.moved(node, name, axes, rank), (x, *args[1:]))
+        elif traits.along is not None:
+            gone = {self.not_tokens(dim, axes, self.shape(first)) for dim in OPS[node.op].dims(node, rank)}
+            if len(node.infos[0].shape) < rank:
+                axes = (b - sum(dim < b for dim in gone), s - sum(dim < s for dim in gone))
+            self.put(node, axes, (x, *args[1:]))
+        elif node.op == "expand":
+            self.expand(node, x, axes)
+        elif (moved := self.moved(node, axes, rank)) is not None:
+            self.put(node, moved, (x, *args[1:]))
+        elif resizes:
+            self.view(node, x, axes)
         else:
             raise _Unproven
 
-    def moved(self, node: Node, name: str, axes: tuple[int, int], rank: int) -> tuple[int, int]:
+    def moved(self, node: Node, axes: tuple[int, int], rank: int) -> tuple[int, int] | None:
+        """Where tokens are after a node that makes dims change places, come and go; None of another node."""
         order = list(range(rank))
-        if name == "transpose":
+        if node.op == "transpose.int":
             i, j = (dim % rank for dim in node.args[1:3])
             order[i], order[j] = order[j], order[i]
-        elif name == "permute":
+        elif node.op == "permute":
             order = [dim % rank for dim in node.args[1]]
-        elif name == "unsqueeze":
+        elif node.op == "unsqueeze":
             order.insert(node.args[1] % (rank + 1), -1)
-        else:
+        elif node.op in ("squeeze.dim", "squeeze.dims"):
             dims = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
             gone = {self.not_tokens(dim, axes, self.shape(node.args[0])) for dim in dims}
             if any(self.shape(node.args[0])[dim] != 1 for dim in gone):
                 raise _Unproven
             order = [dim for dim in order if dim not in gone]
+        else:
+            return None
         return order.index(axes[0]), order.index(axes[1])
 
     def elementwise(self, node: Node) -> None:
@@ -341,7 +332,10 @@ class _Packing:
             raise _Unproven
 
     def mentioned(self, dim: Dim) -> bool:
-        return isinstance(dim, str) and not {self.batch, self.sequence}.isdisjoint(re.findall(r"\w+", dim))
+        try:
+            return not symbols(dim).isdisjoint({self.batch, self.sequence})
+        except GraphError:  # who knows
+            return True
 
     def not_tokens(self, dim: Any, axes: tuple[int, int], shape: tuple[Dim, ...]) -> int:
         """A dim counted from the front, which is not one of tokens."""

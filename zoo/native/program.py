@@ -13,19 +13,18 @@ from typing import Any
 
 import numpy as np
 
+from zoo.backends.bounds import Watch
 from zoo.errors import UnsupportedOp, ZooError
 from zoo.graph.ir import Graph, Ref, map_refs, param_ref, refs
 from zoo.native.kernels import copy
 from zoo.native.tape import Scratch, Tape, owner, recording, unowned
-from zoo.ops import OPS
+from zoo.ops import OPS, traits_of
 
 __all__ = ["Program", "same"]
 
 KEPT = 12
 """Tapes that are kept, the least recently used goes first."""
 KEPT_BYTES = 1 << 29
-
-_SHAPE_ONLY = ("sym_size.int", "sym_numel")
 
 
 class _AnotherShape(Exception):
@@ -58,23 +57,29 @@ class Program:
                 where = f"node {node.name!r}"
                 raise UnsupportedOp("this backend lacks an operation", where=where, got=node.op) from None
             used = {ref.name for ref in refs((node.args, node.kwargs))}
+            read = {ref.name for ref in refs((node.args[traits_of(node.op).by_shape :], node.kwargs))}
             dead = [n for n in {*used, *node.outputs} & made if n not in kept and last.get(n, position) == position]
-            self.steps.append((node, direct.get(node.op), function, tuple(used), tuple(dead)))
+            self.steps.append((node, direct.get(node.op), function, tuple(read), tuple(dead)))
         self.lock = threading.Lock()
         self.tapes: OrderedDict[Any, list[Tape]] = OrderedDict()
         self.params: list[Any] = []
         self.replayable = True
         self.idle: list[Scratch] = []
 
-    def __call__(self, params: Mapping[str, Any], inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def __call__(
+        self, params: Mapping[str, Any], inputs: Mapping[str, np.ndarray], watch: Watch | None = None
+    ) -> dict[str, np.ndarray]:
+        """Outputs by name, of inputs that were checked; `watch` where some nodes have to be when they are run."""
+        if watch is not None:  # their sizes depend on data
+            self.replayable = False
         key = tuple((name, array.shape, array.dtype) for name, array in inputs.items())
         given = list(params.values())
         first, tape = self._borrow(key, given)
         if first:
-            return self._owned(params, inputs, Scratch())
+            return self._owned(params, inputs, Scratch(), watch)
         if tape is None:
             tape = Tape() if self.replayable else None
-            outputs = self._record(params, inputs, tape)
+            outputs = self._record(params, inputs, tape, watch=watch)
             if not self.replayable or tape is None:
                 return outputs
             outputs = {name: array.copy() for name, array in outputs.items()}
@@ -83,26 +88,28 @@ class Program:
                 outputs = tape.run(inputs)
             except _AnotherShape:  # a shape depends on values: nothing can be recorded
                 self.replayable = False
-                return self._record(params, inputs, None)
+                return self._record(params, inputs, None, watch=watch)
         self._give_back(key, tape, given)
         return outputs
 
-    def once(self, params: Mapping[str, Any], inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def once(
+        self, params: Mapping[str, Any], inputs: Mapping[str, np.ndarray], watch: Watch | None = None
+    ) -> dict[str, np.ndarray]:
         """A run that is not recorded, for inputs whose values decide about shapes; the outputs are the caller's."""
         try:
             scratch = self.idle.pop()
         except IndexError:
             scratch = Scratch()
-        outputs = self._owned(params, inputs, scratch)
+        outputs = self._owned(params, inputs, scratch, watch)
         if scratch.memory.bytes <= KEPT_BYTES:
             self.idle.append(scratch)
         return outputs
 
     def _owned(
-        self, params: Mapping[str, Any], inputs: Mapping[str, np.ndarray], scratch: Scratch
+        self, params: Mapping[str, Any], inputs: Mapping[str, np.ndarray], scratch: Scratch, watch: Watch | None
     ) -> dict[str, np.ndarray]:
         """Outputs of a run in memory that others get afterwards; they are not in it themselves."""
-        found = self._record(params, inputs, None, scratch)
+        found = self._record(params, inputs, None, scratch, watch)
         return {name: array if owner(array) is None else array.copy() for name, array in found.items()}
 
     def _borrow(self, key: Any, params: list[Any]) -> tuple[bool, Tape | None]:
@@ -132,6 +139,7 @@ class Program:
         inputs: Mapping[str, np.ndarray],
         tape: Tape | None,
         scratch: Scratch | None = None,
+        watch: Watch | None = None,
     ) -> dict[str, np.ndarray]:
         values: dict[str, Any] = dict(self.graph.constants)
         for param in self.graph.params.values():
@@ -148,11 +156,13 @@ class Program:
         def value(ref: Ref) -> Any:
             return values[ref.name]
 
-        for node, direct, function, used, dead in self.steps:
-            varies = not varying.isdisjoint(used) and node.op not in _SHAPE_ONLY
+        for node, direct, function, read, dead in self.steps:
+            varies = not varying.isdisjoint(read)
             if varies and node.infos[0].dtype == "size":
                 self.replayable, tape = False, None
             args, kwargs = map_refs(value, node.args), map_refs(value, node.kwargs)
+            if watch is not None:
+                watch.before(node, args, kwargs)
             try:
                 with recording(tape if varies and tape is not None else scratch):
                     result = NotImplemented if direct is None else direct(*args, **kwargs)

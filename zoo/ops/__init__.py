@@ -5,7 +5,7 @@ names with `@op`. `OPS` is the table. A backend may put its own kernel in an op'
 that kernel is tested against.
 """
 
-from zoo.ops.table import OPS, Op
+from zoo.ops.table import OPS, Moves, Op, Traits, base, spelling, traits_of
 
 from zoo.ops import (  # noqa: F401  isort: skip
     convolution,
@@ -24,4 +24,4 @@ from zoo.ops import (  # noqa: F401  isort: skip
     size,
 )
 
-__all__ = ["OPS", "Op"]
+__all__ = ["OPS", "Moves", "Op", "Traits", "base", "spelling", "traits_of"]

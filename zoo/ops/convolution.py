@@ -7,7 +7,7 @@ from typing import Any
 from zoo.ops.table import op
 
 
-@op("conv1d", "conv2d", "conv3d", "conv1d.padding", "conv2d.padding", "conv3d.padding")
+@op("conv1d", "conv2d", "conv3d", "conv1d.padding", "conv2d.padding", "conv3d.padding", whole=True)
 def conv(
     xp: Any,
     x: Any,
@@ -33,7 +33,7 @@ def conv(
     return result if batched else xp.squeeze(result, (0,))
 
 
-@op("conv_transpose1d", "conv_transpose2d.input", "conv_transpose3d.input")
+@op("conv_transpose1d", "conv_transpose2d.input", "conv_transpose3d.input", whole=True)
 def conv_transpose(
     xp: Any,
     x: Any,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from zoo.graph.ir import DType
 from zoo.ops import size as size_ops
 from zoo.ops.dtypes import FLOAT, is_float
@@ -15,25 +17,29 @@ def full(xp: Any, size: Any, fill_value: Any, *, dtype: DType | None = None) -> 
     return xp.full(size, fill_value, _named(dtype, fill_value))
 
 
-@op("full_like")
+@op("full_like", by_shape=True)
 def full_like(xp: Any, x: Any, fill_value: Any, *, dtype: DType | None = None) -> Any:
     return xp.full(xp.shape(x), fill_value, dtype.name if dtype else xp.dtype(x))
 
 
-@op("new_full")
+@op("new_full", by_shape=True)
 def new_full(xp: Any, x: Any, size: Any, fill_value: Any, *, dtype: DType | None = None) -> Any:
     return xp.full(size, fill_value, dtype.name if dtype else xp.dtype(x))
 
 
-@op("fill.Scalar", "fill.Tensor")
+@op("fill.Scalar", "fill.Tensor", writes=True)
 def fill(xp: Any, x: Any, value: Any) -> Any:
     return xp.broadcast_to(xp.asarray(value, xp.dtype(x)), xp.shape(x))
 
 
 def _constant(name: str, value: int) -> None:
     op(name)(lambda xp, size, *, dtype=None: xp.full(size, value, dtype.name if dtype else FLOAT))
-    op(f"{name}_like")(lambda xp, x, *, dtype=None: xp.full(xp.shape(x), value, dtype.name if dtype else xp.dtype(x)))
-    op(f"new_{name}")(lambda xp, x, size, *, dtype=None: xp.full(size, value, dtype.name if dtype else xp.dtype(x)))
+    op(f"{name}_like", by_shape=True)(
+        lambda xp, x, *, dtype=None: xp.full(xp.shape(x), value, dtype.name if dtype else xp.dtype(x))
+    )
+    op(f"new_{name}", by_shape=True)(
+        lambda xp, x, size, *, dtype=None: xp.full(size, value, dtype.name if dtype else xp.dtype(x))
+    )
 
 
 _constant("zeros", 0)
@@ -41,12 +47,12 @@ _constant("ones", 1)
 
 
 # what "empty" holds is not said: zeros are one right answer, and always the same one
-@op("empty_like")
+@op("empty_like", by_shape=True)
 def empty_like(xp: Any, x: Any, *, dtype: DType | None = None) -> Any:
     return full_like(xp, x, 0, dtype=dtype)
 
 
-@op("new_empty")
+@op("new_empty", by_shape=True)
 def new_empty(xp: Any, x: Any, size: Any, *, dtype: DType | None = None) -> Any:
     return new_full(xp, x, size, 0, dtype=dtype)
 
@@ -56,7 +62,7 @@ def empty(xp: Any, size: Any, physical_layout: Any = None, *, dtype: DType | Non
     return xp.full(size, 0, dtype.name if dtype else FLOAT)
 
 
-@op("new_empty_strided")
+@op("new_empty_strided", by_shape=True)
 def new_empty_strided(xp: Any, x: Any, size: Any, stride: Any, *, dtype: DType | None = None) -> Any:
     return xp.full(size, 0, dtype.name if dtype else xp.dtype(x))
 
@@ -110,15 +116,15 @@ def triu(xp: Any, x: Any, diagonal: int = 0) -> Any:
 @op("tril_indices")
 def tril_indices(xp: Any, row: int, col: int, offset: int = 0, *, dtype: DType | None = None) -> Any:
     row, col = size_ops.number(row, "tril_indices"), size_ops.number(col, "tril_indices")
-    pairs = [(i, j) for i in range(row) for j in range(col) if j <= i + offset]
-    return xp.asarray([[i for i, _ in pairs], [j for _, j in pairs]], dtype.name if dtype else "int64")
+    xp.parts(row * col >> 8)
+    return xp.asarray(np.stack(np.tril_indices(row, offset, col)), dtype.name if dtype else "int64")
 
 
 @op("triu_indices")
 def triu_indices(xp: Any, row: int, col: int, offset: int = 0, *, dtype: DType | None = None) -> Any:
     row, col = size_ops.number(row, "triu_indices"), size_ops.number(col, "triu_indices")
-    pairs = [(i, j) for i in range(row) for j in range(col) if j >= i + offset]
-    return xp.asarray([[i for i, _ in pairs], [j for _, j in pairs]], dtype.name if dtype else "int64")
+    xp.parts(row * col >> 8)
+    return xp.asarray(np.stack(np.triu_indices(row, offset, col)), dtype.name if dtype else "int64")
 
 
 def _triangle(xp: Any, x: Any, diagonal: int) -> Any:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from zoo.errors import GraphError
 from zoo.graph.ir import DType
 from zoo.ops.dtypes import FLOAT, is_complex, promote, to_float
+from zoo.ops.size import known
 from zoo.ops.table import op
 
 
-@op("complex")
+@op("complex", elementwise=True)
 def complex_(xp: Any, real: Any, imag: Any) -> Any:
     shape = xp.shape(xp.add(real, imag))
     return xp.complex(xp.broadcast_to(real, shape), xp.broadcast_to(imag, shape))
@@ -30,28 +32,28 @@ def view_as_complex(xp: Any, x: Any) -> Any:
     return xp.complex(real, imag)
 
 
-@op("polar")
+@op("polar", elementwise=True)
 def polar(xp: Any, x: Any, angle: Any) -> Any:
     x, angle = promote(xp, x, angle)
     return complex_(xp, xp.multiply(x, xp.cos(angle)), xp.multiply(x, xp.sin(angle)))
 
 
-@op("real")
+@op("real", elementwise=True)
 def real(xp: Any, x: Any) -> Any:
     return xp.real(x) if is_complex(xp.dtype(x)) else x
 
 
-@op("imag")
+@op("imag", elementwise=True)
 def imag(xp: Any, x: Any) -> Any:
     return xp.imag(x)
 
 
-@op("_conj", "conj", "_conj_physical", "conj_physical")
+@op("_conj", "conj", "_conj_physical", "conj_physical", elementwise=True)
 def conj(xp: Any, x: Any) -> Any:
     return xp.conj(x) if is_complex(xp.dtype(x)) else x
 
 
-@op("angle")
+@op("angle", elementwise=True)
 def angle(xp: Any, x: Any) -> Any:
     """The argument of a complex number; of a real one 0 or pi, and NaN stays."""
     if is_complex(xp.dtype(x)):
@@ -87,6 +89,9 @@ def fft_c2r(xp: Any, x: Any, dim: Any, normalization: int, last_dim_size: Any) -
     sizes = [*(xp.shape(x)[a] for a in axes[:-1]), last_dim_size]
     x = _along(xp, x, axes[:-1], False)
     half = last_dim_size // 2 + 1
+    if known(xp.shape(x)[axes[-1]]) and known(half) and xp.shape(x)[axes[-1]] != half:
+        got = f"{xp.shape(x)[axes[-1]]} frequencies for {last_dim_size} numbers"
+        raise GraphError("half a spectrum has another size than its numbers need", expected=half, got=got)
     mirrored = xp.flip(xp.conj(xp.slice(x, axes[-1], 1, last_dim_size - half + 1)), (axes[-1],))
     x = xp.concat([xp.slice(x, axes[-1], 0, half), mirrored], axes[-1])
     return _normalized(xp, xp.real(xp.fft(x, axes[-1], False)), sizes, normalization)

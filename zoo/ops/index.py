@@ -9,7 +9,7 @@ from zoo.ops.dtypes import is_float, promote
 from zoo.ops.reduce import on_scalars
 from zoo.ops.shape import broadcast_tensors, diagonal_positions, from_end, spoiled
 from zoo.ops.size import known
-from zoo.ops.table import op
+from zoo.ops.table import Moves, op
 
 _REDUCTIONS = {
     "sum": "add",
@@ -23,7 +23,7 @@ _REDUCTIONS = {
 """torch's names of scatter's reductions, and the namespace's."""
 
 
-@op("embedding")
+@op("embedding", whole=True)
 def embedding(
     xp: Any, weight: Any, indices: Any, padding_idx: int = -1, scale_grad: bool = False, sparse: bool = False
 ) -> Any:
@@ -37,7 +37,7 @@ def embedding(
     return xp.where(padded, xp.stop_gradient(rows), rows)
 
 
-@op("index_select")
+@op("index_select", moves=Moves.TAKE, along="dim")
 def index_select(xp: Any, x: Any, dim: int, index: Any) -> Any:
     if not xp.ndim(x):
         return x
@@ -49,7 +49,7 @@ def index_select(xp: Any, x: Any, dim: int, index: Any) -> Any:
     return spoiled(xp, xp.take(x, index, dim), valid)
 
 
-@op("gather")
+@op("gather", moves=Moves.TAKE)
 def gather(xp: Any, x: Any, dim: int, index: Any, *, sparse_grad: bool = False) -> Any:
     """As torch.gather: the other dims of `index` may be shorter than those of `x`."""
     if not xp.ndim(x):
@@ -62,7 +62,7 @@ def gather(xp: Any, x: Any, dim: int, index: Any, *, sparse_grad: bool = False) 
     return spoiled(xp, xp.take_along_axis(x, index, dim), valid)
 
 
-@op("take_along_dim")
+@op("take_along_dim", moves=Moves.TAKE)
 def take_along_dim(xp: Any, x: Any, indices: Any, dim: int | None = None) -> Any:
     """As gather, but the other dims of the two broadcast."""
     if dim is None:
@@ -72,7 +72,7 @@ def take_along_dim(xp: Any, x: Any, indices: Any, dim: int | None = None) -> Any
     return spoiled(xp, xp.take_along_axis(x, indices, dim), valid)
 
 
-@op("index.Tensor", "_unsafe_index.Tensor")
+@op("index.Tensor", "_unsafe_index.Tensor", moves=Moves.TAKE)
 def index(xp: Any, x: Any, indices: Any) -> Any:
     """x[indices] with None for a whole dim; index arrays that are apart put their dims first, as in NumPy."""
     if any(i is not None and xp.dtype(i) == "bool" for i in indices):
@@ -86,7 +86,7 @@ def index(xp: Any, x: Any, indices: Any) -> Any:
     return spoiled(xp, xp.index(x, indices), valid)
 
 
-@op("index_put", "_unsafe_index_put")
+@op("index_put", "_unsafe_index_put", writes=True)
 def index_put(xp: Any, x: Any, indices: Any, values: Any, accumulate: bool = False) -> Any:
     values = xp.cast(values, xp.dtype(x))
     if len(indices) == 1 and indices[0] is not None and xp.dtype(indices[0]) == "bool":
@@ -100,7 +100,7 @@ def index_put(xp: Any, x: Any, indices: Any, values: Any, accumulate: bool = Fal
     return _written(xp, xp.index_put(x, indices, values, accumulate), valid)
 
 
-@op("masked_select")
+@op("masked_select", moves=Moves.TAKE)
 def masked_select(xp: Any, x: Any, mask: Any) -> Any:
     x, mask = broadcast_tensors(xp, (x, mask))
     return xp.index_mask(x, [mask])
@@ -111,17 +111,17 @@ def nonzero(xp: Any, x: Any) -> Any:
     return xp.nonzero(x)
 
 
-@op("scatter.src", "scatter.value")
+@op("scatter.src", "scatter.value", writes=True)
 def scatter(xp: Any, x: Any, dim: int, index: Any, src: Any) -> Any:
     return _scattered(xp, x, dim % max(xp.ndim(x), 1), index, xp.asarray(src, xp.dtype(x)), "set")
 
 
-@op("scatter_add")
+@op("scatter_add", writes=True)
 def scatter_add(xp: Any, x: Any, dim: int, index: Any, src: Any) -> Any:
     return _scattered(xp, x, dim % max(xp.ndim(x), 1), index, src, "add")
 
 
-@op("scatter_reduce.two", "scatter.reduce")
+@op("scatter_reduce.two", "scatter.reduce", writes=True)
 def scatter_reduce(xp: Any, x: Any, dim: int, index: Any, src: Any, reduce: str, *, include_self: bool = True) -> Any:
     dim %= max(xp.ndim(x), 1)
     kind = _REDUCTIONS[reduce]
@@ -142,18 +142,18 @@ def scatter_reduce(xp: Any, x: Any, dim: int, index: Any, src: Any, reduce: str,
     return _written(xp, xp.divide(result, xp.maximum(count, xp.asarray(1, xp.dtype(x)))), valid)
 
 
-@op("index_add")
+@op("index_add", writes=True)
 def index_add(xp: Any, x: Any, dim: int, index: Any, source: Any, *, alpha: Any = 1) -> Any:
     source = source if alpha == 1 else xp.multiply(source, xp.asarray(alpha, xp.dtype(source)))
     return _put_along(xp, x, dim % xp.ndim(x), index, source, True)
 
 
-@op("index_copy")
+@op("index_copy", writes=True)
 def index_copy(xp: Any, x: Any, dim: int, index: Any, source: Any) -> Any:
     return _put_along(xp, x, dim % xp.ndim(x), index, source, False)
 
 
-@op("index_reduce")
+@op("index_reduce", writes=True)
 def index_reduce(xp: Any, x: Any, dim: int, index: Any, source: Any, reduce: str, *, include_self: bool = True) -> Any:
     dim %= xp.ndim(x)
     shape = tuple(-1 if a == dim else 1 for a in range(xp.ndim(x)))
@@ -161,7 +161,7 @@ def index_reduce(xp: Any, x: Any, dim: int, index: Any, source: Any, reduce: str
     return scatter_reduce(xp, x, dim, spread, source, reduce, include_self=include_self)
 
 
-@op("put")
+@op("put", writes=True)
 def put(xp: Any, x: Any, index: Any, source: Any, accumulate: bool = False) -> Any:
     """Into the elements of `x` counted through."""
     flat, index = xp.reshape(x, (-1,)), xp.reshape(index, (-1,))
@@ -169,7 +169,7 @@ def put(xp: Any, x: Any, index: Any, source: Any, accumulate: bool = False) -> A
     return xp.reshape(_put_along(xp, flat, 0, where, xp.reshape(source, (-1,)), accumulate), xp.shape(x))
 
 
-@op("diagonal_scatter")
+@op("diagonal_scatter", writes=True)
 def diagonal_scatter(xp: Any, x: Any, src: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Any:
     ndim = xp.ndim(x)
     order = (*(d for d in range(ndim) if d not in (dim1 % ndim, dim2 % ndim)), dim1 % ndim, dim2 % ndim)
@@ -222,7 +222,7 @@ def embedding_bag(
     return (xp.divide(total, xp.maximum(sizes, one)) if mode == 1 else total,)
 
 
-@op("masked_scatter")
+@op("masked_scatter", writes=True)
 def masked_scatter(xp: Any, x: Any, mask: Any, source: Any) -> Any:
     """The n-th true position takes the n-th element of `source`."""
     mask = xp.broadcast_to(mask, xp.shape(x))
@@ -243,14 +243,14 @@ def _in_turn(xp: Any, mask: Any, values: Any, inner: int) -> Any:
     return xp.reshape(xp.take(values, order, 0), (*xp.shape(mask), *((1,) * (inner - len(sizes))), *sizes))
 
 
-@op("slice_scatter")
+@op("slice_scatter", writes=True)
 def slice_scatter(xp: Any, x: Any, src: Any, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Any:
     dim %= xp.ndim(x)
     positions = xp.slice(xp.arange(0, xp.shape(x)[dim], 1, "int64"), 0, 0 if start is None else start, _end(end), step)
     return xp.index_put(x, [None] * dim + [positions], xp.cast(src, xp.dtype(x)), False)
 
 
-@op("select_scatter")
+@op("select_scatter", writes=True)
 def select_scatter(xp: Any, x: Any, src: Any, dim: int, index: Any) -> Any:
     dim %= xp.ndim(x)
     size = xp.shape(x)[dim]
@@ -274,13 +274,13 @@ def sort(xp: Any, x: Any, *args: Any, dim: int = -1, descending: bool = False, s
     return xp.take_along_axis(x, order, dim), order
 
 
-@op("argsort", "argsort.stable")
+@op("argsort", "argsort.stable", along="dim")
 @on_scalars
 def argsort(xp: Any, x: Any, dim: int = -1, descending: bool = False, *, stable: bool = True) -> Any:
     return xp.argsort(x, dim % xp.ndim(x), descending)
 
 
-@op("topk")
+@op("topk", along="dim")
 @on_scalars
 def topk(xp: Any, x: Any, k: Any, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
     dim %= xp.ndim(x)
@@ -288,7 +288,7 @@ def topk(xp: Any, x: Any, k: Any, dim: int = -1, largest: bool = True, sorted: b
     return xp.take_along_axis(x, order, dim), order
 
 
-@op("kthvalue")
+@op("kthvalue", along="dim", reduces=True)
 def kthvalue(xp: Any, x: Any, k: int, dim: int = -1, keepdim: bool = False) -> Any:
     dim %= xp.ndim(x)
     order = xp.slice(xp.argsort(x, dim, False), dim, k - 1, k)
@@ -296,14 +296,14 @@ def kthvalue(xp: Any, x: Any, k: int, dim: int = -1, keepdim: bool = False) -> A
     return (values, order) if keepdim else (xp.squeeze(values, (dim,)), xp.squeeze(order, (dim,)))
 
 
-@op("median.dim")
+@op("median.dim", along="dim", reduces=True)
 @on_scalars
 def median_dim(xp: Any, x: Any, dim: int, keepdim: bool = False) -> Any:
     """(values, indices) of the middle element, the lower of two; NaN if there is one."""
     return _middle(xp, x, dim, keepdim, ignore_nan=False)
 
 
-@op("nanmedian.dim")
+@op("nanmedian.dim", along="dim", reduces=True)
 @on_scalars
 def nanmedian_dim(xp: Any, x: Any, dim: int, keepdim: bool = False) -> Any:
     """(values, indices) of the middle of what is not NaN, the lower of two."""
@@ -334,7 +334,7 @@ def _middle(xp: Any, x: Any, dim: int, keepdim: bool, ignore_nan: bool) -> Any:
     return (values, where) if keepdim else (xp.squeeze(values, (dim,)), xp.squeeze(where, (dim,)))
 
 
-@op("one_hot")
+@op("one_hot", whole=True)
 def one_hot(xp: Any, x: Any, num_classes: int) -> Any:
     x, valid = xp.inside(x, num_classes)
     hot = xp.cast(xp.equal(xp.expand_dims(x, xp.ndim(x)), xp.arange(0, num_classes, 1, "int64")), "int64")

@@ -12,12 +12,12 @@ from zoo.ops.size import known, number
 from zoo.ops.table import op
 
 
-@op("linalg_inv")
+@op("linalg_inv", whole=True)
 def inv(xp: Any, x: Any) -> Any:
     return xp.solve(x, xp.broadcast_to(_identity(xp, x), xp.shape(x)))
 
 
-@op("linalg_solve", recorded=True)
+@op("linalg_solve", whole=True, recorded=True)
 def solve(xp: Any, a: Any, b: Any, *, left: bool = True, infos: Any = None) -> Any:
     """a @ result = b, or result @ a = b; `b` is of vectors where it has the shape that torch takes to be so."""
     vectors = xp.ndim(b) == 1
@@ -45,7 +45,7 @@ def solve_triangular(xp: Any, a: Any, b: Any, *, upper: bool, left: bool = True,
     return xp.solve_triangular(a, b, not upper)
 
 
-@op("linalg_cholesky")
+@op("linalg_cholesky", whole=True)
 def cholesky(xp: Any, x: Any, *, upper: bool = False) -> Any:
     """The lower factor L of x = L L^T, or its transpose; only the lower triangle of `x` is read, or the upper."""
     return _swap(xp, xp.cholesky(_swap(xp, x))) if upper else xp.cholesky(x)
@@ -58,40 +58,40 @@ def cholesky_solve(xp: Any, b: Any, factor: Any, upper: bool = False) -> Any:
     return solve_triangular(xp, _swap(xp, factor), half, upper=True)
 
 
-@op("linalg_slogdet")
+@op("linalg_slogdet", whole=True)
 def slogdet(xp: Any, x: Any) -> Any:
     return xp.slogdet(x)
 
 
-@op("linalg_det")
+@op("linalg_det", whole=True)
 def det(xp: Any, x: Any) -> Any:
     sign, log = xp.slogdet(x)
     return xp.multiply(sign, xp.exp(log))
 
 
-@op("linalg_eigh")
+@op("linalg_eigh", whole=True)
 def eigh(xp: Any, x: Any, UPLO: str = "L") -> Any:
     """Eigenvalues upwards, and vectors whose signs are the framework's own."""
     return xp.eigh(_swap(xp, x) if UPLO == "U" else x)
 
 
-@op("linalg_eigvalsh")
+@op("linalg_eigvalsh", whole=True)
 def eigvalsh(xp: Any, x: Any, UPLO: str = "L") -> Any:
     return eigh(xp, x, UPLO)[0]
 
 
-@op("linalg_svd")
+@op("linalg_svd", whole=True)
 def svd(xp: Any, x: Any, full_matrices: bool = True, *, driver: str | None = None) -> Any:
     """(U, S, Vh); the signs of U's columns and of Vh's rows are the framework's own."""
     return xp.svd(x, full_matrices)
 
 
-@op("linalg_svdvals")
+@op("linalg_svdvals", whole=True)
 def svdvals(xp: Any, x: Any, *, driver: str | None = None) -> Any:
     return xp.svd(x, False)[1]
 
 
-@op("linalg_qr")
+@op("linalg_qr", whole=True)
 def qr(xp: Any, x: Any, mode: str = "reduced") -> Any:
     """(Q, R); the signs of Q's columns and of R's rows are the framework's own."""
     q, r = xp.qr(x, mode == "complete")

@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 from zoo.ops.dtypes import promote
 from zoo.ops.random import dropout
 from zoo.ops.reduce import norm, safe_softmax, softmax
@@ -15,14 +17,15 @@ from zoo.ops.size import known
 from zoo.ops.table import op
 
 
-@op("linear")
+@op("linear", whole=True)
 def linear(xp: Any, x: Any, weight: Any, bias: Any = None) -> Any:
     """x @ weight.T + bias, with weight [out, in], or [in] for one output that has no dim."""
     result = xp.linear(x, weight) if xp.ndim(weight) == 2 else mv(xp, x, weight)
     return result if bias is None else xp.add(result, bias)
 
 
-@op("matmul", "mm", "bmm")
+@op("matmul", whole=True)
+@op("mm", "bmm")
 def matmul(xp: Any, x: Any, y: Any) -> Any:
     return xp.matmul(x, y)
 
@@ -89,8 +92,8 @@ def pdist(xp: Any, x: Any, p: float = 2.0) -> Any:
     """Distances of the rows above one another: the upper triangle of cdist(x, x), row after row."""
     rows = xp.shape(x)[0]
     if known(rows):
-        pairs = [(i, j) for i in range(rows) for j in range(i + 1, rows)]
-        places = [xp.asarray([pair[k] for pair in pairs], "int64") for k in (0, 1)]
+        xp.parts(rows * rows >> 8)
+        places = [xp.asarray(place, "int64") for place in np.triu_indices(rows, 1)]
     else:  # pair n is of row i where the rows before have n pairs at most between them
         after = xp.arange(rows - 1, -1, -1, "int64")
         ends = xp.cumsum(after, 0)
@@ -103,18 +106,18 @@ def pdist(xp: Any, x: Any, p: float = 2.0) -> Any:
     return norm(xp, xp.abs(xp.subtract(first, second)), p, (1,), False)
 
 
-@op("bilinear")
+@op("bilinear", whole=True)
 def bilinear(xp: Any, x: Any, y: Any, weight: Any, bias: Any = None) -> Any:
     result = xp.einsum("...i,oij,...j->...o", x, weight, y)
     return result if bias is None else xp.add(result, bias)
 
 
-@op("einsum")
+@op("einsum", whole=True)
 def einsum(xp: Any, equation: str, tensors: Any, path: Any = None) -> Any:
     return xp.einsum(equation.replace(" ", ""), *promote(xp, *tensors))
 
 
-@op("scaled_dot_product_attention")
+@op("scaled_dot_product_attention", whole=True)
 def scaled_dot_product_attention(
     xp: Any,
     query: Any,

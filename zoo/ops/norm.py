@@ -10,7 +10,7 @@ from zoo.ops.reduce import norm
 from zoo.ops.table import op
 
 
-@op("layer_norm")
+@op("layer_norm", whole=True)
 def layer_norm(
     xp: Any, x: Any, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5, cudnn: bool = True
 ) -> Any:
@@ -23,7 +23,7 @@ def native_layer_norm(xp: Any, x: Any, normalized_shape: Any, weight: Any, bias:
     return _normed(xp, x, len(normalized_shape), weight, bias, eps)
 
 
-@op("rms_norm")
+@op("rms_norm", whole=True)
 def rms_norm(xp: Any, x: Any, normalized_shape: Any, weight: Any = None, eps: float | None = None) -> Any:
     """https://arxiv.org/abs/1910.07467."""
     dtype, wide = xp.dtype(x), to_wide(xp, x)
@@ -36,7 +36,7 @@ def rms_norm(xp: Any, x: Any, normalized_shape: Any, weight: Any = None, eps: fl
     return result if weight is None else xp.multiply(result, weight)
 
 
-@op("group_norm")
+@op("group_norm", whole=True)
 def group_norm(
     xp: Any, x: Any, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, cudnn: bool = True
 ) -> Any:
@@ -56,7 +56,7 @@ def native_group_norm(xp: Any, x: Any, weight: Any, bias: Any, N: Any, C: Any, H
     return result, xp.squeeze(mean, (2,)), xp.squeeze(rstd, (2,))
 
 
-@op("instance_norm")
+@op("instance_norm", whole=True)
 def instance_norm(
     xp: Any,
     x: Any,
@@ -74,7 +74,7 @@ def instance_norm(
     return _per_channel(xp, _normed(xp, x, xp.ndim(x) - 2, None, None, eps)[0], weight, bias)
 
 
-@op("batch_norm")
+@op("batch_norm", whole=True)
 def batch_norm(
     xp: Any,
     x: Any,

@@ -15,21 +15,21 @@ from zoo.ops.table import op
 _DIMS = {"1d": 1, "2d": 2, "3d": 3}
 
 
-@op("max_pool1d")
+@op("max_pool1d", whole=True)
 def max_pool1d(
     xp: Any, x: Any, kernel_size: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
 ) -> Any:
     return _max_pool(xp, x, 1, kernel_size, stride, padding, dilation, ceil_mode)
 
 
-@op("max_pool2d")
+@op("max_pool2d", whole=True)
 def max_pool2d(
     xp: Any, x: Any, kernel_size: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
 ) -> Any:
     return _max_pool(xp, x, 2, kernel_size, stride, padding, dilation, ceil_mode)
 
 
-@op("max_pool3d")
+@op("max_pool3d", whole=True)
 def max_pool3d(
     xp: Any, x: Any, kernel_size: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
 ) -> Any:
@@ -48,6 +48,7 @@ def max_pool_with_indices(
     plane = xp.reshape(x, (*xp.shape(x)[:lead], math.prod(sizes)))
     window = _window(dims, kernel_size, stride, padding, dilation)
     index, found = xp.full(xp.shape(values), 0, "int64"), xp.full(xp.shape(values), False, "bool")
+    xp.parts(math.prod(window[0]))
     for tap in product(*(range(k) for k in window[0])):
         flat, inside = xp.asarray(0, "int64"), xp.asarray(True, "bool")
         for axis, (i, size, count, _, s, p, d) in enumerate(zip(tap, sizes, counts, *window, strict=True)):
@@ -61,7 +62,7 @@ def max_pool_with_indices(
     return values, index
 
 
-@op("avg_pool1d")
+@op("avg_pool1d", whole=True)
 def avg_pool1d(
     xp: Any,
     x: Any,
@@ -74,7 +75,7 @@ def avg_pool1d(
     return _avg_pool(xp, x, 1, kernel_size, stride, padding, ceil_mode, count_include_pad, None)
 
 
-@op("avg_pool2d")
+@op("avg_pool2d", whole=True)
 def avg_pool2d(
     xp: Any,
     x: Any,
@@ -88,7 +89,7 @@ def avg_pool2d(
     return _avg_pool(xp, x, 2, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
 
 
-@op("avg_pool3d")
+@op("avg_pool3d", whole=True)
 def avg_pool3d(
     xp: Any,
     x: Any,
@@ -109,7 +110,7 @@ def _adaptive(name: str, reduction: str) -> None:
             x = _adaptive_axis(xp, x, axis, target, getattr(xp, reduction))
         return x
 
-    op(name)(function)
+    op(name, whole=not name.startswith("_"))(function)
 
 
 for _name in ("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"):
@@ -118,13 +119,14 @@ _adaptive("_adaptive_avg_pool2d", "mean")
 _adaptive("_adaptive_avg_pool3d", "mean")
 
 
-@op("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d")
+@op("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d", whole=True)
 def adaptive_max_pool(xp: Any, x: Any, output_size: Any) -> Any:
     """Values, and for each the flat position it came from: the first of equal ones."""
     dims = len(output_size)
     lead = xp.ndim(x) - dims
     sizes = xp.shape(x)[lead:]
     values, indices = [], []
+    xp.parts(math.prod(output_size))
     for cell in product(*(range(n) for n in output_size)):
         window, starts = x, []
         for axis, (i, size, n) in enumerate(zip(cell, sizes, output_size, strict=True), lead):
@@ -156,6 +158,7 @@ def _max_pool(
     low = -math.inf if is_float(xp.dtype(x)) else -(2**63)  # cut to the dtype's own range
     if any(d != 1 for d in dilation):
         result = None
+        xp.parts(math.prod(kernel))
         x = xp.pad(x, [(0, 0), (0, 0), *pairs], low)
         for offsets in product(*(range(k) for k in kernel)):
             part = x

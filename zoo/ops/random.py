@@ -21,13 +21,13 @@ from zoo.ops.table import op
 __all__ = ["kept", "key_of"]
 
 
-@op("dropout")
+@op("dropout", draws=True, whole=True)
 def dropout(xp: Any, x: Any, p: float, train: bool, *, rng: Any = None) -> Any:
     """Each element is zeroed with probability p, the others divided by 1 - p; `rng` is (key, number of the op)."""
     return _dropped(xp, x, p, xp.shape(x), rng) if train and p and rng is not None else x
 
 
-@op("feature_dropout")
+@op("feature_dropout", draws=True, whole=True)
 def feature_dropout(xp: Any, x: Any, p: float, train: bool, *, rng: Any = None) -> Any:
     """Dropout of whole channels of [N, C, *]."""
     if not train or not p or rng is None:
@@ -35,7 +35,7 @@ def feature_dropout(xp: Any, x: Any, p: float, train: bool, *, rng: Any = None) 
     return _dropped(xp, x, p, (*xp.shape(x)[:2], *(1,) * (xp.ndim(x) - 2)), rng)
 
 
-@op("alpha_dropout")
+@op("alpha_dropout", draws=True, whole=True)
 def alpha_dropout(xp: Any, x: Any, p: float, train: bool, *, rng: Any = None) -> Any:
     """Dropout that keeps mean and variance of self-normalising networks: https://arxiv.org/abs/1706.02515."""
     if not train or not p or rng is None:

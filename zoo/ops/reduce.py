@@ -12,28 +12,28 @@ from zoo.ops.dtypes import is_integer, to_float, to_wide
 from zoo.ops.table import op
 
 
-@op("sum", "sum.dim_IntList")
+@op("sum", "sum.dim_IntList", along="dim", reduces=True)
 def sum_(xp: Any, x: Any, dim: Any = None, keepdim: bool = False, *, dtype: DType | None = None) -> Any:
     return xp.sum(_accumulated(xp, x, dtype), _axes(xp, x, dim), keepdim)
 
 
-@op("mean", "mean.dim")
+@op("mean", "mean.dim", along="dim", reduces=True)
 def mean(xp: Any, x: Any, dim: Any = None, keepdim: bool = False, *, dtype: DType | None = None) -> Any:
     x = xp.cast(x, dtype.name) if dtype else x
     return xp.mean(to_float(xp, x), _axes(xp, x, dim), keepdim)
 
 
-@op("prod", "prod.dim_int")
+@op("prod", "prod.dim_int", along="dim", reduces=True)
 def prod(xp: Any, x: Any, dim: Any = None, keepdim: bool = False, *, dtype: DType | None = None) -> Any:
     return xp.prod(_accumulated(xp, x, dtype), _axes(xp, x, dim), keepdim)
 
 
-@op("amax")
+@op("amax", along="dim", reduces=True)
 def amax(xp: Any, x: Any, dim: Any = (), keepdim: bool = False) -> Any:
     return xp.max(x, _axes(xp, x, dim), keepdim)
 
 
-@op("amin")
+@op("amin", along="dim", reduces=True)
 def amin(xp: Any, x: Any, dim: Any = (), keepdim: bool = False) -> Any:
     return xp.min(x, _axes(xp, x, dim), keepdim)
 
@@ -48,41 +48,43 @@ def min_(xp: Any, x: Any) -> Any:
     return xp.min(x, _axes(xp, x, None), False)
 
 
-@op("max.dim")
+@op("max.dim", along="dim", reduces=True)
 def max_dim(xp: Any, x: Any, dim: int, keepdim: bool = False) -> Any:
     return amax(xp, x, (dim,), keepdim), argmax(xp, x, dim, keepdim)
 
 
-@op("min.dim")
+@op("min.dim", along="dim", reduces=True)
 def min_dim(xp: Any, x: Any, dim: int, keepdim: bool = False) -> Any:
     return amin(xp, x, (dim,), keepdim), argmin(xp, x, dim, keepdim)
 
 
-@op("argmax")
+@op("argmax", along="dim", reduces=True)
 def argmax(xp: Any, x: Any, dim: int | None = None, keepdim: bool = False) -> Any:
     return _arg(xp, xp.argmax, x, dim, keepdim)
 
 
-@op("argmin")
+@op("argmin", along="dim", reduces=True)
 def argmin(xp: Any, x: Any, dim: int | None = None, keepdim: bool = False) -> Any:
     return _arg(xp, xp.argmin, x, dim, keepdim)
 
 
-@op("any", "any.dim", "any.dims")
+@op("any", "any.dim", along="dim", reduces=True)
+@op("any.dims")  # to which () means none
 def any_(xp: Any, x: Any, dim: Any = None, keepdim: bool = False) -> Any:
     """Unlike other reductions, over no dims at all if `dim` is empty."""
     x = xp.cast(x, "bool")
     return x if dim == () else xp.any(x, _axes(xp, x, dim), keepdim)
 
 
-@op("all", "all.dim", "all.dims")
+@op("all", "all.dim", along="dim", reduces=True)
+@op("all.dims")
 def all_(xp: Any, x: Any, dim: Any = None, keepdim: bool = False) -> Any:
     """Unlike other reductions, over no dims at all if `dim` is empty."""
     x = xp.cast(x, "bool")
     return x if dim == () else xp.all(x, _axes(xp, x, dim), keepdim)
 
 
-@op("var.correction", "var.dim")
+@op("var.correction", "var.dim", along="dim", reduces=True, whole=True)
 def var(xp: Any, x: Any, dim: Any = None, correction: Any = None, keepdim: bool = False) -> Any:
     """`correction` is also var.dim's flag `unbiased`: 1 or 0."""
     correction = 1 if correction is None else float(correction)
@@ -95,17 +97,18 @@ def var(xp: Any, x: Any, dim: Any = None, correction: Any = None, keepdim: bool 
     return xp.cast(xp.divide(total, free), dtype)
 
 
-@op("std.correction", "std.dim")
+@op("std.correction", "std.dim", along="dim", reduces=True, whole=True)
 def std(xp: Any, x: Any, dim: Any = None, correction: Any = None, keepdim: bool = False) -> Any:
     return _root(xp, var(xp, x, dim, correction, keepdim))
 
 
-@op("var_mean.correction")
+@op("var_mean.correction", along="dim", reduces=True)
 def var_mean(xp: Any, x: Any, dim: Any = None, correction: Any = None, keepdim: bool = False) -> Any:
     return var(xp, x, dim, correction, keepdim), mean(xp, x, dim, keepdim)
 
 
-@op("linalg_vector_norm", "norm.ScalarOpt_dim")
+@op("linalg_vector_norm", along="dim", reduces=True)
+@op("norm.ScalarOpt_dim", along="dim", reduces=True, whole=True)
 def vector_norm(
     xp: Any, x: Any, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: DType | None = None
 ) -> Any:
@@ -137,7 +140,7 @@ def _root(xp: Any, x: Any) -> Any:
     return xp.where(nothing, zero, xp.sqrt(xp.where(nothing, xp.asarray(1, xp.dtype(x)), x)))
 
 
-@op("logsumexp")
+@op("logsumexp", along="dim", reduces=True, whole=True)
 def logsumexp(xp: Any, x: Any, dim: Any, keepdim: bool = False) -> Any:
     x, axes = to_float(xp, x), _axes(xp, x, dim)
     top, log = _log_sum(xp, to_wide(xp, x), axes)
@@ -158,7 +161,8 @@ def on_scalars(function: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-@op("softmax.int", "_softmax")
+@op("softmax.int", along="dim", whole=True)
+@op("_softmax", along="dim")
 @on_scalars
 def softmax(xp: Any, x: Any, dim: int, dtype: Any = None) -> Any:
     """`dtype` is softmax.int's; _softmax passes its flag for half to float there, which is False on a CPU."""
@@ -166,7 +170,7 @@ def softmax(xp: Any, x: Any, dim: int, dtype: Any = None) -> Any:
     return xp.cast(xp.softmax(to_wide(xp, x), dim % xp.ndim(x)), xp.dtype(x))
 
 
-@op("_safe_softmax")
+@op("_safe_softmax", along="dim")
 @on_scalars
 def safe_softmax(xp: Any, x: Any, dim: int, dtype: DType | None = None) -> Any:
     """Zeros where a whole row is -inf."""
@@ -177,7 +181,8 @@ def safe_softmax(xp: Any, x: Any, dim: int, dtype: DType | None = None) -> Any:
     return xp.where(blind, xp.asarray(0, xp.dtype(result)), result)
 
 
-@op("log_softmax.int", "_log_softmax")
+@op("log_softmax.int", along="dim", whole=True)
+@op("_log_softmax", along="dim")
 @on_scalars
 def log_softmax(xp: Any, x: Any, dim: int, dtype: Any = None) -> Any:
     x = to_float(xp, xp.cast(x, dtype.name) if isinstance(dtype, DType) else x)
@@ -188,19 +193,19 @@ def log_softmax(xp: Any, x: Any, dim: int, dtype: Any = None) -> Any:
     return xp.cast(xp.subtract(rest, xp.log(xp.sum(xp.exp(rest), axes, True))), xp.dtype(x))
 
 
-@op("cumsum")
+@op("cumsum", along="dim", whole=True)
 @on_scalars
 def cumsum(xp: Any, x: Any, dim: int, *, dtype: DType | None = None) -> Any:
     return xp.cumsum(_accumulated(xp, x, dtype), dim % xp.ndim(x))
 
 
-@op("cumprod")
+@op("cumprod", along="dim", whole=True)
 @on_scalars
 def cumprod(xp: Any, x: Any, dim: int, *, dtype: DType | None = None) -> Any:
     return xp.cumprod(_accumulated(xp, x, dtype), dim % xp.ndim(x))
 
 
-@op("cummax")
+@op("cummax", along="dim")
 @on_scalars
 def cummax(xp: Any, x: Any, dim: int) -> Any:
     """(values, indices); of equal ones the last counts, and NaN is the largest."""
@@ -210,7 +215,7 @@ def cummax(xp: Any, x: Any, dim: int) -> Any:
     return _running(xp, x, xp.cummax(x, dim), dim)
 
 
-@op("cummin")
+@op("cummin", along="dim")
 @on_scalars
 def cummin(xp: Any, x: Any, dim: int) -> Any:
     """(values, indices); of equal ones the last counts, and NaN is the smallest."""
@@ -222,7 +227,7 @@ def cummin(xp: Any, x: Any, dim: int) -> Any:
     return _running(xp, x, xp.negative(xp.cummax(xp.negative(x), dim)), dim)
 
 
-@op("logcumsumexp")
+@op("logcumsumexp", along="dim")
 @on_scalars
 def logcumsumexp(xp: Any, x: Any, dim: int) -> Any:
     """Each sum has a largest element of its own, so all pairs of positions are formed."""

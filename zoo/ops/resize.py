@@ -34,8 +34,8 @@ def _register(dims: str, mode: str, *names: str) -> None:
         return _resize(xp, x, count, mode, output_size, align, factors or ())
 
     for name in names:
-        op(name)(plain)
-        op(f"{name}.vec")(vec)
+        op(name, whole=True)(plain)
+        op(f"{name}.vec", whole=True)(vec)
 
 
 _register("1d", "nearest", "upsample_nearest1d")
@@ -52,7 +52,7 @@ _register("2d", "linear_aa", "_upsample_bilinear2d_aa")
 _register("2d", "cubic_aa", "_upsample_bicubic2d_aa")
 
 
-@op("grid_sampler_2d", "grid_sampler_3d", "grid_sampler")
+@op("grid_sampler_2d", "grid_sampler_3d", "grid_sampler", whole=True)
 def grid_sampler(
     xp: Any, x: Any, grid: Any, interpolation_mode: int = 0, padding_mode: int = 0, align_corners: bool = False
 ) -> Any:

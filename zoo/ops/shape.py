@@ -10,12 +10,13 @@ from zoo.graph.ir import DType
 from zoo.ops import size as size_ops
 from zoo.ops.dtypes import is_integer, result_type
 from zoo.ops.size import known, number
-from zoo.ops.table import op
+from zoo.ops.table import Moves, op
 
 _END = 2**63 - 1  # what torch.export writes for "to the end"
 
 
-@op("view", "reshape", "_unsafe_view", "_reshape_alias")
+@op("view", "_reshape_alias", moves=Moves.RESHAPE)
+@op("reshape", "_unsafe_view", moves=Moves.RESHAPE, same_as="view")
 def view(xp: Any, x: Any, size: Any, stride: Any = None) -> Any:
     if any(known(d, 0) for d in xp.shape(x)) and any(known(d, -1) for d in size):
         rest = math.prod(d for d in size if not known(d, -1))
@@ -29,7 +30,7 @@ def view_dtype(xp: Any, x: Any, dtype: DType) -> Any:
     return xp.bitcast(x, dtype.name)
 
 
-@op("flatten.using_ints")
+@op("flatten.using_ints", moves=Moves.RESHAPE)
 def flatten(xp: Any, x: Any, start_dim: int = 0, end_dim: int = -1) -> Any:
     if not xp.ndim(x):
         return xp.reshape(x, (1,))
@@ -38,19 +39,19 @@ def flatten(xp: Any, x: Any, start_dim: int = 0, end_dim: int = -1) -> Any:
     return xp.reshape(x, (*shape[:start], math.prod(shape[start : end + 1]), *shape[end + 1 :]))
 
 
-@op("unflatten.int")
+@op("unflatten.int", moves=Moves.RESHAPE)
 def unflatten(xp: Any, x: Any, dim: int, sizes: Any) -> Any:
     shape = xp.shape(x)
     dim %= xp.ndim(x)
     return view(xp, x, (*shape[:dim], *sizes, *shape[dim + 1 :]))
 
 
-@op("permute", "permute_copy")
+@op("permute", "permute_copy", moves=Moves.PERMUTE)
 def permute(xp: Any, x: Any, dims: Any) -> Any:
     return xp.permute(x, tuple(d % xp.ndim(x) for d in dims))
 
 
-@op("transpose.int")
+@op("transpose.int", moves=Moves.PERMUTE, whole=True)
 def transpose(xp: Any, x: Any, dim0: int, dim1: int) -> Any:
     if not xp.ndim(x):
         return x
@@ -59,22 +60,22 @@ def transpose(xp: Any, x: Any, dim0: int, dim1: int) -> Any:
     return xp.permute(x, tuple(axes))
 
 
-@op("t")
+@op("t", moves=Moves.PERMUTE)
 def t(xp: Any, x: Any) -> Any:
     return x if xp.ndim(x) < 2 else xp.permute(x, (1, 0))
 
 
-@op("numpy_T")
+@op("numpy_T", moves=Moves.PERMUTE)
 def reverse_dims(xp: Any, x: Any) -> Any:
     return xp.permute(x, tuple(reversed(range(xp.ndim(x)))))
 
 
-@op("mT")
+@op("mT", moves=Moves.PERMUTE)
 def matrix_transpose(xp: Any, x: Any) -> Any:
     return transpose(xp, x, -2, -1)
 
 
-@op("movedim.intlist", "movedim.int")
+@op("movedim.intlist", "movedim.int", moves=Moves.PERMUTE)
 def movedim(xp: Any, x: Any, source: Any, destination: Any) -> Any:
     ndim = xp.ndim(x)
     source = [d % ndim for d in ((source,) if isinstance(source, int) else source)]
@@ -85,12 +86,12 @@ def movedim(xp: Any, x: Any, source: Any, destination: Any) -> Any:
     return xp.permute(x, tuple(axes))
 
 
-@op("unsqueeze", "unsqueeze_copy")
+@op("unsqueeze", "unsqueeze_copy", moves=Moves.RESHAPE)
 def unsqueeze(xp: Any, x: Any, dim: int) -> Any:
     return xp.expand_dims(x, dim % (xp.ndim(x) + 1))
 
 
-@op("squeeze", "squeeze.dim", "squeeze.dims", recorded=True)
+@op("squeeze", "squeeze.dim", "squeeze.dims", moves=Moves.RESHAPE, recorded=True)
 def squeeze(xp: Any, x: Any, dim: Any = None, *, infos: Any = None) -> Any:
     """Only dims of size 1 go. Of those whose sizes are not known, what the graph records of the result decides."""
     shape = xp.shape(x)
@@ -119,7 +120,7 @@ def _left_out(shape: Any, gone: set[int], unknown: list[int], recorded: Any, cou
     return ()
 
 
-@op("expand", "expand_copy")
+@op("expand", "expand_copy", moves=Moves.REPEAT)
 def expand(xp: Any, x: Any, size: Any, *, implicit: bool = False) -> Any:
     own = xp.shape(x)
     new = len(size) - len(own)
@@ -127,17 +128,17 @@ def expand(xp: Any, x: Any, size: Any, *, implicit: bool = False) -> Any:
     return xp.broadcast_to(x, target)
 
 
-@op("expand_as")
+@op("expand_as", moves=Moves.REPEAT)
 def expand_as(xp: Any, x: Any, other: Any) -> Any:
     return xp.broadcast_to(x, xp.shape(other))
 
 
-@op("broadcast_to")
+@op("broadcast_to", moves=Moves.REPEAT)
 def broadcast_to(xp: Any, x: Any, size: Any) -> Any:
     return expand(xp, x, size)
 
 
-@op("view_as", "reshape_as")
+@op("view_as", "reshape_as", moves=Moves.RESHAPE)
 def view_as(xp: Any, x: Any, other: Any) -> Any:
     return xp.reshape(x, xp.shape(other))
 
@@ -152,7 +153,7 @@ def broadcast_tensors(xp: Any, tensors: Any) -> Any:
     return tuple(xp.broadcast_to(x, tuple(target)) for x in tensors)
 
 
-@op("repeat")
+@op("repeat", moves=Moves.REPEAT)
 def repeat(xp: Any, x: Any, repeats: Any) -> Any:
     new = len(repeats) - xp.ndim(x)
     shape = (1,) * new + tuple(xp.shape(x))
@@ -162,12 +163,12 @@ def repeat(xp: Any, x: Any, repeats: Any) -> Any:
     return xp.reshape(result, tuple(count * size for count, size in zip(repeats, shape, strict=True)))
 
 
-@op("tile")
+@op("tile", moves=Moves.REPEAT)
 def tile(xp: Any, x: Any, dims: Any) -> Any:
     return repeat(xp, x, (1,) * (xp.ndim(x) - len(dims)) + tuple(dims))
 
 
-@op("repeat_interleave.self_int")
+@op("repeat_interleave.self_int", moves=Moves.REPEAT)
 def repeat_interleave(xp: Any, x: Any, repeats: Any, dim: int | None = None, *, output_size: Any = None) -> Any:
     if dim is None:
         x, dim = xp.reshape(x, (-1,)), 0
@@ -192,7 +193,7 @@ def meshgrid(xp: Any, tensors: Any, *, indexing: str = "ij") -> Any:
     return tuple(grids)
 
 
-@op("cat")
+@op("cat", moves=Moves.JOIN)
 def cat(xp: Any, tensors: Any, dim: int = 0) -> Any:
     dtype = result_type(xp, *tensors)
     # torch lets an empty 1-D tensor join any others
@@ -205,23 +206,23 @@ def cat(xp: Any, tensors: Any, dim: int = 0) -> Any:
     return parts[0] if len(parts) == 1 else xp.concat(parts, dim % xp.ndim(parts[0]))
 
 
-@op("stack")
+@op("stack", moves=Moves.JOIN)
 def stack(xp: Any, tensors: Any, dim: int = 0) -> Any:
     return cat(xp, [unsqueeze(xp, x, dim) for x in tensors], dim)
 
 
-@op("slice.Tensor", "slice_copy.Tensor")
+@op("slice.Tensor", "slice_copy.Tensor", moves=Moves.TAKE, along="dim")
 def slice_(xp: Any, x: Any, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Any:
     end = None if known(end) and end >= _END else end
     return xp.slice(x, dim % xp.ndim(x), 0 if start is None else start, end, step)
 
 
-@op("narrow")
+@op("narrow", moves=Moves.TAKE, along="dim")
 def narrow(xp: Any, x: Any, dim: int, start: Any, length: Any) -> Any:
     return xp.slice(x, dim % xp.ndim(x), start, start + length)
 
 
-@op("select.int", "select_copy.int")
+@op("select.int", "select_copy.int", moves=Moves.TAKE, along="dim")
 def select(xp: Any, x: Any, dim: int, index: Any) -> Any:
     dim %= xp.ndim(x)
     size = xp.shape(x)[dim]
@@ -256,7 +257,7 @@ def spoiled(xp: Any, x: Any, valid: Any) -> Any:
     return xp.where(valid, x, xp.asarray(blank, dtype))
 
 
-@op("split_with_sizes", "split_with_sizes_copy", "split.sizes")
+@op("split_with_sizes", "split_with_sizes_copy", "split.sizes", moves=Moves.TAKE, along="dim")
 def split_with_sizes(xp: Any, x: Any, split_sizes: Any, dim: int = 0) -> Any:
     parts, start = [], 0
     for size in split_sizes:
@@ -265,36 +266,37 @@ def split_with_sizes(xp: Any, x: Any, split_sizes: Any, dim: int = 0) -> Any:
     return tuple(parts)
 
 
-@op("split.Tensor", "split_copy.Tensor")
+@op("split.Tensor", "split_copy.Tensor", moves=Moves.TAKE, along="dim")
 def split(xp: Any, x: Any, split_size: Any, dim: int = 0) -> Any:
     length, split_size = number(xp.shape(x)[dim], "split"), number(split_size, "split")
     starts = range(0, max(length, 1), split_size)  # nothing splits into one part of nothing
     return tuple(xp.slice(x, dim % xp.ndim(x), start, min(start + split_size, length)) for start in starts)
 
 
-@op("chunk", recorded=True)
+@op("chunk", moves=Moves.TAKE, along="dim", recorded=True)
 def chunk(xp: Any, x: Any, chunks: int, dim: int = 0, *, infos: Any = None) -> Any:
     """Where the length is not known there are as many parts as the graph records."""
     dim %= xp.ndim(x)
     length = xp.shape(x)[dim]
     if infos is None or known(length):
         length = number(length, "chunk")
+        xp.parts(chunks)
         return split(xp, x, -(-length // chunks), dim) if length else (x,) * chunks
     size = -(-length // chunks)
     return tuple(xp.slice(x, dim, i * size, (i + 1) * size) for i in range(len(infos)))
 
 
-@op("unbind.int")
+@op("unbind.int", moves=Moves.TAKE, along="dim", whole=True)
 def unbind(xp: Any, x: Any, dim: int = 0) -> Any:
     return tuple(select(xp, x, dim, i) for i in range(number(xp.shape(x)[dim], "unbind")))
 
 
-@op("flip")
+@op("flip", moves=Moves.PERMUTE, along="dims")
 def flip(xp: Any, x: Any, dims: Any) -> Any:
     return xp.flip(x, tuple(d % xp.ndim(x) for d in dims))
 
 
-@op("roll")
+@op("roll", moves=Moves.PERMUTE, whole=True)
 def roll(xp: Any, x: Any, shifts: Any, dims: Any = ()) -> Any:
     shifts = (shifts,) if not isinstance(shifts, (tuple, list)) else shifts
     dims = (dims,) if isinstance(dims, int) else dims
@@ -308,7 +310,7 @@ def roll(xp: Any, x: Any, shifts: Any, dims: Any = ()) -> Any:
     return x
 
 
-@op("constant_pad_nd")
+@op("constant_pad_nd", whole=True)
 def constant_pad(xp: Any, x: Any, pad: Any, value: Any = 0) -> Any:
     """`pad` runs from the last dim backwards, (before, after) each; negative amounts cut."""
     widths: list[tuple[Any, Any]] = [(0, 0)] * xp.ndim(x)
@@ -325,14 +327,15 @@ def constant_pad(xp: Any, x: Any, pad: Any, value: Any = 0) -> Any:
     return xp.pad(x, widths, value)
 
 
-@op("pad")
+@op("pad", whole=True)
 def pad_(xp: Any, x: Any, pad: Any, mode: str = "constant", value: Any = None) -> Any:
     if mode == "constant":
         return constant_pad(xp, x, pad, 0 if value is None else value)
     return {"reflect": reflection_pad, "replicate": replication_pad, "circular": circular_pad}[mode](xp, x, pad)
 
 
-@op("reflection_pad1d", "reflection_pad2d", "reflection_pad3d")
+@op("reflection_pad1d", "reflection_pad2d", whole=True)
+@op("reflection_pad3d")
 def reflection_pad(xp: Any, x: Any, padding: Any) -> Any:
     for axis, before, after in _pads(xp, x, padding):
         size = xp.shape(x)[axis]
@@ -342,7 +345,8 @@ def reflection_pad(xp: Any, x: Any, padding: Any) -> Any:
     return x
 
 
-@op("replication_pad1d", "replication_pad2d", "replication_pad3d")
+@op("replication_pad1d", "replication_pad2d", whole=True)
+@op("replication_pad3d")
 def replication_pad(xp: Any, x: Any, padding: Any) -> Any:
     for axis, before, after in _pads(xp, x, padding):
         size = xp.shape(x)[axis]
@@ -379,6 +383,7 @@ def im2col(xp: Any, x: Any, kernel_size: Any, dilation: Any, padding: Any, strid
         for axis, k, d, s in zip(axes, kernel_size, dilation, stride, strict=True)
     ]
     patches = []
+    xp.parts(math.prod(kernel_size))
     for tap in itertools.product(*map(range, kernel_size)):
         part = x
         for axis, i, d, s, count in zip(axes, tap, dilation, stride, counts, strict=True):
@@ -387,7 +392,7 @@ def im2col(xp: Any, x: Any, kernel_size: Any, dilation: Any, padding: Any, strid
     return xp.reshape(xp.concat(patches, axes[0]), (*lead, c * math.prod(kernel_size), counts[0] * counts[1]))
 
 
-@op("pixel_shuffle")
+@op("pixel_shuffle", moves=Moves.PERMUTE, whole=True)
 def pixel_shuffle(xp: Any, x: Any, upscale_factor: int) -> Any:
     *lead, c, h, w = xp.shape(x)
     r, n = upscale_factor, len(lead)
@@ -396,7 +401,7 @@ def pixel_shuffle(xp: Any, x: Any, upscale_factor: int) -> Any:
     return xp.reshape(x, (*lead, c // (r * r), h * r, w * r))
 
 
-@op("pixel_unshuffle")
+@op("pixel_unshuffle", moves=Moves.PERMUTE, whole=True)
 def pixel_unshuffle(xp: Any, x: Any, downscale_factor: int) -> Any:
     *lead, c, h, w = xp.shape(x)
     r, n = downscale_factor, len(lead)
@@ -405,7 +410,7 @@ def pixel_unshuffle(xp: Any, x: Any, downscale_factor: int) -> Any:
     return xp.reshape(x, (*lead, c * r * r, h // r, w // r))
 
 
-@op("diagonal", "diagonal_copy")
+@op("diagonal", "diagonal_copy", moves=Moves.TAKE)
 def diagonal(xp: Any, x: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Any:
     ndim = xp.ndim(x)
     dim1, dim2 = dim1 % ndim, dim2 % ndim

@@ -14,9 +14,12 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from zoo.errors import UnsupportedOp
+from zoo.errors import LimitError, UnsupportedOp
 from zoo.ops.dtypes import is_float
 from zoo.ops.table import op
+
+_BITS = 128
+"""Of a power of whole numbers, at most."""
 
 
 def known(size: Any, *values: int) -> TypeGuard[int]:
@@ -40,130 +43,134 @@ def number(size: Any, what: str) -> int:
     return size
 
 
-@op("sym_size.int")
+@op("sym_size.int", size=True, by_shape=True)
 def sym_size(xp: Any, x: Any, dim: int) -> Any:
     return xp.shape(x)[dim]
 
 
-@op("sym_numel")
+@op("sym_numel", size=True, by_shape=True)
 def sym_numel(xp: Any, x: Any) -> Any:
     return math.prod(xp.shape(x))
 
 
-@op("sym.add")
+@op("sym.add", size=True)
 def add(xp: Any, a: Any, b: Any) -> Any:
     a, b = _alike(xp, a, b)
     return a + b
 
 
-@op("sym.sub")
+@op("sym.sub", size=True)
 def sub(xp: Any, a: Any, b: Any) -> Any:
     a, b = _alike(xp, a, b)
     return a - b
 
 
-@op("sym.mul")
+@op("sym.mul", size=True)
 def mul(xp: Any, a: Any, b: Any) -> Any:
     a, b = _alike(xp, a, b)
     return a * b
 
 
-@op("sym.floordiv")
+@op("sym.floordiv", size=True)
 def floordiv(xp: Any, a: Any, b: Any) -> Any:
     a, b = _alike(xp, a, b)
     return a // b
 
 
-@op("sym.truediv")
+@op("sym.truediv", size=True)
 def truediv(xp: Any, a: Any, b: Any) -> Any:
     a, b = _alike(xp, a, b)
     return a / b
 
 
-@op("sym.mod")
+@op("sym.mod", size=True)
 def mod(xp: Any, a: Any, b: Any) -> Any:
     a, b = _alike(xp, a, b)
     return a % b
 
 
-@op("sym.pow")
+@op("sym.pow", size=True)
 def pow_(xp: Any, a: Any, b: Any) -> Any:
     a, b = _alike(xp, a, b)
+    if isinstance(a, int) and isinstance(b, int) and a.bit_length() * b > _BITS:
+        raise LimitError(
+            "a power is larger than any size", expected=f"{_BITS} bits", got=f"about {a.bit_length()} * {b}"
+        )
     return a**b
 
 
-@op("sym.neg")
+@op("sym.neg", size=True)
 def neg(xp: Any, a: Any) -> Any:
     return -a
 
 
-@op("sym.eq")
+@op("sym.eq", size=True)
 def eq(xp: Any, a: Any, b: Any) -> Any:
     return xp.size_equal(*_alike(xp, a, b))
 
 
-@op("sym.ne")
+@op("sym.ne", size=True)
 def ne(xp: Any, a: Any, b: Any) -> Any:
     return not_(xp, eq(xp, a, b))
 
 
-@op("sym.lt")
+@op("sym.lt", size=True)
 def lt(xp: Any, a: Any, b: Any) -> Any:
     a, b = _alike(xp, a, b)
     return a < b
 
 
-@op("sym.le")
+@op("sym.le", size=True)
 def le(xp: Any, a: Any, b: Any) -> Any:
     a, b = _alike(xp, a, b)
     return a <= b
 
 
-@op("sym.gt")
+@op("sym.gt", size=True)
 def gt(xp: Any, a: Any, b: Any) -> Any:
     a, b = _alike(xp, a, b)
     return a > b
 
 
-@op("sym.ge")
+@op("sym.ge", size=True)
 def ge(xp: Any, a: Any, b: Any) -> Any:
     a, b = _alike(xp, a, b)
     return a >= b
 
 
-@op("sym.and")
+@op("sym.and", size=True)
 def and_(xp: Any, a: Any, b: Any) -> Any:
     return a & b
 
 
-@op("sym.or")
+@op("sym.or", size=True)
 def or_(xp: Any, a: Any, b: Any) -> Any:
     return a | b
 
 
-@op("sym.not")
+@op("sym.not", size=True)
 def not_(xp: Any, a: Any) -> Any:
     return not a if isinstance(a, bool) else xp.logical_not(a)
 
 
-@op("sym.ite")
+@op("sym.ite", size=True)
 def ite(xp: Any, condition: Any, a: Any, b: Any) -> Any:
     if isinstance(condition, bool):
         return a if condition else b
     return xp.size_where(condition, a, b)
 
 
-@op("sym.max")
+@op("sym.max", size=True)
 def max_(xp: Any, *sizes: Any) -> Any:
     return functools.reduce(xp.size_max, sizes)
 
 
-@op("sym.min")
+@op("sym.min", size=True)
 def min_(xp: Any, *sizes: Any) -> Any:
     return functools.reduce(xp.size_min, sizes)
 
 
-@op("sym.sum")
+@op("sym.sum", size=True)
 def sum_(xp: Any, sizes: Any) -> Any:
     result = 0
     for size in sizes:
@@ -171,32 +178,32 @@ def sum_(xp: Any, sizes: Any) -> Any:
     return result
 
 
-@op("sym.int")
+@op("sym.int", size=True)
 def int_(xp: Any, a: Any) -> Any:
     return xp.size_int(a)
 
 
-@op("sym.float")
+@op("sym.float", size=True)
 def float_(xp: Any, a: Any) -> Any:
     return a * 1.0 if known(a) else xp.cast(a, "float64")
 
 
-@op("sym.floor")
+@op("sym.floor", size=True)
 def floor(xp: Any, a: Any) -> Any:
     return xp.size_int(a) if known(a) else xp.size_int(a // 1)
 
 
-@op("sym.ceil")
+@op("sym.ceil", size=True)
 def ceil(xp: Any, a: Any) -> Any:
     return -floor(xp, -a)
 
 
-@op("sym.round")
+@op("sym.round", size=True)
 def round_(xp: Any, a: Any) -> Any:
     return round(a) if isinstance(a, (int, float)) else xp.size_int(xp.round(a))
 
 
-@op("sym.sqrt")
+@op("sym.sqrt", size=True)
 def sqrt(xp: Any, a: Any) -> Any:
     return pow_(xp, a, 0.5)
 

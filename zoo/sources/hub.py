@@ -18,6 +18,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
+from converters.folder import is_index
 from zoo.errors import ChecksumError, SourceError
 from zoo.registry import parse_uri
 from zoo.sources import NO_HASHES, Progress, cache_root, is_offline
@@ -203,7 +204,7 @@ def _download(
         modules = module_folders(several([_MODULES])[0].read_bytes())
     names = select(listing, files, where=repo.uri, modules=modules)
     _check_listed(repo, names, listing, sha256)
-    for index in [name for name in names if name.endswith(".index.json")]:
+    for index in [name for name in names if is_index(name)]:
         more = shards(several([index])[0])
         if absent := [shard for shard in more if shard not in listing]:
             raise SourceError(
@@ -255,7 +256,7 @@ def _chosen(folder: Path, listing: list[str], files: Sequence[str] | None, repo:
     path = folder / _MODULES
     modules = module_folders(inside(folder, _MODULES).read_bytes()) if files is None and path.exists() else []
     names = select(listing, files, where=f"{repo.uri} in {folder}", modules=modules)
-    for index in [name for name in names if name.endswith(".index.json")]:
+    for index in [name for name in names if is_index(name)]:
         if (folder / index).exists():
             names += shards(folder / index)
     for name in names:
@@ -274,7 +275,7 @@ def _known_listing(repo: _Repo, commit: str) -> dict[str, str | None]:
     folder = repo.snapshot(commit)
     present = sorted(path for path in folder.rglob("*") if path.is_file())
     found: dict[str, str | None] = {path.relative_to(folder).as_posix(): _blob_hash(path) for path in present}
-    for index in [name for name in found if name.endswith(".index.json") and "/" not in name]:
+    for index in [name for name in found if is_index(name) and "/" not in name]:
         found.update({shard: None for shard in shards(folder / index) if shard not in found})
     return found
 

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Literal
 
 from converters import FOLDERS, unnamed
-from converters.folder import USUAL, like, weights_in
+from converters.folder import USUAL, is_index, like, weights_in
 from converters.sharded import MAX_INDEX
 from zoo.errors import ChecksumError, FormatError, SourceError, UnsafeFile
 from zoo.files import write_whole
@@ -61,16 +61,6 @@ def fetch(
     names = names_in(root)
     for name in names:
         inside(root, name)
-    for name in names:
-        if name.endswith(".index.json"):
-            missing = [shard for shard in shards(root / name) if not inside(root, shard).is_file()]
-            if missing:
-                raise SourceError(
-                    "shards of the checkpoint are missing",
-                    where=root / name,
-                    expected=", ".join(missing),
-                    do="copy them too",
-                )
     for name in files or ():
         if inside(root, name).is_file() and name not in names:
             names.append(name)
@@ -80,6 +70,13 @@ def fetch(
     )
     for name in select(names, files, where=str(root), weights=not whole, modules=_modules_of(root)):
         _check_hash(inside(root, name), name, sha256)
+        if is_index(name) and (absent := [one for one in shards(root / name) if not inside(root, one).is_file()]):
+            raise SourceError(
+                "shards of the checkpoint are missing",
+                where=root / name,
+                expected=", ".join(absent),
+                do="copy them too",
+            )
     return root
 
 
@@ -171,7 +168,7 @@ def companions(names: Sequence[str], modules: Sequence[str] = ()) -> list[str]:
     taken = [
         name
         for name in names
-        if any(like(name, pattern) for pattern in _COMPANIONS) and "/" not in name and not name.endswith(".index.json")
+        if any(like(name, pattern) for pattern in _COMPANIONS) and "/" not in name and not is_index(name)
     ]
     for name in names:
         folder = name.rpartition("/")[0]

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from converters.folder import is_index
 from zoo.errors import ChecksumError, FormatError, SourceError, UnsafeFile, ZooError
 from zoo.registry import SourceRef, parse_uri
 from zoo.sources import NO_HASHES, Progress, cache_root, is_offline
@@ -120,7 +121,7 @@ def _cached(ref: SourceRef, folder: Path, files: Sequence[str] | None) -> list[s
     path = folder / _MODULES
     modules = module_folders(inside(folder, _MODULES).read_bytes()) if files is None and path.is_file() else []
     names = select(manifest["listing"], files, where=ref.uri, modules=modules)
-    for index in [name for name in names if name.endswith(".index.json")]:
+    for index in [name for name in names if is_index(name)]:
         if inside(folder, index).is_file():
             names += shards(folder / index)
     return names if all(name in manifest["sha256"] and inside(folder, name).is_file() for name in names) else None
@@ -223,7 +224,7 @@ def _extract(
             members = _members(ref, opened)
             modules = module_folders(opened.read(members[_MODULES])) if files is None and _MODULES in members else []
             names = select(members, files, where=ref.uri, modules=modules)
-            for index in [name for name in names if name.endswith(".index.json")]:
+            for index in [name for name in names if is_index(name)]:
                 more = shards(Path(index), opened.read(members[index]))
                 if absent := [shard for shard in more if shard not in members]:
                     raise SourceError("the index names shards that the wheel does not have", where=ref.uri, got=absent)

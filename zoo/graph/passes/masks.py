@@ -7,19 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from zoo.graph.ir import DType, Graph, Node, Ref, ValueInfo, param_ref, refs
+from zoo.ops import OPS, spelling, traits_of
 
-__all__ = ["ELEMENTWISE", "with_all_rows"]
+__all__ = ["with_all_rows"]
 
 Infos = Mapping[str, ValueInfo]
-
-# Each element of the result from the elements at its place.
-ELEMENTWISE = frozenset(
-    """
-    abs add sub mul div pow neg exp log sqrt rsqrt reciprocal square tanh sigmoid silu gelu relu relu6 elu selu celu
-    mish erf softplus softsign leaky_relu hardtanh hardswish hardsigmoid clamp maximum minimum where _to_copy
-    eq ne lt le gt ge logical_and logical_or logical_not logical_xor
-    """.split()
-)
 
 
 def with_all_rows(graph: Graph) -> Graph:
@@ -109,12 +101,13 @@ def _takes(node: Node, rows: set[str], infos: Infos) -> bool:
 
 def _keeps_rows(node: Node, rows: set[str], counts: set[str], infos: Infos) -> bool:
     """Whether each row of the result comes from the same row of what is selected, and no other."""
-    name, args = node.op.partition(".")[0], node.args
-    if any(ref.name in counts for ref in refs((args, node.kwargs))) and name != "view":
+    args, traits = node.args, traits_of(node.op)
+    is_view = spelling(node.op) == "view"
+    if any(ref.name in counts for ref in refs((args, node.kwargs))) and not is_view:
         return False
     of_rows = [ref.name for ref in refs((args, node.kwargs)) if ref.name in rows]
     ndim = max(len(infos[ref].shape) for ref in of_rows) if of_rows else 0
-    if name in ELEMENTWISE:
+    if traits.elementwise:
         for ref in refs((args, node.kwargs)):
             shape = infos[ref.name].shape
             if (len(shape) != ndim) if ref.name in rows else (len(shape) >= ndim and shape[0] != 1):
@@ -123,20 +116,17 @@ def _keeps_rows(node: Node, rows: set[str], counts: set[str], infos: Infos) -> b
     first = isinstance(args[0], Ref) and args[0].name in rows
     if not first or len(of_rows) != 1:
         return False
-    if name == "linear":
+    if node.op == "linear":
         return ndim > 1
-    if name in ("layer_norm", "rms_norm"):
+    if node.op in ("layer_norm", "rms_norm"):
         return len(args[1]) < ndim
-    if name in ("mean", "sum", "amax", "amin", "var") and len(args) > 1 and args[1]:
-        dims = args[1] if isinstance(args[1], tuple) else (args[1],)
-        return all(dim % ndim for dim in dims)
-    if name in ("softmax", "select", "slice", "unsqueeze", "split_with_sizes", "unbind"):
-        place = {"split_with_sizes": 2}.get(name, 1)
-        dim = args[place] if len(args) > place else 0
-        return bool(dim % (ndim + (name == "unsqueeze")))
-    if name == "transpose":
+    if traits.along is not None:
+        return 0 not in OPS[node.op].dims(node, ndim)
+    if node.op == "unsqueeze":
+        return bool(args[1] % (ndim + 1))
+    if node.op == "transpose.int":
         return bool(args[1] % ndim and args[2] % ndim)
-    if name == "view":
+    if is_view:
         head, *sizes = args[1]
         counted = head == -1 or (isinstance(head, Ref) and head.name in counts)
         same = infos[args[0].name].shape[0] == node.infos[0].shape[0]

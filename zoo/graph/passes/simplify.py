@@ -7,14 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from zoo.graph.ir import Graph, Node, Ref, map_refs, refs
+from zoo.ops import OPS, traits_of
 
 __all__ = ["drops", "simplify"]
-
-# Ops whose result depends on more than their arguments, so that two of them are not one.
-_RANDOM = (
-    *("rand", "bernoulli", "dropout", "native_dropout", "alpha_dropout", "feature_dropout", "rrelu"),
-    *("normal", "uniform", "exponential", "poisson", "multinomial"),
-)
 
 
 def simplify(graph: Graph) -> Graph:
@@ -28,7 +23,7 @@ def drops(node: Node) -> bool:
     """Whether a node drops something in training."""
     if node.op == "scaled_dot_product_attention":
         return bool(node.kwargs.get("dropout_p", dict(enumerate(node.args)).get(4)))
-    return node.op in ("dropout", "feature_dropout", "alpha_dropout")
+    return traits_of(node.op).draws
 
 
 def _merge_repeats(graph: Graph) -> Graph:
@@ -48,7 +43,7 @@ def _merge_repeats(graph: Graph) -> Graph:
             renamed[node.outputs[0]] = node.args[0].name
             continue
         key = _key((node.op, node.args, node.kwargs))
-        twin = None if node.op.startswith(_RANDOM) or drops(node) else seen.get(key)
+        twin = seen.get(key) if _is_function(node) else None
         if twin is not None:
             renamed.update(zip(node.outputs, twin.outputs, strict=True))
             continue
@@ -56,6 +51,11 @@ def _merge_repeats(graph: Graph) -> Graph:
         nodes.append(node)
     outputs = {name: current(value) for name, value in graph.outputs.items()}
     return replace(graph, nodes=nodes, outputs=outputs)
+
+
+def _is_function(node: Node) -> bool:
+    """Whether the result follows from the arguments alone, so that equal nodes may be one; unknown ones may draw."""
+    return (node.op in OPS or "::" in node.op) and not drops(node)
 
 
 def _is_identity(node: Node, dtypes: dict[str, str]) -> bool:

@@ -1,0 +1,1 @@
+"""Flax's MessagePack files."""
