@@ -107,6 +107,7 @@ def reader(
     registry._index.cache_clear()
 
 
+@pytest.mark.timeout(900)  # a page is as long as its reader types
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_blocks_run_as_printed(page: Path, reader: Callable[[str], Path]) -> None:
     document = parser().parse(page)
@@ -117,7 +118,16 @@ def test_blocks_run_as_printed(page: Path, reader: Callable[[str], Path]) -> Non
     for number, example in enumerate(examples):
         below = examples[number + 1] if number + 1 < len(examples) else None
         document.namespace["_below"] = below is not None and below.region.lexemes["arguments"] == "text"
-        example.evaluate()
+        try:
+            example.evaluate()
+        except AssertionError as error:
+            raise AssertionError(f"{page_id(page)}, line {example.line}: {error}") from None
+
+
+def test_notebooks_say_what_they_said() -> None:
+    pytest.importorskip("nbclient", reason="pip install -e '.[docs]'")
+    done = run_other(["python", str(ROOT / "tools" / "run_notebooks.py"), "--check"])
+    assert done.returncode == 0, done.stdout
 
 
 def test_a_block_that_does_not_run_or_prints_something_else_is_noticed(tmp_path: Path) -> None:
