@@ -114,10 +114,15 @@ def ratios(result: Mapping[str, Any]) -> str:
     models = result["models"]
     names = [n for n in dict.fromkeys(name for row in models.values() for name in row) if n != "torch eager"]
     rows = (
-        (model, row["torch eager"]["ms"], *(row.get(name, {}).get("ratio to torch eager") for name in names))
+        (
+            model,
+            row["torch eager"]["ms"],
+            *(row.get(name, {}).get("ratio to torch eager") for name in names),
+            row["native"].get("of peak"),
+        )
         for model, row in models.items()
     )
-    return table(("model and shape", "torch eager, ms", *names), rows)
+    return table(("model and shape", "torch eager, ms", *names, "native, share of peak"), rows)
 
 
 def of_shapes(key: str) -> Callable[[Mapping[str, Any]], str]:
@@ -181,6 +186,18 @@ def attacks(result: Mapping[str, Any]) -> str:
     return table(("form", "files", "most seconds", "most MB", "over the limits", "without an error of ours"), rows)
 
 
+def finetune(result: Mapping[str, Any]) -> str:
+    """Accuracy per framework, the mean and each seed's, and the share of the commonest class."""
+    rows = [
+        (name, row["mean accuracy"], *row["of each seed"])
+        for name, row in result["summary"].items()
+        if isinstance(row, Mapping)
+    ]
+    commonest = result["summary"]["commonest class"]
+    rows.append(("always the commonest class", sum(commonest) / len(commonest), *commonest))
+    return table(("framework", "mean", *(f"seed {number}" for number in range(len(commonest)))), rows)
+
+
 def memory(result: Mapping[str, Any]) -> str:
     """Peak of loading, over the size of the file."""
     rows = (
@@ -233,9 +250,7 @@ TABLES: dict[tuple[str, str], Callable[[Any], str]] = {
     ("startup", ""): lambda result: by_columns(
         {name: row for name, row in result.items() if isinstance(row, Mapping)}, "process"
     ),
-    ("finetune", ""): lambda result: by_columns(
-        {name: row for name, row in result["summary"].items() if isinstance(row, Mapping)}, "framework"
-    ),
+    ("finetune", ""): finetune,
     ("other_zoos", ""): facts,
     ("hostile", ""): hostile,
     ("attacks", ""): attacks,
@@ -243,5 +258,10 @@ TABLES: dict[tuple[str, str], Callable[[Any], str]] = {
     ("real_weights", ""): lambda result: table(
         ("name", "from", "form", "bytes"), ((r["name"], r["source"], r["form"], r["bytes"]) for r in result)
     ),
-    ("round_trips", ""): lambda result: facts(result["totals"]),
+    ("round_trips", ""): lambda result: facts(
+        {
+            what: result["totals"][what]
+            for what in ("families", "models", "pairs", "original to a form and back", "models that a form holds")
+        }
+    ),
 }
