@@ -20,7 +20,7 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-MARK = re.compile(r"^<!-- (results|sweep|commands)(?:: (\w+)(?: ([^>]+?))?)? -->$", re.MULTILINE)
+MARK = re.compile(r"^<!-- (results|sweep|checks|commands)(?:: (\w+)(?: ([^>]+?))?)? -->$", re.MULTILINE)
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -36,7 +36,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     Raises:
         PluginError: there is no such result.
     """
-    made = {"sweep": sweep, "commands": commands}
+    made = {"sweep": sweep, "checks": checks, "commands": commands}
     return MARK.sub(lambda found: made[found[1]]() if found[1] in made else results(found[2], found[3] or ""), markdown)
 
 
@@ -222,6 +222,38 @@ def sweep() -> str:
     versions = ", ".join(f"{name} {version}" for name, version in coverage().versions.items())
     head = ("", "in transformers", "built and run by it", "captured", *(f"match on {place}" for place in places))
     return f"{table(head, rows)}\n\n*`make coverage`; {versions}.*"
+
+
+def checks() -> str:
+    """What else the sweep asked of base models: share of those that it could ask."""
+    from zoo.coverage import coverage
+
+    base = [row for row in coverage().rows if row.task == "feature-extraction"]
+    captured = [row for row in base if row.captured]
+
+    def share(answers: Iterable[bool | None]) -> str:
+        given = [answer for answer in answers if answer is not None]
+        return f"{sum(given)} of {len(given)} ({sum(given) / len(given):.1%})"
+
+    rows = [("checkpoints that transformers writes of them load", *[share(row.loads for row in captured)] * 2)]
+    for what, name in {
+        "right at another batch size, with the same graph": "batch",
+        "right at another length, with the same graph": "length",
+        "gradients within 1e-4 of torch's, or within 4 times torch's own error of float64's": "gradients",
+    }.items():
+        found = ([getattr(row.on(place), name) for row in captured if row.on(place).matches] for place in PLACES)
+        rows.append((what, *map(share, found)))
+    kept_back = [row.first for row in base if row.held_out and row.built]
+    rows.append(
+        (
+            "of a third of the types set aside, right at their first run",
+            *(share(f.get(p, False) for f in kept_back) for p in PLACES),
+        )
+    )
+    return table(("of those captured", *PLACES), rows)
+
+
+PLACES = ("jax", "tensorflow")
 
 
 def commands() -> str:
