@@ -6,7 +6,8 @@
 
 A tiny model is written in each form; each case changes one of its files: bits, bytes, pieces, lengths, members of
 archives (with checksums that fit), fields of JSON. Then the files are opened and read, and every third time loaded and
-converted, in a process of its own, forked from one that has done the imports. What came of it, counted by form:
+converted, in a process of its own, forked from one that has done the imports. A graph is run, too, on NumPy and on the
+native engine; of the form "work" its numbers become huge, or operations that grow are put in. What came of it, by form:
 
     refused   an error of ours                      same      all as it was: the change meant nothing
     other     other names, shapes, dtypes: a model does not take those; or what was written is right, and something else
@@ -48,18 +49,19 @@ sys.path[1:1] = [str(ROOT / "tests"), str(ROOT / "tests" / "attacks")]
 from common import record  # noqa: E402
 
 MEMORY = 256 << 20
-SECONDS = {"config": 60.0, "graph": 20.0}
+SECONDS = {"config": 60.0, "graph": 20.0, "work": 20.0}
 OTHERS = 20.0
 BAD = ("raw", "signal", "hang", "memory")
 CONVERTED = ("safetensors", "torch", "tf-h5", "flax", "npz", "keras-model", "tf-checkpoint", "orbax", "gguf")
 FORMS = (
     *CONVERTED,
     *("sharded", "torch-legacy", "npz-deflated", "h5-chunked", "onnx", "tfjs", "llama2c"),
-    *("graph", "config", "tokenizer", "settings"),
+    *("graph", "work", "config", "tokenizer", "settings"),
 )
-BESIDE = ("graph", "config", "tokenizer", "settings")
+BESIDE = ("graph", "work", "config", "tokenizer", "settings")
 """Files beside weights: whatever is changed there may change what comes out, so nothing there is silent."""
-NAMES = {"tokenizer": ("tokenizer.json",), "config": ("config.json",), "graph": ("graph.json.gz",)} | {
+NAMES = {"tokenizer": ("tokenizer.json",), "config": ("config.json",)} | {
+    **dict.fromkeys(("graph", "work"), ("graph.json.gz",)),
     "settings": (
         *("tokenizer_config.json", "special_tokens_map.json", "modules.json", "sentence_bert_config.json"),
         *("config_sentence_transformers.json", "1_Pooling/config.json"),
@@ -217,6 +219,8 @@ def outcome(folder: Path, form: str, load: bool) -> dict[str, str]:
         else:
             out = model(input_ids=[[1, 2, 3, 4, 5]])
             found = {name: digest(value) for name, value in out.items()}
+            if form != "config":
+                zoo.load(folder, "native", offline=True)(input_ids=[[1, 2, 3, 4, 5]])
         return found
     found = contents(folder)
     if load and (folder / "config.json").is_file():
@@ -261,6 +265,9 @@ def change(folder: Path, form: str, draw: random.Random) -> bool:
     inside = draw.random() < 0.6
     if path.suffix == ".json" or path.name in (".zarray", "_METADATA", "zarr.json"):
         raw = changed_json(raw, draw) if inside else changed(raw, draw)
+    elif form == "work":
+        packed = zlib.compressobj(1, wbits=31)
+        raw = packed.compress(grown(zlib.decompress(raw, 31), draw)) + packed.flush()
     elif path.suffix == ".gz" and inside:
         text = zlib.decompress(raw, 31)
         packed = zlib.compressobj(1, wbits=31)
@@ -370,6 +377,54 @@ def changed_json(raw: bytes, draw: random.Random) -> bytes:
     return text.encode()
 
 
+SIZES = (-1, 0, 2, 1000, 4096, 10**6, 10**9, 10**12, 2**62, 10**30)
+GROWING: tuple[tuple[tuple[Any, ...], ...], ...] = (
+    *(((("repeat", "%", [size, *[1] * rank]),)) for size in SIZES for rank in (1, 2, 3)),
+    *(((("view", "%", [-1]), ("expand", "%", [size, -1]), ("exp", "%"))) for size in SIZES),
+    *(((("new_full", "%", [size, size // 3], 1.0),)) for size in SIZES),
+    *(((("view", "%", [-1]), ("constant_pad_nd", "%", [size, 7]))) for size in SIZES),
+    *(((("view", "%", [1, 1, -1]), ("adaptive_avg_pool1d", "%", [size]))) for size in SIZES),
+    *(((("view", "%", [1, 1, -1, 1]), ("upsample_nearest2d.vec", "%", [size, 9], None))) for size in SIZES),
+    *(((("view", "%", [-1]), ("unfold", "%", 0, size, 1))) for size in (2, 7, 30, 100)),
+    *((("view", "%", [-1]), *[("cat", ["%", "%"], 0)] * times) for times in (3, 20, 40)),
+    *((("view", "%", [-1, 1]), ("expand", "%", [-1, size]), *[("matmul", "%", "%T")] * 3) for size in SIZES),
+    *((("sym_size.int", "%", 0), *[("sym.pow", "%", size)] * 2, ("full", ["%"], 1.0)) for size in SIZES),
+    *((("sym_size.int", "%", 0), *[("sym.mul", "%", "%")] * times, ("full", ["%"], 1.0)) for times in (4, 9, 60)),
+)
+"""Operations one after another, each of the last one's result."""
+
+
+def grown(raw: bytes, draw: random.Random) -> bytes:
+    """A graph's JSON with larger numbers among the arguments, and with operations put in whose results grow."""
+    data = json.loads(raw)
+    nodes = data["nodes"]
+    for _ in range(draw.choice([1, 1, 2, 4])):
+        at = draw.randrange(len(nodes))
+        if draw.random() < 0.5:
+            places = [(h, k) for h, k in places_in(nodes[at][1]) if type(h[k]) is int]
+            if places:
+                holder, key = draw.choice(places)
+                holder[key] = draw.choice(SIZES)
+            continue
+        name, dtype, shape = nodes[at][3][0]
+        if not dtype.startswith("float"):
+            continue
+        last, made = "%" + name, []
+        for number, (op, *args) in enumerate(draw.choice(GROWING)):
+            new = f"{name}.{len(nodes)}.{number}"
+            if "%T" in args:
+                made.append(["t", [last], {}, [[f"{new}t", dtype, ["a", "b"]]]])
+            text = json.dumps(args).replace('"%T"', json.dumps(f"%{new}t")).replace('"%"', json.dumps(last))
+            made.append([op, json.loads(text), {}, [[new, "size" if op.startswith("sym") else dtype, ["a", "b"]]]])
+            last = f"%{new}"
+        mean, total = f"{name}.{len(nodes)}.mean", f"{name}.{len(nodes)}.sum"
+        made.append(["mean", [last], {}, [[mean, dtype, []]]])
+        made.append(["add.Tensor", ["%" + name, "%" + mean], {}, [[total, dtype, shape]]])
+        later = json.dumps(nodes[at + 1 :]).replace(json.dumps("%" + name), json.dumps("%" + total))
+        nodes[at + 1 :] = [*made, *json.loads(later)]
+    return json.dumps(data).encode()
+
+
 def places_in(tree: Any, limit: int = 5000) -> Iterator[tuple[Any, Any]]:
     """(dict or list, key) of the values of a tree, those near its root first."""
     rows = [tree]
@@ -422,7 +477,7 @@ def make_seeds(root: Path) -> None:
     write_h5(root / "h5-chunked" / "model.h5", some)
     write_others(root, some)
     zoo.load(base, "numpy").save(root / "graph")
-    for form in ("config", "tokenizer", "settings"):
+    for form in ("work", "config", "tokenizer", "settings"):
         shutil.copytree(base if form == "config" else root / "graph", root / form)
     shutil.copytree(root / "others", root / "tokenizer" / "others")
     write_settings(root / "settings")

@@ -14,7 +14,7 @@ import secrets
 import shutil
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,7 +27,9 @@ __all__ = ["replacing"]
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(
+    path: Path, *, last: Callable[[Path], object] = bool, after: Callable[[Path], object] = bool
+) -> Iterator[Path]:
     """A path for a new file or folder, which takes `path`'s place when the block ends well.
 
     What stood at `path` stays whole until then, and both change places in one step: whoever looks, or whenever the
@@ -37,6 +39,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Args:
         path: a file or a folder; its parent must exist.
+        last: called with what was written once it is on the disk, just before it takes its place.
+        after: called with the folder that stood there, before it is removed.
     """
     path = path.absolute()
     _remove_left(path)
@@ -46,7 +50,13 @@ def replacing(path: Path) -> Iterator[Path]:
         with _flushing(work):
             yield fresh
         _sync(fresh)
+        last(fresh)
+        for folder in [item for item in (fresh, *fresh.rglob("*")) if item.is_dir() and not item.is_symlink()]:
+            _sync_folder(folder)
         _swap(fresh, path)
+        for old in (fresh, work / _OLD):
+            if old.is_dir():
+                after(old)
         _sync_folder(path.parent)
     finally:
         shutil.rmtree(work, ignore_errors=True)

@@ -25,7 +25,7 @@ from tolerances import TOLERANCES
 
 import zoo
 from zoo.arrays import to_numpy
-from zoo.errors import InputError, SourceError, WeightsError
+from zoo.errors import ConfigError, InputError, SourceError, WeightsError
 from zoo.graph.ir import Ref, map_refs
 
 BACKENDS = ("torch", "jax", "tensorflow", "keras", "numpy", "native")
@@ -879,3 +879,83 @@ def test_numbers_of_64_bits_are_saved_as_they_were_loaded(backend: str, tmp_path
     model.params["weight"] = 2 * to_numpy(model.params["weight"])
     saved = model.package().arrays
     assert saved["weight"].dtype == np.float64 and np.array_equal(saved["count"], module.count.numpy())
+
+
+# What a graph cannot see of a module
+
+
+def _doubled(part: Any, given: Any, output: Any) -> Any:
+    return 2 * output
+
+
+def _hooked(module: Any) -> None:
+    module.classifier.register_forward_hook(_doubled)
+
+
+def _hooked_before(module: Any) -> None:
+    module.classifier.register_forward_pre_hook(lambda part, given: (2 * given[0],))
+
+
+def _other_forward(module: Any) -> None:
+    module.classifier.forward = lambda x: 2 * torch.nn.functional.linear(x, module.classifier.weight)
+
+
+def _other_eps(module: Any) -> None:
+    module.bert.embeddings.LayerNorm.eps = 0.5
+
+
+def _other_scale(module: Any) -> None:
+    module.bert.encoder.layer[0].attention.self.scaling = 9.0
+
+
+def _normed(module: Any) -> None:
+    torch.nn.utils.parametrizations.weight_norm(module.classifier)
+
+
+def _pruned(module: Any) -> None:
+    from torch.nn.utils import prune
+
+    prune.l1_unstructured(module.classifier, "weight", 0.5)
+
+
+UNSEEN = {
+    "classifier.*hook": _hooked,
+    "classifier.*(hook)s?": _hooked_before,
+    "classifier.*forward": _other_forward,
+    r"LayerNorm\.eps": _other_eps,
+    "scaling": _other_scale,
+    "classifier": _normed,
+    "classifier.+": _pruned,
+}
+
+
+@pytest.mark.filterwarnings("ignore:The tensor attribute self.classifier.weight was assigned:UserWarning")  # pruning
+@pytest.mark.parametrize("named", UNSEEN)
+def test_what_the_graph_cannot_see_of_a_module_is_refused_by_name(named: str, checkpoint, tmp_path: Path) -> None:
+    folder, inputs = checkpoint("bert"), given("bert")
+    model = zoo.load(folder)
+    UNSEEN[named](model.module)
+    for look in (lambda: model(**inputs), lambda: model.params, lambda: model.save(tmp_path / "no")):
+        with pytest.raises(WeightsError, match=named):
+            look()
+    with pytest.raises(ConfigError, match=named):
+        zoo.load(model.module)
+    module = model.module.eval()
+    tensors = {name: torch.as_tensor(array) for name, array in inputs.items()}
+    with torch.no_grad():
+        expected = module(**tensors).logits.double().numpy()
+    for backend in ("torch", "numpy"):  # a capture holds what is there
+        close(backend, value("bert", zoo.capture(module, **tensors).load(backend)(**inputs)), expected)
+
+
+def test_settings_that_evaluation_does_not_read_may_change(checkpoint) -> None:
+    model = zoo.load(checkpoint("bert"))
+    before = value("bert", model(**given("bert")))
+    module = model.module
+    module.dropout.p, module.config.use_cache = 0.9, False
+    module.config.id2label = {index: f"name {index}" for index in module.config.id2label}
+    module.train()
+    assert np.array_equal(value("bert", model(**given("bert"))), before)
+    module.config.hidden_act = "relu"
+    with pytest.raises(WeightsError, match="hidden_act"):
+        model(**given("bert"))

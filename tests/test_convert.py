@@ -621,3 +621,31 @@ def test_cli_inspect(
     code, out, _ = run("inspect", place)
     assert code == 0 and out.splitlines()[-1].endswith("MB") and f"{format_}, {dialect}" in out
     assert any(line.split()[0].endswith(name) and str(wanted) in line for line in out.splitlines() if line)
+
+
+def test_files_can_be_read_instead_of_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mmap
+
+    import checkpoints
+
+    from zoo.cli import main
+
+    source = checkpoints.save(tmp_path / "source", "bert")
+    mapped = []
+    real = mmap.mmap
+
+    class Counted(real):  # type: ignore[misc, valid-type]
+        def __new__(cls, *arguments: Any, **named: Any) -> Any:
+            mapped.append(arguments)
+            return real.__new__(cls, *arguments, **named)
+
+    monkeypatch.setattr(mmap, "mmap", Counted)
+    zoo.convert(source, tmp_path / "mapped")
+    assert mapped
+    mapped.clear()
+    zoo.convert(source, tmp_path / "read", mmap=False)
+    for command in (["convert", str(source), str(tmp_path / "again")], ["verify", str(source), "-b", "numpy"]):
+        with pytest.raises(SystemExit) as done:
+            main([*command, "--no-mmap"])
+        assert not done.value.code
+    assert not mapped

@@ -107,3 +107,12 @@ def test_weights_without_a_preset_are_not_keras_hubs(tmp_path):
         dialect.canonical(checkpoint, {})
     with pytest.raises(ConfigError, match="opt"):
         dialect.foreign_config({"model_type": "opt"})
+
+
+def test_what_a_backbone_lacks_is_refused_by_the_fields_name():
+    llama = {"model_type": "llama", "num_attention_heads": 4}
+    scaled = {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}}
+    with pytest.raises(ConfigError, match=r"config\.json, rope_parameters"):
+        dialect.foreign_config(llama | scaled)
+    with pytest.raises(ConfigError, match=r"config\.json, num_decoder_layers"):
+        dialect.foreign_config({"model_type": "t5", "num_layers": 3, "num_decoder_layers": 2})

@@ -138,3 +138,39 @@ def test_a_graph_in_keras(script: str, framework: str, tmp_path: Path) -> None:
     run(_MODEL + script, framework, tmp_path)
     if script is _FREEZING:
         assert "GraphModel" in run(_READ, framework, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("keras") / "m.keras"
+    code = (
+        "import sys, torch, zoo\n"
+        "zoo.capture(torch.nn.Linear(3, 2), input=torch.ones(2, 3)).load('keras').module.save(sys.argv[1])"
+    )
+    subprocess.run([sys.executable, "-c", code, str(path)], env=os.environ | {"KERAS_BACKEND": "torch"}, check=True)
+    return path
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        "import zoo, keras",
+        "import keras, zoo",
+        "import zoo; from zoo.backends import installed; assert installed('keras'); import keras",  # found before
+        "import zoo, importlib; importlib.reload(zoo); from keras import saving; import keras",
+    ],
+)
+def test_a_file_loads_in_either_order_of_imports(order: str, saved: Path) -> None:
+    code = f"""
+import sys
+finders = list(sys.meta_path)
+{order}
+model = keras.saving.load_model(sys.argv[1])
+assert type(model).__name__ == "GraphModel" and model(keras.ops.ones((1, 3)))["output"].shape == (1, 2)
+assert not any(type(finder).__module__ == "zoo" for finder in sys.meta_path)
+"""
+    command = [sys.executable, "-W", "error", "-c", code, str(saved)]
+    done = subprocess.run(
+        command, env=os.environ | {"KERAS_BACKEND": "torch"}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -225,3 +225,71 @@ def test_the_language_of_texts(name: str, settings: dict[str, Any], package: Pat
     path.write_text(json.dumps(json.loads(path.read_text()) | {"src_lang": "no_such"}))
     with pytest.raises(ConfigError, match="no_such"):
         _ = zoo.load(folder, "numpy").tokenizer
+
+
+# What a class puts around texts, whatever tokenizer.json says
+
+_WORDS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "[CLS]", "[SEP]", "[PAD]", "[UNK]", "[MASK]", "a", "b", "ab", "c"]
+_BERTS = {
+    "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]", "pad_token": "[PAD]", "mask_token": "[MASK]",
+}  # fmt: skip
+_OTHERS = {
+    "bos_token": "<s>", "eos_token": "</s>", "cls_token": "<s>", "sep_token": "</s>", "unk_token": "<unk>",
+    "pad_token": "<pad>", "mask_token": "<mask>",
+}  # fmt: skip
+
+
+def _cut(how: str) -> Any:
+    if how == "WordPiece":
+        made = Tokenizer(models.WordPiece({word: i for i, word in enumerate(_WORDS)}, unk_token="[UNK]"))
+        made.normalizer, made.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    elif how == "BPE":
+        words = [*_WORDS[:10], *sorted(pre_tokenizers.ByteLevel.alphabet()), "ab"]
+        made = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, [("a", "b")]))
+        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    else:
+        made = Tokenizer(models.Unigram([(word, -float(i)) for i, word in enumerate([*_WORDS, "▁"])], unk_id=3))
+        made.pre_tokenizer = pre_tokenizers.Metaspace()
+    return made
+
+
+@pytest.mark.parametrize("template", [False, True])
+@pytest.mark.parametrize(
+    ("model_type", "name", "how", "tokens"),
+    [
+        ("bert", "BertTokenizer", "WordPiece", _BERTS),
+        ("distilbert", "DistilBertTokenizer", "WordPiece", _BERTS),
+        ("electra", "ElectraTokenizer", "WordPiece", _BERTS),
+        ("mpnet", "MPNetTokenizer", "WordPiece", _OTHERS),
+        ("roberta", "RobertaTokenizer", "BPE", _OTHERS),
+        ("bart", "BartTokenizer", "BPE", _OTHERS),
+        ("longformer", "LongformerTokenizer", "BPE", _OTHERS),
+        ("deberta", "DebertaTokenizer", "BPE", _BERTS),
+        ("xlm-roberta", "XLMRobertaTokenizer", "Unigram", _OTHERS),
+        ("camembert", "CamembertTokenizer", "Unigram", _OTHERS),
+        ("albert", "AlbertTokenizer", "Unigram", _BERTS),
+        ("deberta-v2", "DebertaV2Tokenizer", "Unigram", _BERTS),
+        ("t5", "T5Tokenizer", "Unigram", _OTHERS),
+    ],
+)
+def test_what_a_class_puts_around_texts(
+    model_type: str, name: str, how: str, tokens: dict[str, str], template: bool, tmp_path: Path
+) -> None:
+    from zoo.tasks.tokenizer import read_settings, read_tokenizer
+
+    made = _cut(how)
+    made.add_special_tokens(list(dict.fromkeys([*tokens.values(), "[MASK]"])))
+    if template:
+        made.post_processor = processors.TemplateProcessing(
+            single="[PAD] $A", pair="[PAD] $A [PAD] $B:1", special_tokens=[("[PAD]", made.token_to_id("[PAD]"))]
+        )
+    made.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    for changed in (None, "cls_token", "sep_token", "eos_token", "bos_token"):
+        settings = {"tokenizer_class": name, **tokens, **({changed: "[MASK]"} if changed else {})}
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+        theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+        ours = read_tokenizer(tmp_path, read_settings(tmp_path), model_type, lambda: None)
+        for texts in (("ab a",), ("",), ("ab a", "b c"), ("c b a", "b")):
+            assert ours.encode(*texts).ids == theirs(*texts)["input_ids"], (changed, texts)
+            assert ours.encode(*texts).type_ids == theirs(*texts, return_token_type_ids=True)["token_type_ids"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -204,3 +206,36 @@ def test_the_command_line(source: Path, tmp_path: Path, capsys: pytest.CaptureFi
         zoo.load(tmp_path / "b", "numpy")(**checkpoints.inputs_of("bert-cls")).logits,
         zoo.load(source, "numpy")(**checkpoints.inputs_of("bert-cls")).logits,
     )
+
+
+def test_what_another_program_writes_meanwhile_stays(source: Path, tmp_path: Path) -> None:
+    """Files that came between the look through the old folder and the exchange went with it: 219 of 300."""
+    out = tmp_path / "out"
+    zoo.convert(source, out, "flax")
+    over = threading.Event()
+    written: dict[Path, str] = {}
+
+    def write() -> None:
+        (out / "deep").mkdir()
+        while not over.is_set():
+            number = len(written)
+            path = out / ("deep" if number % 3 else "") / f"log{number}.txt"
+            try:
+                path.write_text(str(number))
+            except FileNotFoundError:
+                continue  # the folders are changing places
+            written[path] = str(number)
+            time.sleep(0.0005)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        for form in ("npz", "flax", "safetensors"):
+            zoo.convert(source, out, form, overwrite=True)
+    finally:
+        over.set()
+        thread.join()
+    assert len(written) > 20
+    assert {path: path.read_text() for path in written if path.is_file()} == written
+    assert (out / "model.safetensors").is_file() and not (out / "flax_model.msgpack").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -10,6 +10,7 @@ Importing this package imports no framework.
 from __future__ import annotations
 
 import sys
+import threading
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -91,14 +92,55 @@ sys.modules[__name__].__class__ = _Package
 
 
 def _register() -> None:
-    """A .keras file with a graph in it loads wherever zoo and Keras were imported: Keras is told of its class."""
+    """A .keras file with a graph in it loads wherever zoo and Keras were imported, in either order.
+
+    Keras has to be told of the class, and imports nobody's modules by itself while it loads. Where it is not imported
+    yet, a finder waits for it: it finds what the others find, and goes when Keras was told.
+    """
+    keras = sys.modules.get("keras")
+    if keras is None:
+        sys.meta_path.insert(0, _WaitsForKeras())
+    elif hasattr(keras, "saving"):  # whole, and Keras 3: nothing is imported for it
+        _tell_keras()
+
+
+def _tell_keras() -> None:
     import importlib
 
-    if hasattr(sys.modules.get("keras"), "saving"):  # whole, and Keras 3: nothing is imported for it
+    try:
+        importlib.import_module("zoo.backends.keras")
+    except (ImportError, AttributeError, ZooError):  # another Keras, or one that its backend is missing for
+        pass
+
+
+class _WaitsForKeras(threading.local):
+    """What the other finders find of Keras, which tells it once it has run."""
+
+    looking = False
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        if name != "keras" or self.looking:
+            return None
+        from importlib.util import find_spec
+
+        self.looking = True
         try:
-            importlib.import_module("zoo.backends.keras")
-        except (ImportError, AttributeError):  # another Keras, or one that its backend is missing for
-            pass
+            spec = find_spec(name)
+        except ValueError:  # a module that somebody made, without a spec
+            return None
+        finally:
+            self.looking = False
+        execute = getattr(getattr(spec, "loader", None), "exec_module", None)
+        if spec is None or execute is None:
+            return spec
+
+        def executed(module: ModuleType) -> None:
+            execute(module)
+            sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not self]
+            _tell_keras()
+
+        spec.loader.exec_module = executed  # type: ignore[method-assign, union-attr]
+        return spec
 
 
 _register()

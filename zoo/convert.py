@@ -92,6 +92,7 @@ def convert(
     strict: bool = False,
     overwrite: bool = False,
     raw: bool = False,
+    mmap: bool = True,
     offline: bool | None = None,
     progress: Progress | None = None,
 ) -> Conversion:
@@ -113,6 +114,8 @@ def convert(
             unchanged since, are replaced; all others stay.
         raw: write the tensors alone, under the source's names and in its layouts, to safetensors, npz or torch. No
             config is needed or written, and `verify` compares every tensor.
+        mmap: False reads the source's files into memory instead of mapping them. If another program cuts a mapped file
+            short, the process ends (SIGBUS).
         offline: True uses only what is on this machine.
         progress: told (what, bytes done, bytes in all).
 
@@ -124,6 +127,7 @@ def convert(
         VerifyError: the two ends differ.
         SourceError: the disk has not enough room, or cannot be written to; the folder is as it was.
     """
+    from converters.checkpoint import unmapped
     from zoo.loading import fetch_checkpoint
 
     target = find_target(to)
@@ -137,8 +141,10 @@ def convert(
     if raw:
         if task is not None:
             raise ConfigError("tensors alone have no task", got=task, do="leave out the task, or --raw")
-        return _convert_raw(place, out, target, dtype, shard_size, dry_run, verify, strict, overwrite, progress)
+        with unmapped(not mmap):
+            return _convert_raw(place, out, target, dtype, shard_size, dry_run, verify, strict, overwrite, progress)
     with ExitStack() as stack:
+        stack.enter_context(unmapped(not mmap))
         plan = _plan(stack, place, found, target, task, dtype)
         result = plan.result
         if dry_run:

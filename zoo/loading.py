@@ -196,10 +196,34 @@ def _load_object(
                 where=type(module).__name__,
                 do="merge them, or capture the module with example inputs: zoo.capture(module, input_ids=…)",
             )
+        _check_as_configured(module, train)
         module.save_pretrained(folder)
         loaded = load(folder, backend, task, dtype=dtype, train=train, strict=strict, fast=fast)
     loaded.name, loaded.folder, loaded.weights = type(module).__name__, None, None  # the files were for the way alone
     return loaded
+
+
+def _check_as_configured(module: Any, train: bool) -> None:
+    """ConfigError if a module of transformers computes otherwise than one that is made of its config; it says where."""
+    import copy
+
+    import torch
+
+    from zoo.backends.torch import exchanged, parts_of
+
+    with torch.device("meta"):
+        fresh = parts_of(type(module)(copy.deepcopy(module.config)), train)
+    parts = parts_of(module, train)
+    for path, part in fresh.items():
+        if path in parts:  # names of tensors are compared with the weights
+            fresh[path] = part._replace(names=parts[path].names)
+    if wrong := exchanged({path: part for path, part in fresh.items() if path in parts}, parts):
+        raise ConfigError(
+            "the module is not what its config says",
+            where=type(module).__name__,
+            got="; ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""),
+            do="capture the module itself with example inputs: zoo.capture(module, input_ids=…)",
+        )
 
 
 def capture(

@@ -246,6 +246,7 @@ def verify(
     length: int = 17,
     dtype: str = "float32",
     inputs: Mapping[str, Any] | None = None,
+    mmap: bool = True,
     progress: Progress | None = None,
 ) -> Report:
     """Run a model on several backends and compare every output with a float64 run, and with PyTorch.
@@ -264,6 +265,7 @@ def verify(
         length: tokens of the inputs, less where the model takes fewer.
         dtype: as for `zoo.load`.
         inputs: arrays to use instead of drawn ones, by name.
+        mmap: as for `zoo.load`.
         progress: as for `zoo.load`.
 
     Raises:
@@ -277,7 +279,7 @@ def verify(
         if not installed(name):
             get_backend(name)  # raises
     present = [name for name in names if installed(name)]
-    source = weights_of(model, task, dtype, progress)
+    source = weights_of(model, task, dtype, progress, mmap)
     graph = source.graph
     computed = graph.meta.get("dtype", dtype)
     report = Report(
@@ -340,14 +342,14 @@ def verify(
     return report
 
 
-def weights_of(model: Any, task: str | None, dtype: str, progress: Progress | None) -> Model:
+def weights_of(model: Any, task: str | None, dtype: str, progress: Progress | None, mmap: bool = True) -> Model:
     """The model on NumPy: its arrays serve every backend."""
     from zoo.loading import load, model_from
 
     if isinstance(model, Package):
         return model_from(model, REFERENCE)
     if not isinstance(model, Model):
-        return load(model, REFERENCE, task, dtype=dtype, progress=progress)
+        return load(model, REFERENCE, task, dtype=dtype, mmap=mmap, progress=progress)
     if model.backend == REFERENCE:
         return model
     params = {name: to_numpy(value) for name, value in model.state.items()}

@@ -81,16 +81,22 @@ def writing(folder: Path, overwrite: bool) -> Iterator[tuple[Path, dict[str, Any
     with refused_by_system(folder):
         real = folder.resolve()
         real.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(real) as fresh:
+        ours: set[str] = set()
+
+        def bring(fresh: Path) -> None:
+            ours.update(may_write(real, overwrite))
+            if real.is_dir():
+                _bring_along(real, fresh, ours)
+
+        # The folder may be written to meanwhile: what comes after others were brought along is found in the old one.
+        with replacing(real, last=bring, after=lambda old: _bring_late(old, real, ours)) as fresh:
             fresh.mkdir()
             record: dict[str, Any] = {}
             yield fresh, record
             files = {path.relative_to(fresh).as_posix(): _state(path) for path in sorted(fresh.rglob("*"))}
             record["files"] = {name: state for name, state in files.items() if state is not None and name != RECORD}
             (fresh / RECORD).write_text(json.dumps(record, indent=2) + "\n", "utf-8")
-            ours = may_write(real, overwrite)
-            if real.is_dir():
-                _bring_along(real, fresh, ours)
+            may_write(real, overwrite)
 
 
 @contextmanager
@@ -136,6 +142,30 @@ def _bring_along(old: Path, fresh: Path, ours: set[str]) -> None:
                 os.link(path, fresh / name)
             except OSError:
                 shutil.copy2(path, fresh / name)
+                with (fresh / name).open("rb") as copied:
+                    os.fsync(copied.fileno())
+
+
+def _bring_late(old: Path, new: Path, ours: set[str]) -> None:
+    """What others put into the old folder between its look-through and the exchange, or replaced there.
+
+    Another of our writers may have been there just before: what it listed is ours, too.
+    """
+    for name, path in [*_files(old)]:
+        if name in ours or name == RECORD or name in (_listed(old) or ()) or (path.is_dir() and not path.is_symlink()):
+            continue
+        target = new / name
+        if name in (_listed(new) or ()):  # of the name of a file that was just written: both stay
+            target = target.with_name(f"{target.name}.orig")
+        if path.is_symlink() or (target.exists() and (target.is_dir() or target.samefile(path))):
+            continue  # links were brought along; the same file
+        if target.exists() and target.stat().st_mtime_ns >= path.stat().st_mtime_ns:
+            continue
+        try:
+            _make_folders(old, new, name.rpartition("/")[0])
+            path.replace(target)
+        except FileNotFoundError:
+            continue  # whoever wrote it took it away again
 
 
 def _taken(fresh: Path, name: str, path: Path) -> bool:

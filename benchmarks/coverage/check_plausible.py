@@ -16,6 +16,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +56,7 @@ def main() -> None:
 
 def configs(types: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     for kind in types or sorted(transformers.CONFIG_MAPPING.keys()):
-        for name, make in (
-            ("default", lambda kind=kind: transformers.CONFIG_MAPPING[kind]()),
-            ("tiny", lambda kind=kind: tiny_config(kind)),
-        ):
+        for name, make in {"default": transformers.CONFIG_MAPPING[kind], "tiny": partial(tiny_config, kind)}.items():
             try:
                 yield f"{kind} {name}", json.loads(make().to_json_string(use_diff=False))
             except Exception as error:

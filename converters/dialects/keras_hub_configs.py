@@ -69,7 +69,12 @@ def to_preset(config: Config, where: object) -> dict[str, Any]:
     for name, value in _EQUAL.get(backbone.model_type, {}).items():
         wanted = config.get(value) if isinstance(value, str) else value
         if config.get(name, wanted) != wanted:
-            raise ConfigError(f"keras-hub's {backbone.name} has no such {name}", expected=wanted, got=config[name])
+            raise ConfigError(
+                f"keras-hub's {backbone.name} has no such {name}",
+                where=f"config.json, {name}",
+                expected=wanted,
+                got=config[name],
+            )
     own = {ours: config[theirs] for ours, theirs in backbone.fields.items() if config.get(theirs) is not None}
     own |= _special_back(backbone, config, own)
     return {
@@ -164,7 +169,12 @@ def _special_back(backbone: Backbone, config: Config, own: Config) -> dict[str, 
     if kind == "llama":
         rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
         if rope.get("rope_type", rope.get("type", "default")) != "default":
-            raise ConfigError("scaled rotary positions are not known", got=rope)
+            raise ConfigError(
+                "scaled rotary positions are not known for keras-hub",
+                where="config.json, rope_parameters",
+                expected="rope_type default",
+                got=rope,
+            )
         return {
             "rope_max_wavelength": rope.get("rope_theta", config.get("rope_theta", 10000.0)),
             "num_key_value_heads": config.get("num_key_value_heads") or config["num_attention_heads"],

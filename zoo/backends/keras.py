@@ -152,7 +152,7 @@ class GraphModel(keras.Model):
     with a default may be left out. It returns a dict of outputs, or with `output` that output alone. Dtype policies
     do not reach inside: the casts are part of the graph. A graph captured for training drops where `training` is
     true, as in `fit`, by a keras.random.SeedGenerator of the model's own; on any other `training` changes nothing.
-    To load a saved one, import zoo after Keras, or this module: it registers "anyzoo>GraphModel".
+    To load a saved one, import zoo, before or after Keras: it registers "anyzoo>GraphModel".
 
     Args:
         graph: what to run; it is saved as part of the model's config, as data.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import operator
+import types
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from zoo.arrays import to_numpy
 from zoo.backends.execute import Program
 from zoo.errors import GraphError, WeightsError
 from zoo.graph.ir import Graph
+from zoo.graph.key import shaping
 from zoo.graph.passes import RNG, keyed
 from zoo.inputs import Arrays, named, prepare_inputs
 from zoo.ops import OPS
@@ -26,10 +28,12 @@ __all__ = [
     "Held",
     "compile_graph",
     "evaluating",
+    "exchanged",
     "held",
     "key_from",
     "module_of",
     "params_from",
+    "parts_of",
     "replaced",
 ]
 
@@ -194,7 +198,7 @@ class Held:
             for name, param in graph.params.items()
             if param.aliases
         }
-        self.parts = _parts(module)
+        self.parts, self.config = parts_of(module, bool(graph.meta.get("train"))), _fields(module)
 
     def read(self, names: Sequence[str], whole: bool = False) -> dict[str, torch.Tensor]:
         """The module's tensors; with `whole` all else that the graph rests on is compared, too.
@@ -229,31 +233,106 @@ class Held:
             _place(self.module, path, tensor)
 
     def _exchanged(self) -> list[str]:
-        parts = _parts(self.module)
-        if parts == self.parts:
-            return []
-        nothing: tuple[type | None, frozenset[str]] = (None, frozenset())
-        wrong = []
-        for path in {**self.parts, **parts}:
-            (was, had), (now, has) = self.parts.get(path, nothing), parts.get(path, nothing)
-            if had != has:
-                wrong.append(f"{path}: {', '.join(sorted(had ^ has))}, {'new' if has > had else 'changed'}")
-            elif was is not now and was is not torch.nn.Module and not {was, now} <= _IDLE:
-                wrong.append(f"{path}: {_kind(now)} for {_kind(was)}")
+        wrong = exchanged(self.parts, parts_of(self.module, bool(self.graph.meta.get("train"))))
+        fields = _fields(self.module)
+        if not wrong and fields != self.config:
+            changed = {n: v for n, v in fields.items() if n[:1] != "_" and v != self.config.get(n, fields)}
+            changed = {**changed, **dict.fromkeys(self.config.keys() - fields.keys())}
+            if not str(self.graph.meta.get("class")).endswith("ForSequenceClassification"):  # which look for padding
+                changed = {name: value for name, value in changed.items() if name not in _OF_TOKENIZERS}
+            wrong = [f"config.{name}: {fields.get(name)!r} for {self.config.get(name)!r}" for name in shaping(changed)]
         return wrong
+
+
+_OF_TOKENIZERS = ("pad_token_id", "eos_token_id")
+"""Fields of a config that trainers take from a tokenizer, and that generation alone reads after a model is built."""
+
+
+def _fields(module: torch.nn.Module) -> dict[str, Any]:
+    """What a module's config says, and the configs within; {} without one."""
+    config = getattr(module, "config", None)
+    if not hasattr(config, "to_dict"):
+        return {}
+    return {n: dict(vars(v)) if hasattr(v, "to_dict") else v for n, v in vars(config).items()}
+
+
+class Part(NamedTuple):
+    """What of a module its parameters do not say."""
+
+    kind: type
+    names: frozenset[str]
+    forward: Any
+    hooks: tuple[Any, ...]
+    fields: dict[str, Any]
+
+
+def parts_of(module: torch.nn.Module, train: bool = True) -> dict[str, Part]:
+    """Each module's type, the names of its own tensors, what runs around its forward, and its plain attributes.
+
+    Args:
+        train: False leaves out what decides how much is dropped.
+    """
+    return {path: _part(part, train) for path, part in module.named_modules()}
+
+
+def _part(module: torch.nn.Module, train: bool) -> Part:
+    own = vars(module)
+    drops = isinstance(module, torch.nn.modules.dropout._DropoutNd)
+    fields = {
+        name: value
+        for name, value in own.items()
+        if name[0] != "_"
+        and (type(value) in _PLAIN or (type(value) is tuple and all(type(item) in _PLAIN for item in value)))
+        and name not in _IN_TRAINING
+        and "cache" not in name
+        and (train or not (drops or "drop" in name))
+    }
+    if isinstance(module, torch.nn.Embedding):
+        fields.pop("padding_idx", None)  # of gradients alone, and gone when rows are added
+    forward = own.get("forward") or getattr(type(module), "forward", None)
+    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    kind = type(module)
+    if torch.nn.utils.parametrize.is_parametrized(module):  # each has a class of its own
+        kind = kind.__bases__[0]
+    return Part(kind, frozenset((*module._parameters, *module._buffers)), forward, hooks, fields)
+
+
+_PLAIN = {int, float, bool, str, type(None), types.FunctionType, types.BuiltinFunctionType}
+_IN_TRAINING = {"training", "gradient_checkpointing", "forward", "name_or_path"}
+
+
+def exchanged(before: Mapping[str, Part], now: Mapping[str, Part]) -> list[str]:
+    """How two modules differ in more than their parameters' values, by paths. A plain nn.Module computes nothing."""
+    if now == before:
+        return []
+    wrong = []
+    for path in {**before, **now}:
+        was, part = before.get(path, _NOTHING), now.get(path, _NOTHING)
+        of = path or "m.module"
+        if was.names != part.names:
+            differing = ", ".join(sorted(was.names ^ part.names))
+            wrong.append(f"{of}: {differing}, {'new' if part.names > was.names else 'changed'}")
+        elif was.kind is not part.kind:
+            if was.kind is not torch.nn.Module and not {was.kind, part.kind} <= _IDLE:
+                wrong.append(f"{of}: {_kind(part.kind)} for {_kind(was.kind)}")
+        elif was.forward != part.forward:
+            wrong.append(f"{of}: another forward")
+        elif was.hooks != part.hooks:
+            wrong.append(f"{of}: other forward hooks")
+        elif was.fields != part.fields:
+            fields = [name for name, value in was.fields.items() if part.fields.get(name, was) != value]
+            wrong += [f"{of}.{name}: {part.fields.get(name)!r} for {was.fields[name]!r}" for name in fields]
+    return wrong
 
 
 _IDLE = {torch.nn.Dropout, torch.nn.Identity}
 """Modules that compute nothing in evaluation: one may stand for another."""
 
-
-def _parts(module: torch.nn.Module) -> dict[str, tuple[type | None, frozenset[str]]]:
-    """Each module's type and the names of its own tensors. A plain nn.Module computes nothing."""
-    return {path: (type(part), frozenset((*part._parameters, *part._buffers))) for path, part in module.named_modules()}
+_NOTHING = Part(type(None), frozenset(), None, (), {})
 
 
-def _kind(part: type | None) -> str:
-    return "nothing" if part is None else part.__name__
+def _kind(part: type) -> str:
+    return "nothing" if part is type(None) else part.__name__
 
 
 def _alike(tensor: torch.Tensor | None, other: torch.Tensor | None) -> bool:

@@ -92,17 +92,24 @@ def model_class(config: transformers.PretrainedConfig, task: str | None) -> type
             if inspect.isclass(found) and issubclass(found, transformers.PreTrainedModel):
                 return found
         task = _task_of_class(next(iter(config.architectures or ()), "Model"))
-    for auto in TASKS[task_name(task)]:
-        mapping = getattr(transformers, auto)._model_mapping
-        if type(config) in mapping:
-            found = mapping[type(config)]
-            return found[0] if isinstance(found, (tuple, list)) else found
-    served = sorted(
-        t for t, autos in TASKS.items() if any(type(config) in getattr(transformers, a)._model_mapping for a in autos)
-    )
+    found = _serving(config, task_name(task))
+    if found is not None:
+        return found
+    served = sorted(name for name in TASKS if _serving(config, name) is not None)
     raise ConfigError(
         f"{config.model_type} has no class for the task {task!r}", expected=", ".join(served), do="pass one of these"
     )
+
+
+def _serving(config: transformers.PretrainedConfig, task: str) -> type[transformers.PreTrainedModel] | None:
+    """The first class for the task; None where there is none, or transformers lists one that it does not have."""
+    for auto in TASKS[task]:
+        try:
+            found = getattr(transformers, auto)._model_mapping[type(config)]
+        except (KeyError, ValueError):
+            continue
+        return found[0] if isinstance(found, (tuple, list)) else found
+    return None
 
 
 def _task_of_class(name: str) -> str:

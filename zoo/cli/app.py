@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["AsJson", "Backend", "DType", "Name", "Overwrite", "Task", "app"]
+__all__ = ["AsJson", "Backend", "DType", "Mmap", "Name", "Overwrite", "Task", "app"]
 
 app = typer.Typer(
     help="Any pretrained model, unchanged and proven equal, on PyTorch, TensorFlow, JAX, Keras 3 or NumPy.",
@@ -20,6 +20,7 @@ Backend = Annotated[str, typer.Option("--backend", "-b", help="torch, jax, tenso
 Task = Annotated[str | None, typer.Option("--task", "-t", help="By the hub's name, such as fill-mask.")]
 DType = Annotated[str, typer.Option(help="float32, bfloat16 or float16, or auto: the checkpoint's own.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what was written there before, nothing else.")]
+Mmap = Annotated[bool, typer.Option("--mmap/--no-mmap", help="Map files, or read them: safe if others cut them.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from zoo.cli.app import AsJson, Overwrite, Task, app
+from zoo.cli.app import AsJson, Mmap, Overwrite, Task, app
 from zoo.cli.output import write_columns, write_json
 from zoo.console import console, plain, progress_bars, say
 from zoo.errors import InputError, printable
@@ -38,6 +38,7 @@ def convert_model(
     raw: Annotated[
         bool, typer.Option("--raw", help="Tensors alone under their own names, to safetensors, npz or torch.")
     ] = False,
+    mmap: Mmap = True,
     as_json: AsJson = False,
 ) -> None:
     """Write a checkpoint in another framework's form: safetensors, torch, tf-h5, flax, npz, gguf and others."""
@@ -46,7 +47,7 @@ def convert_model(
     with progress_bars() as progress:
         done = convert(
             source, output, to, task=task, dtype=dtype, shard_size=_bytes(shard_size), dry_run=dry_run, verify=verify,
-            strict=strict, overwrite=overwrite, raw=raw, progress=progress,
+            strict=strict, overwrite=overwrite, raw=raw, mmap=mmap, progress=progress,
         )  # fmt: skip
     if as_json:
         write_json(done.to_json())

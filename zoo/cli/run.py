@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zoo.cli.app import AsJson, Backend, Name, Task, app
+from zoo.cli.app import AsJson, Backend, Mmap, Name, Task, app
 from zoo.cli.output import write_json
 from zoo.console import console, import_frameworks, plain, progress_bars
 from zoo.errors import InputError
@@ -23,6 +23,7 @@ def run_model(
     backend: Backend = "torch",
     task: Task = None,
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="How many answers.")] = 5,
+    mmap: Mmap = True,
     as_json: AsJson = False,
 ) -> None:
     """Run a text model: embeddings and their similarities, tokens for a mask, labels, or the next token."""
@@ -37,7 +38,7 @@ def run_model(
         if _is_file(text):
             said = f"taken as a text, though it is a file: {text}; for what is in it, pass its content"
             console(stderr=True).print(f"[yellow]{plain(said)}[/]")
-    model = _load(name, backend, task)
+    model = _load(name, backend, task, mmap)
     needed = [item.name for item in model.graph.inputs if item.default is None]
     if needed not in (["input_ids"], []):
         raise _not_text(name, ", ".join(needed))
@@ -75,7 +76,7 @@ def _is_file(text: str) -> bool:
         return False
 
 
-def _load(name: str, backend: str, task: str | None) -> Model:
+def _load(name: str, backend: str, task: str | None, mmap: bool) -> Model:
     from zoo.backends import backend_name, get_backend, installed
     from zoo.registry import parse
 
@@ -87,7 +88,7 @@ def _load(name: str, backend: str, task: str | None) -> Model:
     from zoo.loading import load
 
     with progress_bars() as progress:
-        return load(name, own, task, progress=progress)
+        return load(name, own, task, mmap=mmap, progress=progress)
 
 
 def _not_text(name: str, got: str) -> InputError:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from zoo.cli.app import AsJson, DType, Task, app
+from zoo.cli.app import AsJson, DType, Mmap, Task, app
 from zoo.cli.output import tell
 from zoo.console import console, import_frameworks, progress_bars
 from zoo.errors import InputError
@@ -24,6 +24,7 @@ def verify_model(
     seed: Annotated[int, typer.Option(help="Of the inputs.")] = 0,
     kernels: Annotated[bool, typer.Option("--kernels", help="Check our kernels, not a model.")] = False,
     files: Annotated[bool, typer.Option("--files", help="Compare the files with every checksum of them.")] = False,
+    mmap: Mmap = True,
     as_json: AsJson = False,
 ) -> None:
     """Compare a model's outputs on several backends with float64; exit code 1 if one is wrong.
@@ -51,7 +52,7 @@ def verify_model(
     with progress_bars() as progress:
         report = verify(
             name, wanted, task=task, gradients=gradients, seed=seed, batch=batch, length=length, dtype=dtype,
-            progress=progress,
+            mmap=mmap, progress=progress,
         )  # fmt: skip
     tell(report, as_json, report.checked())
 

@@ -35,6 +35,25 @@ _LANGUAGE = {"nllb": "first", "mbart50": "first", "mbart": "last"}
 """Classes that put a token of the text's language before it, or last behind it. Source: transformers 5.23's own."""
 
 
+_CLS = (("cls_token", "[CLS]"), ("sep_token", "[SEP]"))
+_ENDING = (("cls_token", "<s>"), ("sep_token", "</s>"))
+_BOUNDS = (("bos_token", "<s>"), ("eos_token", "</s>"))
+_BERTS = (_CLS, "F A:0 L:0", "F A:0 L:0 B:1 L:1")
+_TWICE = "F A:0 L:0 L:0 B:0 L:0"
+_TEMPLATES: dict[str, tuple[tuple[tuple[str, str], ...], str, str]] = {
+    **dict.fromkeys(("bert", "distilbert", "electra", "debertav2", "albert"), _BERTS),
+    **dict.fromkeys(("roberta", "bart", "longformer", "mpnet"), (_ENDING, "F A:0 L:0", _TWICE)),
+    "deberta": (_CLS, "F A:0 L:0", _TWICE),
+    **dict.fromkeys(("xlmroberta", "camembert"), (_BOUNDS, "F A:0 L:0", _TWICE)),
+    "t5": ((("eos_token", "</s>"),) * 2, "A:0 L:0", "A:0 L:0 B:0 L:0"),
+}
+"""Class -> its (first, last) tokens with their usual spellings, and what it makes of a text and of a pair, whatever
+template tokenizer.json has. Source: transformers 5.23, models/*/tokenization_*.py, `post_processor`."""
+
+_FILES_FIRST = ("albert",)
+"""Classes whose template serves only where tokenizer.json has none: they set it before their base class reads that."""
+
+
 def read_settings(folder: Path) -> dict[str, Any]:
     """tokenizer_config.json, with what the older files beside it say: special tokens, and the ids of added ones.
 
@@ -88,6 +107,8 @@ def read_tokenizer(folder: Path, settings: Mapping[str, Any], usual: str, derive
         tokenizer.encode_special_tokens = bool(settings.get("split_special_tokens"))
         with worded(folder / "tokenizer_config.json", "an added token is not one"):
             _add_tokens(tokenizer, settings)
+        if (folder / "tokenizer.json").is_file():
+            _put_template(tokenizer, kind.removesuffix("tokenizer"), settings)
         if settings.get("clean_up_tokenization_spaces") and type(tokenizer.model).__name__ != "BPE":
             _clean_up(tokenizer)
         left = "left" if kind.startswith(_LEFT) else "right"
@@ -204,6 +225,33 @@ def _add_tokens(tokenizer: Any, settings: Mapping[str, Any]) -> None:
         token.special = token.special or token.content in specials
     tokenizer.add_tokens(adding)
 
+
+def _put_template(tokenizer: Any, kind: str, settings: Mapping[str, Any]) -> None:
+    """What a class puts around texts, by the tokens that the settings name, in place of what tokenizer.json says."""
+    from tokenizers import processors
+
+    if kind not in _TEMPLATES or (kind in _FILES_FIRST and tokenizer.post_processor is not None):
+        return
+    named, single, pair = _TEMPLATES[kind]
+    first, last = (_content(settings.get(name)) or usual for name, usual in named)
+    ids = {token: tokenizer.token_to_id(token) for token in (first, last)}
+    if None in ids.values():
+        return  # a class adds such a token, which no model has a row for
+    if kind in _TRIMS:
+        ends = ((last, ids[last]), (first, ids[first]))
+        tokenizer.post_processor = processors.RobertaProcessing(*ends, True, bool(settings.get("add_prefix_space")))
+        return
+    # pieces of one string each, so that a token may hold spaces or colons
+    parts = {"A:0": "$A:0", "B:0": "$B:0", "B:1": "$B:1", "F": f"{first}:0", "L:0": f"{last}:0", "L:1": f"{last}:1"}
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=[parts[part] for part in single.split()],
+        pair=[parts[part] for part in pair.split()],
+        special_tokens=list(ids.items()),
+    )
+
+
+_TRIMS = ("roberta", "bart", "longformer", "mpnet")
+"""Classes that leave the space before a word out of its place in the text."""
 
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
