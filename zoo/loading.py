@@ -66,19 +66,19 @@ def load(
             "native" (our own kernels, no framework).
         task: which head to load ("feature-extraction", "text-classification" …); without it the one that the
             checkpoint was saved with.
-        dtype: of the weights and the computation: "float32", "bfloat16" or "float16", or "auto" for the one that the
-            checkpoint is in. A package has the one it was saved in. On "native", "bfloat16" and "int8" are what linear
-            layers multiply in, all else staying float32, what goes in and comes out included: int8 scales weights per
-            output when they are packed, activations per row as they come.
-        train: keep dropout, for calls that pass `rng`; calls without evaluate as ever. Norms keep their running
-            statistics as they are. The graph is captured for it, which needs torch and transformers once; a package
-            has what it was captured with.
-        strict: False accepts tensors that the model does not know; they are noted.
+        dtype: of the weights and the computation: "float32", "bfloat16", "float16", or "auto", the checkpoint's own. A
+            package keeps the one it was saved in. On "native", "bfloat16" and "int8" say what linear layers multiply
+            in; inputs, outputs and all else stay float32. int8 scales weights per output when they are packed, and
+            activations per row in each call.
+        train: keep dropout. Calls that pass `rng` drop; calls without it evaluate. Norms keep their running
+            statistics. The graph is captured for training, which needs torch and transformers once; a package keeps
+            what it was captured with.
+        strict: False accepts tensors that the model does not know; `model.notes` names them.
         fast: True puts our own kernels into the graph of torch, JAX or TensorFlow where they were measured to be
             faster than the framework's (float32 on a CPU); `model.fast_report()` says which.
-        mmap: False reads files into memory instead of mapping them. A mapped file that another program cuts short ends
-            the process (SIGBUS), and pickles of a model on torch, NumPy or native refer to it. On JAX and TensorFlow,
-            which copy, loading then needs twice the memory.
+        mmap: False reads files into memory instead of mapping them. If another program cuts a mapped file short, the
+            process ends (SIGBUS). Pickles of a model on torch, NumPy or native refer to the mapped file. On JAX and
+            TensorFlow, which copy, mmap=False needs twice the memory while it loads.
         offline: True uses only what is on this machine; None follows HF_HUB_OFFLINE.
         progress: called with (description, bytes done, bytes in all or None) while files are fetched.
 
@@ -86,7 +86,12 @@ def load(
         The model, ready to be called.
 
     Raises:
-        UnknownModel, UnknownBackend, MissingFramework, SourceError, ConfigError, WeightsError, CaptureError: see each.
+        UnknownModel, UnknownBackend: no model or no backend of that name.
+        MissingFramework: the backend's framework, or what captures the model, is not installed.
+        SourceError: the files cannot be had.
+        ConfigError: the config, the task or the dtype makes no model.
+        WeightsError: tensors are missing, unknown or of the wrong shape; all are named.
+        CaptureError: the model cannot be captured.
     """
     from converters.checkpoint import unmapped
     from zoo.backends import backend_name, get_backend
@@ -220,7 +225,7 @@ def capture(
         dtype: for names and folders, as for `load`.
         train: keep dropout, as for `load`.
         inputs: example tensors or arrays; give each dim that should vary a size above 1. For names and folders only
-            `input_ids` [B, T]: a model of which a graph holds for one length alone is captured at T.
+            `input_ids` [B, T]: T is the length to capture for, where a graph serves one length alone.
 
     Raises:
         CaptureError: the operation or the data-dependent expression that cannot be captured is named.

@@ -62,18 +62,18 @@ class Package:
     def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
         """Write a folder that `zoo.load` takes on every backend, with neither torch nor transformers.
 
-        The graph, its constants, the weights as model.safetensors in the tensors that the class's checkpoints have, the
-        config, tokenizer, chat templates and all else that belongs to a checkpoint, and conversion.json, which lists
+        It holds the graph with its constants, model.safetensors with the tensors that the class's checkpoints have, the
+        config, tokenizer, chat templates and whatever else belongs to a checkpoint, and conversion.json, which lists
         these files. The folder appears complete or not at all.
 
         Args:
             folder: a new or empty folder.
-            overwrite: it may be one that was written before: files that its conversion.json lists, unchanged since,
-                give way to the new ones; all others stay.
+            overwrite: the folder may hold an earlier package. Files that its conversion.json lists, and that are
+                unchanged since, are replaced; all others stay.
 
         Raises:
-            ConfigError: the package has no weights, or the folder holds something else, or what was written before and
-                is not to be overwritten, or was changed.
+            ConfigError: the package has no weights; or the folder holds other files, an earlier package without
+                `overwrite`, or files of it that were changed.
             FormatError: a parameter is of a dtype that safetensors does not have (complex128).
             SourceError: the system refuses to write; the folder is as it was.
         """
@@ -133,11 +133,11 @@ class Model:
         params: {checkpoint name: the backend's own array}, those that training changes. It is what `module` holds:
             either sees what the other replaces. Arrays that are put in are copied, unless they cannot change (JAX's)
             or are a torch.nn.Parameter; on JAX, where it is a plain dict, when the model is next used.
-        buffers: the same of all others: running statistics, counters, fixed tables.
+        buffers: the other arrays by checkpoint name: running statistics, counters, fixed tables.
         config: config.json's fields, empty for models that have none.
         folder: the files it came from, if any.
         weights: the file of weights among them, or the index of its shards.
-        notes: what a user should know: outputs left out, tensors of the checkpoint not used.
+        notes: what a user should know: outputs that are left out, tensors of the checkpoint that are not used.
     """
 
     def __init__(
@@ -230,9 +230,8 @@ class Model:
             rng: with it the model runs as in training, with dropout: a seed (a number or two), or what the framework
                 keeps randomness in (torch.Generator, a JAX key, tf.random.Generator, keras.random.SeedGenerator,
                 numpy.random.Generator). The same key drops the same elements on every framework.
-            packed: True says that what the outputs hold at padding (zeros of `attention_mask`) does not matter. The
-                native engine then computes real tokens alone where the graph allows, and leaves 0 at padding; other
-                backends compute all as ever.
+            packed: True leaves out padding (zeros of `attention_mask`): the native engine computes real tokens alone,
+                where the graph allows, and sets outputs at padding to 0. Other backends compute the padded batch.
             inputs: arrays by the model's input names (any framework's, or lists); `input_ids` [B, T] int,
                 `pixel_values` [B, C, H, W] float and so on, as `inputs` tells. Masks and token types may be left out.
 
@@ -280,8 +279,9 @@ class Model:
         torch: the transformers module, or an nn.Module around the graph; tensorflow: a tf.Module; keras: a
         keras.Model; jax, numpy and native: the pure function `apply`.
 
-        On torch, replacing a parameter there shows in `params`, calls and `save`. After other changes (a LoRA adapter
-        that is not merged, a head of another shape) these raise WeightsError: the graph is not that of the module.
+        On torch a parameter that is replaced there is replaced in `params`, calls and `save`, too. If the module no
+        longer computes what the graph does (a LoRA adapter that is not merged, a head of another shape), these raise
+        WeightsError.
         """
         if self._module is None:
             self._module = self._backend.module_of(self)
@@ -367,7 +367,7 @@ class Model:
         return Package(self.graph, arrays, self.folder, self.config or None, *texts)
 
     def fast_report(self) -> FastReport:
-        """Which of our kernels run in place of the framework's own, and at which sizes: those met by calls so far.
+        """Which of our kernels run in place of the framework's own, at the sizes that calls had so far.
 
         Raises:
             ConfigError: the model was not loaded with `fast=True`.

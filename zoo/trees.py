@@ -27,6 +27,7 @@ class Output(dict):
             raise AttributeError(f"no output {name!r}; this model has {', '.join(self)}") from None
 
     def copy(self) -> Output:
+        """The same outputs in a new `Output`."""
         return Output(self)
 
     def __reduce__(self) -> Any:
