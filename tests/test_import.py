@@ -107,8 +107,9 @@ assert not zoo.available({backend!r})
 def test_a_native_engine_that_is_not_built_says_how_it_is() -> None:
     code = """
 import zoo
+from zoo import frameworks
 from zoo.native import library
-library.SUFFIXES = (".not-there",)
+frameworks.SUFFIXES = library.SUFFIXES = (".not-there",)
 try:
     zoo.load("minilm", "native")
 except zoo.ZooError as error:

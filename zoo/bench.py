@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zoo.arrays import to_numpy
-from zoo.backends import BACKENDS, backend_name, get_backend, how_to_install, installed
+from zoo.backends import get_backend
 from zoo.errors import InputError
+from zoo.frameworks import BACKENDS, backend_name, how_to_install, installed
 from zoo.model import Model, Package, prepare_inputs
 from zoo.samples import is_mask, sample_inputs
 from zoo.verify import REFERENCE, inference, on_backend, said, weights_of

@@ -15,9 +15,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from zoo.backends import BACKENDS, backend_name, installed
 from zoo.coverage import Row, coverage
 from zoo.errors import UnknownModel
+from zoo.frameworks import BACKENDS, backend_name, installed
 from zoo.registry import Entry, SourceRef, entries, parse
 
 if TYPE_CHECKING:

@@ -255,7 +255,7 @@ def need_torch(place: Path | None = None) -> None:
         place: a checkpoint, so that the error names what reading it lacks, too.
     """
     from converters import open_checkpoint
-    from zoo.backends import how_to_install, lacks_capture
+    from zoo.frameworks import how_to_install, lacks_capture
 
     if lacking := lacks_capture():
         also = []

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from zoo.backends import installed
 from zoo.errors import ZooError, printable
+from zoo.frameworks import installed
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 import zoo
-from zoo.backends import BACKENDS, get_backend, installed
+from zoo.backends import get_backend
 from zoo.console import console, import_frameworks, progress_bars, quiet, show_error
 from zoo.errors import ZooError
+from zoo.frameworks import BACKENDS, installed
 from zoo.tolerances import tolerance
 
 MODEL = "minilm"

@@ -94,7 +94,8 @@ def load(
         CaptureError: the model cannot be captured.
     """
     from converters.checkpoint import unmapped
-    from zoo.backends import backend_name, get_backend
+    from zoo.backends import get_backend
+    from zoo.frameworks import backend_name
 
     get_backend(backend)  # what cannot work is said before anything is downloaded
     if not isinstance(model, (str, os.PathLike)):
@@ -144,7 +145,7 @@ def _load_object(
     import sys
     import tempfile
 
-    from zoo.backends import backend_name
+    from zoo.frameworks import backend_name
 
     if isinstance(model, Package):
         precision = dtype if dtype in _PRODUCTS and backend_name(backend) == "native" else "float32"
@@ -294,7 +295,8 @@ def assemble(name: str, backend: str, graph: Graph, place: Path, config: dict[st
     """Weights from a folder or file into the graph's parameters, as the backend's arrays."""
     from converters import open_checkpoint
     from converters.checkpoint import release
-    from zoo.backends import backend_name, get_backend
+    from zoo.backends import get_backend
+    from zoo.frameworks import backend_name
     from zoo.weights import as_dtype, check_twins, fit, gathered, prune, untie
     from zoo.wrapping import unwrapped
 

@@ -501,7 +501,8 @@ class Model:
 
 def model_from(package: Package, backend: str) -> Model:
     """A package's model on a backend; whatever is done to it, the package and its other models stay what they are."""
-    from zoo.backends import backend_name, get_backend
+    from zoo.backends import get_backend
+    from zoo.frameworks import backend_name
 
     module = get_backend(backend)
     if package.arrays is None:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zoo.arrays import to_numpy
-from zoo.backends import BACKENDS, backend_name, get_backend, how_to_install, installed
+from zoo.backends import get_backend
 from zoo.errors import InputError, VerifyError, ZooError
+from zoo.frameworks import BACKENDS, backend_name, how_to_install, installed
 from zoo.graph.ir import Graph, Ref
 from zoo.model import Model, Package, prepare_inputs
 from zoo.samples import fitting, is_mask

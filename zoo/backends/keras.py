@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from zoo.arrays import numpy_dtype, to_numpy
-from zoo.backends import get_backend, how_to_install, installed
+from zoo.backends import get_backend
 from zoo.errors import GraphError, InputError, MissingFramework, UnknownBackend, UnsupportedOp
+from zoo.frameworks import how_to_install, installed
 from zoo.graph.dims import evaluate, symbols
 from zoo.graph.facts import Facts
 from zoo.graph.io import from_json, to_json

@@ -25,8 +25,8 @@ def bench_model(
     as_json: AsJson = False,
 ) -> None:
     """Time a model on several backends in turn, on this machine: milliseconds, and ratios to torch."""
-    from zoo.backends import BACKENDS, backend_name
     from zoo.bench import bench
+    from zoo.frameworks import BACKENDS, backend_name
     from zoo.registry import parse
 
     wanted = None if backends == "all" else [backend_name(part.strip()) for part in backends.split(",")]

@@ -48,8 +48,8 @@ def list_models(
 
 
 def _list_models(backend: str | None, task: str | None, as_json: bool) -> None:
-    from zoo.backends import BACKENDS, how_to_install, installed
     from zoo.catalogue import RUNS, available, swept
+    from zoo.frameworks import BACKENDS, how_to_install, installed
 
     models = available(backend, task)
     if as_json:
@@ -100,9 +100,9 @@ _NOT_SWEPT = "No sweep over architectures comes with this installation."
 
 
 def _list_architectures(backend: str | None, task: str | None, missing: bool, as_json: bool) -> None:
-    from zoo.backends import backend_name
     from zoo.catalogue import architectures, row_to_json, swept, verdict
     from zoo.coverage import coverage
+    from zoo.frameworks import backend_name
 
     found = architectures(backend, task, missing=missing)
     if as_json:

@@ -77,7 +77,8 @@ def _is_file(text: str) -> bool:
 
 
 def _load(name: str, backend: str, task: str | None, mmap: bool) -> Model:
-    from zoo.backends import backend_name, get_backend, installed
+    from zoo.backends import get_backend
+    from zoo.frameworks import backend_name, installed
     from zoo.registry import parse
 
     own = backend_name(backend)

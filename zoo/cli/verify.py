@@ -33,7 +33,7 @@ def verify_model(
     those for an NVIDIA GPU ("cuda") against float64. With --files: the checkpoint's files are read, nothing is run, and
     each is compared with its sha256 (of the registry, the hub, the wheel) and with the checksums that it holds itself.
     """
-    from zoo.backends import BACKENDS, backend_name
+    from zoo.frameworks import BACKENDS, backend_name
     from zoo.registry import parse
     from zoo.verify import verify
 
@@ -58,7 +58,7 @@ def verify_model(
 
 
 def _verify_kernels(name: str | None, wanted: list[str] | None, as_json: bool) -> None:
-    from zoo.backends import backend_name
+    from zoo.frameworks import backend_name
     from zoo.native.adapters import FRAMEWORKS
     from zoo.native.check import CUDA, verify_kernels
 

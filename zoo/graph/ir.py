@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from zoo.dtypes import DTYPES, DType
 from zoo.errors import GraphError
 from zoo.graph.stored import Stored, check_stored
 
@@ -30,24 +31,6 @@ __all__ = [
     "refs",
 ]
 
-DTYPES = (
-    "float32",
-    "float64",
-    "float16",
-    "bfloat16",
-    "int64",
-    "int32",
-    "int16",
-    "int8",
-    "uint8",
-    "uint16",
-    "uint32",
-    "uint64",
-    "bool",
-    "complex64",
-    "complex128",
-)
-
 Dim = int | str
 """A size: a number, or the name of a symbol ("batch") or an expression over symbols ("4*batch")."""
 
@@ -55,13 +38,6 @@ Dim = int | str
 @dataclass(frozen=True, slots=True)
 class Ref:
     """A use of a value: an input, a parameter, a constant or a node's result, by its name."""
-
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class DType:
-    """A dtype as an argument of a node, by torch's name ("float32")."""
 
     name: str
 

@@ -22,9 +22,9 @@ from typing import Any, Self
 
 import numpy as np
 
-from zoo.backends import how_to_install
 from zoo.errors import MissingFramework, ZooError
-from zoo.native.library import ACTIVATIONS, Attention, Mask, Norm, Softmax, find
+from zoo.frameworks import find_library, how_to_install
+from zoo.native.library import ACTIVATIONS, Attention, Mask, Norm, Softmax
 
 __all__ = ["Call", "Gpu", "attention", "gated", "norm", "rotary", "softmax"]
 
@@ -63,7 +63,7 @@ class Gpu:
     """
 
     def __init__(self, ordinal: int = 0, driver: str | Path = _DRIVER, kernels: str | Path | None = None) -> None:
-        path = find("cuda") if kernels is None else Path(kernels)
+        path = find_library("cuda") if kernels is None else Path(kernels)
         if path is None:
             raise MissingFramework(
                 "the CUDA kernels are not built", expected="nvcc where anyzoo is built", do=how_to_install("native")

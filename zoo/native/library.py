@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import sys
 from ctypes import POINTER, Structure, byref, c_char_p, c_float, c_int32, c_int64, c_void_p
 from pathlib import Path
 from typing import Any
 
-from zoo.backends import how_to_install
 from zoo.errors import MissingFramework, OutsideError, ZooError
+from zoo.frameworks import SUFFIXES, find_library, how_to_install
 
 __all__ = [
     "ACTIVATIONS",
@@ -19,7 +18,6 @@ __all__ = [
     "KERNELS",
     "PRECISIONS",
     "fail",
-    "find",
     "float32_isa",
     "get_isa",
     "get_threads",
@@ -29,7 +27,6 @@ __all__ = [
     "set_threads",
 ]
 
-SUFFIXES = (".so", ".dylib")
 ABI = 5
 
 _ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid", "exp", "erf", "relu6")
@@ -51,17 +48,6 @@ BINARY = {
 """Operations of two arrays; an activation's is activation(a) * b."""
 
 
-def find(part: str = "native") -> Path | None:
-    """A library's file: beside this one, or, of an editable install, where the build put it. Loads nothing.
-
-    Args:
-        part: "native" is the engine, a framework's name its adapter.
-    """
-    folders = [Path(__file__).parent, *(Path(place) / "zoo" / "native" for place in sys.path)]
-    names = [f"libzoo_{part}{suffix}" for suffix in SUFFIXES]
-    return next((path for folder in folders for name in names if (path := folder / name).is_file()), None)
-
-
 @functools.cache
 def library() -> ctypes.CDLL:
     """The library, loaded once.
@@ -69,7 +55,7 @@ def library() -> ctypes.CDLL:
     Raises:
         MissingFramework: it was not built, or is of another version than this package.
     """
-    path = find()
+    path = find_library()
     if path is None:
         raise MissingFramework(
             "the native engine is not built",

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from zoo.graph.ir import DType
+from zoo.dtypes import DType
 from zoo.ops import size as size_ops
 from zoo.ops.dtypes import FLOAT, is_float
 from zoo.ops.table import op

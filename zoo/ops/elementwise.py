@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from zoo.graph.ir import DType
+from zoo.dtypes import DType
 from zoo.ops.dtypes import is_integer, promote, result_type, to_float
 from zoo.ops.shape import cat
 from zoo.ops.table import Moves, op

@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from zoo.dtypes import DType
 from zoo.errors import GraphError
-from zoo.graph.ir import DType
 from zoo.ops.dtypes import FLOAT, is_complex, promote, to_float
 from zoo.ops.size import known
 from zoo.ops.table import op

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from zoo.graph.ir import DType
+from zoo.dtypes import DType
 from zoo.ops.dtypes import is_integer, to_float, to_wide
 from zoo.ops.table import op
 

@@ -6,7 +6,7 @@ import itertools
 import math
 from typing import Any
 
-from zoo.graph.ir import DType
+from zoo.dtypes import DType
 from zoo.ops import size as size_ops
 from zoo.ops.dtypes import is_integer, result_type
 from zoo.ops.size import known, number

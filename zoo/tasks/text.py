@@ -6,15 +6,17 @@ Dims: B texts, T tokens, D width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from zoo.arrays import to_numpy
 from zoo.errors import ConfigError
-from zoo.model import Model
 from zoo.tasks.sentence import Sentences, read_sentences
 from zoo.tasks.tokenizer import read_settings, read_tokenizer, tokenizer_in, worded
+
+if TYPE_CHECKING:
+    from zoo.model import Model
 
 __all__ = ["derived_texts_of", "embed", "load_tokenizer", "tokenize", "tokenizer_in"]
 

@@ -43,11 +43,11 @@ def loaded(framework: str) -> str:
     Raises:
         MissingFramework: it was not built.
     """
-    from zoo.backends import how_to_install
-    from zoo.native.library import find, library
+    from zoo.frameworks import find_library, how_to_install
+    from zoo.native.library import library
 
     library()
-    path = find(framework)
+    path = find_library(framework)
     if path is None:
         raise MissingFramework(f"the adapter for {framework} is not built", do=how_to_install("native"))
     return str(path)

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from zoo.backends.jax import namespace
+from zoo.frameworks import find_library
 from zoo.native.adapters import heads_of, loaded, plain, refused, scale_of
-from zoo.native.library import ACTIVATIONS, find
+from zoo.native.library import ACTIVATIONS
 from zoo.ops import OPS
 
 __all__ = ["PLAIN", "attention", "fits", "gated", "norm", "own_attention", "register_gpu", "unsuitable"]
@@ -31,7 +32,7 @@ _CALLS = "anyzoo"
 def _register() -> None:
     library = ctypes.CDLL(loaded("jax"))
     _add(library, "", "cpu")
-    kernels = find("cuda")
+    kernels = find_library("cuda")
     if kernels is not None:
         register_gpu(kernels)
 

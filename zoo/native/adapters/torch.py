@@ -12,8 +12,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from zoo.frameworks import find_library
 from zoo.native.adapters import loaded, refused, scale_of
-from zoo.native.library import ACTIVATIONS, find
+from zoo.native.library import ACTIVATIONS
 
 __all__ = ["PLAIN", "attention", "define", "fits", "gated", "norm", "own_attention", "register_gpu"]
 
@@ -40,7 +41,7 @@ def _register() -> None:
     problem = library.zoo_torch_register(str(path).encode())
     if problem is not None:
         raise refused("torch", problem.decode())
-    with_cuda, kernels = folder / "libtorch_cuda.so", find("cuda")
+    with_cuda, kernels = folder / "libtorch_cuda.so", find_library("cuda")
     if torch.version.cuda is not None and with_cuda.is_file() and kernels is not None:
         register_gpu(with_cuda, kernels)
 
