@@ -5,7 +5,8 @@
 Every framework and number of threads has a process of its own, pinned to as many cores. A speed is the framework's own
 time over ours, each the fastest of short runs in turn: the process's CPU time with one thread, so that what else runs
 on the machine does not count, and wall time with more. Writes benchmarks/results/kernels.json, and from it
-zoo/native/measured.json, which `zoo.load(..., fast=True)` goes by: the least that was measured of a kernel at a shape.
+zoo/adapters/measured.json, by which `zoo.load(..., fast=True)` goes: the least that was measured of a kernel at a
+shape.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 
 from common import record
 
-MEASURED = Path(__file__).parents[1] / "zoo" / "native" / "measured.json"
+MEASURED = Path(__file__).parents[1] / "zoo" / "adapters" / "measured.json"
 
 
 def main() -> None:
@@ -78,7 +79,7 @@ def measure(backend: str, threads: int, rounds: int) -> dict:
 
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(1)
-    from zoo.native.check import verify_kernels
+    from zoo.adapters.check import verify_kernels
 
     clock = time.process_time if threads == 1 else time.perf_counter
     report = verify_kernels([backend], rounds=rounds, clock=clock)

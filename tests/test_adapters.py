@@ -22,13 +22,12 @@ from tolerances import GRADIENT, TOLERANCES
 
 import zoo
 from zoo import cli
+from zoo.adapters import ACTIVATIONS, FRAMEWORKS, adapter, check, fast, plain
+from zoo.adapters.check import CASES, Case, verify_kernels
 from zoo.arrays import to_numpy
 from zoo.backends import get_backend
 from zoo.errors import ConfigError, MissingFramework, VerifyError
 from zoo.model import Model, prepare_inputs
-from zoo.native import check, fast
-from zoo.native.adapters import ACTIVATIONS, FRAMEWORKS, adapter, plain
-from zoo.native.check import CASES, Case, verify_kernels
 
 ROOT = Path(__file__).parents[1]
 EXACT = plain(get_backend("numpy").namespace())
@@ -226,7 +225,7 @@ def test_gradients(framework: str, index: int) -> None:
 
 @pytest.mark.parametrize("index", [0, 3, 5, 7, 10, 13])
 def test_torch_opcheck(index: int) -> None:
-    import zoo.native.adapters.torch  # noqa: F401  (which registers the operations)
+    import zoo.adapters.torch  # noqa: F401  (which registers the operations)
 
     name, given, options = GRADIENTS[index]
     arrays = [None if x is None else torch.from_numpy(x) for x in given]
@@ -339,7 +338,7 @@ def test_tensorflow_function_and_saved_model(tmp_path: Path) -> None:
     tf.saved_model.save(module, str(tmp_path / "saved"))
     code = f"""
 import numpy as np, torch, tensorflow as tf
-from zoo.native.adapters import adapter
+from zoo.adapters import adapter
 adapter("tensorflow")
 loaded = tf.saved_model.load({str(tmp_path / "saved")!r})
 x = np.load({str(tmp_path / "x.npy")!r})
@@ -576,8 +575,8 @@ use()
 for name in [name for name in sys.modules if name.partition(".")[0] in ("zoo", "converters")]:
     del sys.modules[name]
 use()
-import importlib, zoo.native.adapters.torch
-importlib.reload(zoo.native.adapters.torch)
+import importlib, zoo.adapters.torch
+importlib.reload(zoo.adapters.torch)
 """
 
 

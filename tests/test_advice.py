@@ -117,7 +117,7 @@ def test_brackets_reach_the_terminal(run: Run, monkeypatch: pytest.MonkeyPatch, 
 def test_reports_show_what_to_install_whole() -> None:
     from rich.console import Console
 
-    from zoo.native.check import KernelReport
+    from zoo.adapters.check import KernelReport
 
     missing = {"jax": "pip install 'anyzoo[jax]'"}
     reports: list[Any] = [

@@ -21,11 +21,11 @@ import numpy as np
 import pytest
 import torch
 
+from zoo.adapters import adapter, check, loaded
+from zoo.adapters.check import CUDA_CASES, Case, verify_kernels
 from zoo.arrays import numpy_dtype, to_numpy
 from zoo.errors import MissingFramework, VerifyError, ZooError
-from zoo.native import check, cuda
-from zoo.native.adapters import adapter, loaded
-from zoo.native.check import CUDA_CASES, Case, verify_kernels
+from zoo.native import cuda
 from zoo.tolerances import KERNEL_ULPS, ROUNDING
 
 NATIVE = Path(__file__).parents[1] / "zoo" / "native"

@@ -222,7 +222,7 @@ TABLES = {
     "backends/tensorflow.py": "what its namespace calls otherwise",
     "backends/torch.py": "torch's own in an operation's place",
     "capture/stored.py": "rules for torch's operations on a checkpoint's tensors, which are no graph",
-    "native/adapters/__init__.py": "the kernels' names",
+    "adapters/__init__.py": "the kernels' names",
     "native/library.py": "the kernels' names, in the order of their numbers",
     "native/passes.py": "the kernels' activations",
 }

@@ -128,7 +128,7 @@ def load(
     loaded.notes += notes
     loaded._precision = precision
     if fast:
-        from zoo.native.fast import Fast
+        from zoo.adapters.fast import Fast
 
         loaded._fast = Fast(loaded.backend)
     return loaded
@@ -156,7 +156,7 @@ def _load_object(
         loaded = model_from(model, backend)
         loaded._precision = precision
         if fast:
-            from zoo.native.fast import Fast
+            from zoo.adapters.fast import Fast
 
             loaded._fast = Fast(loaded.backend)
         return loaded

@@ -29,7 +29,7 @@ from zoo.params import Params, complete, split
 from zoo.trees import Output
 
 if TYPE_CHECKING:
-    from zoo.native.fast import Fast, FastReport
+    from zoo.adapters.fast import Fast, FastReport
 
 __all__ = ["GRAPH_FILE", "Model", "Output", "Package", "model_from", "prepare_inputs"]
 
@@ -418,7 +418,7 @@ class Model:
         arrays = {name: a.read(files) if isinstance(a, Mapped) else a for name, a in state["arrays"].items()}
         fast = None
         if state["fast"]:
-            from zoo.native.fast import Fast
+            from zoo.adapters.fast import Fast
 
             fast = Fast(state["backend"])
         params = module.params_from(arrays, graph)

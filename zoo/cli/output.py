@@ -16,8 +16,8 @@ from zoo.console import console, say, show_error
 from zoo.errors import ZooError
 
 if TYPE_CHECKING:
+    from zoo.adapters.check import KernelReport
     from zoo.checksums import FilesReport
-    from zoo.native.check import KernelReport
     from zoo.verify import Report
 
 __all__ = ["fits", "say_wrapped", "tell", "write_columns", "write_json"]

@@ -58,9 +58,9 @@ def verify_model(
 
 
 def _verify_kernels(name: str | None, wanted: list[str] | None, as_json: bool) -> None:
+    from zoo.adapters import FRAMEWORKS
+    from zoo.adapters.check import CUDA, verify_kernels
     from zoo.frameworks import backend_name
-    from zoo.native.adapters import FRAMEWORKS
-    from zoo.native.check import CUDA, verify_kernels
 
     if name is not None:
         raise InputError("kernels are checked without a model", got=name, do="zoo verify --kernels")

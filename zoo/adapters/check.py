@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from zoo.adapters import FRAMEWORKS, adapter, plain
 from zoo.arrays import numpy_dtype, to_numpy
 from zoo.backends import get_backend
 from zoo.errors import MissingFramework, VerifyError
 from zoo.frameworks import backend_name, how_to_install, installed
 from zoo.native import cuda
-from zoo.native.adapters import FRAMEWORKS, adapter, plain
 from zoo.tolerances import KERNEL_FACTOR, KERNEL_ULPS, ROUNDING
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from zoo.adapters import heads_of, loaded, plain, refused, scale_of
 from zoo.backends.tensorflow import namespace
-from zoo.native.adapters import heads_of, loaded, plain, refused, scale_of
 from zoo.native.library import ACTIVATIONS
 from zoo.ops import OPS
 

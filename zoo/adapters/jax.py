@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zoo.adapters import heads_of, loaded, plain, refused, scale_of
 from zoo.backends.jax import namespace
 from zoo.frameworks import find_library
-from zoo.native.adapters import heads_of, loaded, plain, refused, scale_of
 from zoo.native.library import ACTIVATIONS
 from zoo.ops import OPS
 

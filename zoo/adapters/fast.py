@@ -17,9 +17,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from zoo.adapters import ACTIVATIONS, FRAMEWORKS, adapter
 from zoo.errors import MissingFramework
 from zoo.graph.ir import Graph
-from zoo.native.adapters import ACTIVATIONS, FRAMEWORKS, adapter
 from zoo.native.passes import gates, norms, rms_norms
 
 __all__ = ["BREAK_EVEN", "Choice", "Fast", "FastReport"]
@@ -37,7 +37,7 @@ class Choice:
     """What computes the nodes of one kind and size.
 
     Args:
-        kernel: as in `zoo.native.check.Case`, with its sizes; None for a size that is not known before the call.
+        kernel: as in `zoo.adapters.check.Case`, with its sizes; None for a size that is not known before the call.
         ours: whether it is our kernel.
         speed: the framework's own time over ours where it was measured; None if it was not.
         why: what the choice rests on.

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from zoo.adapters import loaded, refused, scale_of
 from zoo.frameworks import find_library
-from zoo.native.adapters import loaded, refused, scale_of
 from zoo.native.library import ACTIVATIONS
 
 __all__ = ["PLAIN", "attention", "define", "fits", "gated", "norm", "own_attention", "register_gpu"]

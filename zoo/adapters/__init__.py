@@ -34,7 +34,7 @@ def adapter(framework: str) -> ModuleType:
     Raises:
         MissingFramework: the library was not built, or does not fit the framework that is installed.
     """
-    return importlib.import_module(f"zoo.native.adapters.{framework}")
+    return importlib.import_module(f"zoo.adapters.{framework}")
 
 
 def loaded(framework: str) -> str:
