@@ -52,7 +52,11 @@ def classifier(folder: Path) -> None:
     """A BERT that somebody trained to tell good reviews from bad ones."""
     labels = {0: "bad", 1: "good"}
     config = transformers.BertConfig(
-        hidden_size=32, id2label=labels, label2id={label: number for number, label in labels.items()}, **_SMALL
+        hidden_size=32,
+        initializer_range=0.2,
+        id2label=labels,
+        label2id={label: number for number, label in labels.items()},
+        **_SMALL,
     )
     _write(folder, "BertForSequenceClassification", config)
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import doctest
 import io
+import json
 import os
 import re
 import shlex
@@ -107,6 +108,7 @@ def reader(
     registry._index.cache_clear()
 
 
+@pytest.mark.timeout(900)  # a page is as long as its reader types
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_blocks_run_as_printed(page: Path, reader: Callable[[str], Path]) -> None:
     document = parser().parse(page)
@@ -117,7 +119,72 @@ def test_blocks_run_as_printed(page: Path, reader: Callable[[str], Path]) -> Non
     for number, example in enumerate(examples):
         below = examples[number + 1] if number + 1 < len(examples) else None
         document.namespace["_below"] = below is not None and below.region.lexemes["arguments"] == "text"
-        example.evaluate()
+        try:
+            example.evaluate()
+        except AssertionError as error:
+            raise AssertionError(f"{page_id(page)}, line {example.line}: {error}") from None
+
+
+def test_numbers_in_sentences_are_those_of_the_results() -> None:
+    def result(name: str, key: str = "result") -> Any:
+        return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text("utf-8"))[key]
+
+    import zoo
+
+    other, bert = result("other_zoos"), result("native")["models"]["bert-base 1x128"]
+    frameworks = result("bert")["1x128"]
+    written, read = result("written_by_convert", "counts"), result("read_from_oracle", "counts")
+    pairs, gguf = result("round_trips")["totals"], result("gguf_in_llama_cpp").values()
+    base = zoo.architectures(task="feature-extraction")
+    lacking = len(base) - len(zoo.architectures("jax", "feature-extraction"))
+    packaged = sum("graph" in model.backends.values() for model in zoo.available())
+    like_torch = [
+        written[form]["same as torch"] + written[form].get("same as torch, warns", 0) for form in ("tf-h5", "flax")
+    ]
+    loaded = [
+        read[form]["same as torch"] + read[form].get("same as transformers 5", 0)
+        for form in ("tf on numpy", "flax on numpy")
+    ]
+    same = sum(pairs["pairs"].values()) - pairs["pairs"]["same but for what the form leaves out"]
+
+    def most(limit: float) -> float:
+        return max(run["largest difference"] for run in gguf if run.get("limit") == limit)
+
+    assert most(2e-6) <= 7e-7 and most(2e-3) <= 8e-4
+    for page, said in {
+        "README.md": (
+            f"Of the {other['transformers 5: model types']} model types",
+            f"{other['transformers 5: share that was always for torch alone']:.0%}".replace("%", " %"),
+            f"{other['KerasHub: backbones']} backbones",
+            f"transformers itself builds and runs {sum(row.built for row in base)} tiny",
+            f"{sum(row.captured for row in base)}\nare captured, and {len(base) - lacking} match float64",
+            f"native {bert['native']['ratio to torch eager']:.2f}",
+            f"JAX {frameworks['jax']['ratio to torch eager']:.2f}",
+            f"TensorFlow {frameworks['tensorflow']['ratio to torch eager']:.2f}",
+            f"| {bert['onnxruntime']['ratio to torch eager']:.2f} |",
+            f"names {len(zoo.available())} checkpoints. {packaged} bring",
+        ),
+        "docs/faq.md": (f"{packaged} of the registry's {len(zoo.available())} checkpoints",),
+        "docs/how_it_works/idea.md": (f"{packaged} of the registry's {len(zoo.available())} checkpoints",),
+        "docs/reference/proofs.md": (
+            f"{like_torch[0]} of {sum(written['tf-h5'].values())} models with TensorFlow",
+            f"{like_torch[1]} of {sum(written['flax'].values())} with Flax",
+            f"loads {loaded[0]} and\n{loaded[1]} and computes",
+            f"Of {sum(read['tf on numpy'].values())} TensorFlow and {sum(read['flax on numpy'].values())} Flax files",
+            f"{same:,} pairs of {pairs['models']} models of {pairs['families']}\nfamilies",
+            "within 7e-7",
+            "8e-4 where it",
+        ),
+    }.items():
+        text = (ROOT / page).read_text("utf-8")
+        for words in said:
+            assert words in text, f"{page} does not say: {words}"
+
+
+def test_notebooks_say_what_they_said() -> None:
+    pytest.importorskip("nbclient", reason="pip install -e '.[docs]'")
+    done = run_other(["python", str(ROOT / "tools" / "run_notebooks.py"), "--check"])
+    assert done.returncode == 0, done.stdout
 
 
 def test_a_block_that_does_not_run_or_prints_something_else_is_noticed(tmp_path: Path) -> None:

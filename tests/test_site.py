@@ -23,7 +23,8 @@ pytestmark = pytest.mark.xdist_group("site")
 ROOT = Path(__file__).parents[1]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 WIDTHS = (360, 1440)
-# Loads each page at each width. Wrong is what reaches beyond the page where nothing scrolls, or what a box cuts off.
+# Loads each page at each width. Wrong is what reaches beyond the page where nothing scrolls, what a box cuts off, and
+# on a desktop what has to be scrolled sideways.
 HARNESS = """<!doctype html><body><script>
 const found = {}, rest = ms => new Promise(done => setTimeout(done, ms));
 const load = (page, width) => new Promise(done => {
@@ -51,6 +52,10 @@ const look = (frame, width) => {
       wrong.push(`beyond the page: ${name}`);
     if (style.overflowX === "hidden" && element.scrollWidth > element.clientWidth + 1) wrong.push(`cut off: ${name}`);
   }
+  if (width > 1000)
+    for (const box of article.querySelectorAll("pre, pre > code, .md-typeset__scrollwrap, .md-typeset__table"))
+      if (box.scrollWidth > box.clientWidth + 1 && w.getComputedStyle(box).overflowX !== "visible")
+        wrong.push(`scrolls, ${box.scrollWidth} in ${box.clientWidth}: ${box.textContent.trim().slice(0, 60)}`);
   for (const image of article.querySelectorAll("img"))
     if (!image.naturalWidth || image.getBoundingClientRect().width < Math.min(width, 300) * 0.5)
       wrong.push(`no picture: ${image.getAttribute("src")}`);
@@ -122,7 +127,7 @@ def test_pages_fit_a_phone_and_a_desktop(site: Path) -> None:
     assert len(pages) > 20
     found = seen(site, pages)
     assert len(found) == len(pages) * len(WIDTHS)
-    wrong = {where: what[:5] for where, what in found.items() if what}
+    wrong = {where: what[:20] for where, what in found.items() if what}
     assert not wrong, json.dumps(wrong, indent=1)
 
 
@@ -135,8 +140,11 @@ def test_what_does_not_fit_is_noticed(tmp_path: Path) -> None:
         "fits": f"{text}<div style='overflow-x:auto'><div style='width:3000px'>wide</div></div>",
         "wide": f"{text}<div style='width:3000px'>wide</div>",
         "cut": f"{text}<div style='overflow:hidden;width:100px'><div style='width:300px'>cut</div></div>",
+        "code": f"{text}<pre style='overflow:auto'>{'x' * 400}</pre>",
         "lost": f"{text}<img src='nothing.svg' style='width:300px;height:90px'>",
     }.items():
         (site / f"{name}.html").write_text(f"<!doctype html><article>{body}</article>")
-    found = seen(site, ["fits.html", "wide.html", "cut.html", "lost.html"])
-    assert [bool(found[f"{name}.html at 360"]) for name in ("fits", "wide", "cut", "lost")] == [False, True, True, True]
+    names = ("fits", "wide", "cut", "code", "lost")
+    found = seen(site, [f"{name}.html" for name in names])
+    assert [bool(found[f"{name}.html at 360"]) for name in names] == [False, True, True, False, True]
+    assert [bool(found[f"{name}.html at 1440"]) for name in names] == [False, True, True, True, True]

@@ -20,7 +20,7 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-MARK = re.compile(r"^<!-- (results|sweep|commands)(?:: (\w+)(?: ([^>]+?))?)? -->$", re.MULTILINE)
+MARK = re.compile(r"^<!-- (results|sweep|checks|commands)(?:: (\w+)(?: ([^>]+?))?)? -->$", re.MULTILINE)
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -36,7 +36,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     Raises:
         PluginError: there is no such result.
     """
-    made = {"sweep": sweep, "commands": commands}
+    made = {"sweep": sweep, "checks": checks, "commands": commands}
     return MARK.sub(lambda found: made[found[1]]() if found[1] in made else results(found[2], found[3] or ""), markdown)
 
 
@@ -114,10 +114,15 @@ def ratios(result: Mapping[str, Any]) -> str:
     models = result["models"]
     names = [n for n in dict.fromkeys(name for row in models.values() for name in row) if n != "torch eager"]
     rows = (
-        (model, row["torch eager"]["ms"], *(row.get(name, {}).get("ratio to torch eager") for name in names))
+        (
+            model,
+            row["torch eager"]["ms"],
+            *(row.get(name, {}).get("ratio to torch eager") for name in names),
+            row["native"].get("of peak"),
+        )
         for model, row in models.items()
     )
-    return table(("model and shape", "torch eager, ms", *names), rows)
+    return table(("model and shape", "torch eager, ms", *names, "native, share of peak"), rows)
 
 
 def of_shapes(key: str) -> Callable[[Mapping[str, Any]], str]:
@@ -181,6 +186,18 @@ def attacks(result: Mapping[str, Any]) -> str:
     return table(("form", "files", "most seconds", "most MB", "over the limits", "without an error of ours"), rows)
 
 
+def finetune(result: Mapping[str, Any]) -> str:
+    """Accuracy per framework, the mean and each seed's, and the share of the commonest class."""
+    rows = [
+        (name, row["mean accuracy"], *row["of each seed"])
+        for name, row in result["summary"].items()
+        if isinstance(row, Mapping)
+    ]
+    commonest = result["summary"]["commonest class"]
+    rows.append(("always the commonest class", sum(commonest) / len(commonest), *commonest))
+    return table(("framework", "mean", *(f"seed {number}" for number in range(len(commonest)))), rows)
+
+
 def memory(result: Mapping[str, Any]) -> str:
     """Peak of loading, over the size of the file."""
     rows = (
@@ -205,6 +222,38 @@ def sweep() -> str:
     versions = ", ".join(f"{name} {version}" for name, version in coverage().versions.items())
     head = ("", "in transformers", "built and run by it", "captured", *(f"match on {place}" for place in places))
     return f"{table(head, rows)}\n\n*`make coverage`; {versions}.*"
+
+
+def checks() -> str:
+    """What else the sweep asked of base models: share of those that it could ask."""
+    from zoo.coverage import coverage
+
+    base = [row for row in coverage().rows if row.task == "feature-extraction"]
+    captured = [row for row in base if row.captured]
+
+    def share(answers: Iterable[bool | None]) -> str:
+        given = [answer for answer in answers if answer is not None]
+        return f"{sum(given)} of {len(given)} ({sum(given) / len(given):.1%})"
+
+    rows = [("checkpoints that transformers writes of them load", *[share(row.loads for row in captured)] * 2)]
+    for what, name in {
+        "right at another batch size, with the same graph": "batch",
+        "right at another length, with the same graph": "length",
+        "gradients within 1e-4 of torch's, or within 4 times torch's own error of float64's": "gradients",
+    }.items():
+        found = ([getattr(row.on(place), name) for row in captured if row.on(place).matches] for place in PLACES)
+        rows.append((what, *map(share, found)))
+    kept_back = [row.first for row in base if row.held_out and row.built]
+    rows.append(
+        (
+            "of a third of the types set aside, right at their first run",
+            *(share(f.get(p, False) for f in kept_back) for p in PLACES),
+        )
+    )
+    return table(("of those captured", *PLACES), rows)
+
+
+PLACES = ("jax", "tensorflow")
 
 
 def commands() -> str:
@@ -233,9 +282,7 @@ TABLES: dict[tuple[str, str], Callable[[Any], str]] = {
     ("startup", ""): lambda result: by_columns(
         {name: row for name, row in result.items() if isinstance(row, Mapping)}, "process"
     ),
-    ("finetune", ""): lambda result: by_columns(
-        {name: row for name, row in result["summary"].items() if isinstance(row, Mapping)}, "framework"
-    ),
+    ("finetune", ""): finetune,
     ("other_zoos", ""): facts,
     ("hostile", ""): hostile,
     ("attacks", ""): attacks,
@@ -243,5 +290,10 @@ TABLES: dict[tuple[str, str], Callable[[Any], str]] = {
     ("real_weights", ""): lambda result: table(
         ("name", "from", "form", "bytes"), ((r["name"], r["source"], r["form"], r["bytes"]) for r in result)
     ),
-    ("round_trips", ""): lambda result: facts(result["totals"]),
+    ("round_trips", ""): lambda result: facts(
+        {
+            what: result["totals"][what]
+            for what in ("families", "models", "pairs", "original to a form and back", "models that a form holds")
+        }
+    ),
 }

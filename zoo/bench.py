@@ -122,8 +122,8 @@ def bench(
 ) -> BenchReport:
     """Time a model on several backends, in turn, so that a slow moment of the machine hits all of them.
 
-    The process runs on as many cores as there are threads meanwhile, and each framework is told their number; one
-    that has already computed something keeps the threads it has.
+    Meanwhile the process runs on as many cores as there are threads, and each framework is told their number. A
+    framework that has already computed something keeps the threads it has.
 
     Args:
         model: what `zoo.load` takes, a loaded model, or a package.
@@ -137,7 +137,7 @@ def bench(
 
     Raises:
         MissingFramework, UnknownBackend: a backend asked for by name is not there.
-        InputError: a number of rows, tokens, rounds or threads that is none.
+        InputError: rows, tokens, rounds or threads below 1.
         ZooError: whatever `zoo.load` raises.
     """
     for what, number in (("rounds", rounds), ("threads", threads), *(("shapes", n) for pair in shapes for n in pair)):

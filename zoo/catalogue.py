@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 GRAPHS = Path(__file__).parent / "graphs"
-"""As in `zoo.loading`; importing that takes NumPy, and a good part of the time that `zoo list` may take."""
+"""As in `zoo.configured`; importing that takes NumPy, and a good part of the time that `zoo list` may take."""
 
 Status = Literal["graph", "capture", "needs torch", "not installed"]
 """How a model gets onto a backend here: from a packaged graph (torch is not needed); captured once with torch and
@@ -149,7 +149,8 @@ def available(backend: str | None = None, task: str | None = None) -> list[Avail
         task: only models that serve it: their own task, or one that a graph is packaged for.
 
     Raises:
-        UnknownBackend, ConfigError: no such backend, no such task.
+        UnknownBackend: no such backend.
+        ConfigError: no such task.
     """
     wanted = None
     if task is not None:
@@ -181,7 +182,7 @@ def available(backend: str | None = None, task: str | None = None) -> list[Avail
 
 
 def info(name: str | os.PathLike[str]) -> Info:
-    """Everything known of a registry entry or a model type; of another reference what can be said without downloading.
+    """What is known of a registry entry or a model type; of anything else, what can be said without downloading.
 
     Args:
         name: what `zoo.load` takes, or transformers' `model_type`.
@@ -211,10 +212,11 @@ def architectures(backend: str | None = None, task: str | None = None, *, missin
     Args:
         backend: only those that match there.
         task: only heads of this task; "feature-extraction" is the base model.
-        missing: instead those that do not match, there or on one of the backends that were swept.
+        missing: list those that do not match instead: on `backend`, or on any that was swept.
 
     Raises:
-        UnknownBackend, ConfigError: no such backend, no such task.
+        UnknownBackend: no such backend.
+        ConfigError: no such task.
     """
     wanted = None
     if task is not None:
@@ -312,8 +314,9 @@ def _of_entry(entry: Entry) -> Info:
 
 
 def _of_folder(found: SourceRef) -> Info:
-    from zoo.loading import find_graph
-    from zoo.model import GRAPH_FILE, read_json
+    from zoo.configured import find_graph
+    from zoo.files import read_json
+    from zoo.model import GRAPH_FILE
 
     folder = Path(found.location)
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}

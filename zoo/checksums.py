@@ -46,10 +46,12 @@ class FilesReport:
 
     @property
     def ok(self) -> bool:
+        """Whether no file is known to be damaged."""
         return not any(row.reason for row in self.rows)
 
     def raise_for_failure(self) -> None:
-        """
+        """Nothing if all is right.
+
         Raises:
             ChecksumError: naming each file that is damaged, and why.
         """
@@ -88,11 +90,10 @@ def check_files(
 ) -> FilesReport:
     """Read a checkpoint's files and compare all that there are checksums of.
 
-    sha256 where the registry, the hub, the wheel or an earlier conversion states it, whatever was compared before; and
-    what formats hold themselves: CRC-32 of zip archives (npz, torch, .keras), CRC-32C of TensorFlow's checkpoints,
+    Compared are sha256, where the registry, the hub, the wheel or an earlier conversion states it, and the checksums
+    that formats hold themselves: CRC-32 of zip archives (npz, torch, .keras), CRC-32C of TensorFlow's checkpoints,
     Fletcher-32 of HDF5's chunks, CRC-32C of zarr 3's chunks and of OCDBT's tables (Orbax). safetensors, GGUF, msgpack,
-    ONNX and plain HDF5 hold none: of them only damage to the directory of tensors can be seen, unless their sha256 is
-    known.
+    ONNX and plain HDF5 hold none: unless their sha256 is known, only damage to the list of tensors is noticed.
 
     Args:
         model: what `zoo.load` takes: a name, "hf://org/name", a folder, a file of weights.

@@ -59,9 +59,8 @@ class Conversion:
         nans: names of tensors that hold NaN.
         nbytes: size of the tensors written.
         verified: what was compared; outputs only of models that can be captured.
-        notes: what was taken off to reach the model's tensors, prefixes and what trainers put around them; what readers
-            of the form will do otherwise than those of the source; fields of the config that they have otherwise,
-            nearly the same, or ignored where it stands.
+        notes: prefixes and wrappers that were taken off to reach the model's tensors; what readers of the new form
+            compute differently; fields of the config that they ignore or replace by a nearly equal value.
     """
 
     folder: Path | None
@@ -104,27 +103,27 @@ def convert(
         folder: a new or empty folder; it appears complete or not at all.
         to: one of `converters.targets.TARGETS`.
         task: for another head than the checkpoint's own.
-        dtype: of the floating-point tensors, as they are by default: float32, bfloat16 or float16, and for GGUF q8_0.
-            GGUF has vectors and a few tables in float32, whatever is asked for.
+        dtype: of the floating-point tensors: float32, bfloat16 or float16, and for GGUF q8_0. By default they keep
+            their own. GGUF stores vectors and a few tables in float32 whatever is asked for.
         shard_size: largest size of a file in bytes, where the form has shards.
         dry_run: only tell what would be written.
-        verify: open the folder by itself, as `verify_conversion` does, and compare: every tensor, bit for bit as the
-            dtype rounds it (Q8_0 within what it may be off), the files beside them, and the outputs.
-        strict: tensors that hold NaN are an error.
-        overwrite: the folder may be one that was written before: files that its conversion.json lists, unchanged since,
-            give way to the new ones; all others stay.
-        raw: write the tensors alone, under the names and in the layouts that the source has them in, to safetensors,
-            npz or torch. Nothing is asked of them: no config is needed or written, and `verify` compares every tensor.
-        mmap: False reads the source's files into memory instead of mapping them. A mapped file that another program
-            cuts short ends the process (SIGBUS).
+        verify: open the written folder by itself, as `verify_conversion` does. Compare every tensor bit for bit after
+            rounding to `dtype` (Q8_0: to within one rounding step), the files beside them, and the outputs.
+        strict: a tensor that holds NaN is an error.
+        overwrite: the folder may hold an earlier conversion. Files that its conversion.json lists, and that are
+            unchanged since, are replaced; all others stay.
+        raw: write the tensors alone, under the source's names and in its layouts, to safetensors, npz or torch. No
+            config is needed or written, and `verify` compares every tensor.
+        mmap: False reads the source's files into memory instead of mapping them. If another program cuts a mapped file
+            short, the process ends (SIGBUS).
         offline: True uses only what is on this machine.
         progress: told (what, bytes done, bytes in all).
 
     Raises:
         WeightsError: tensors that neither the model nor the form has a place for; all are named.
-        ConfigError: the folder holds something else, or the source, or files of the list were changed; there is no such
-            form, or not with this dtype; what reads the form would compute something else, since the form cannot say a
-            field of the config.
+        ConfigError: the folder holds other files, the source itself, or files that were changed since an earlier
+            conversion; there is no such form, or not with this dtype; the form cannot say a field of the config, so
+            that its readers would compute something else.
         VerifyError: the two ends differ.
         SourceError: the disk has not enough room, or cannot be written to; the folder is as it was.
     """
@@ -175,9 +174,8 @@ def verify_conversion(
 ) -> str:
     """Compare a converted folder, opened by itself, with the model that it was made of; what was compared.
 
-    The folder's own config, tokenizer and tensors make its own graph, as whoever it is given to would have it. Where
-    what reads the form does not look at config.json, its config is what that reader computes (see
-    `converters.dialects.fields`).
+    The folder's own config, tokenizer and tensors make its graph, as for a stranger who gets it. Where readers of the
+    form do not look at config.json, the config is what such a reader computes.
 
     Args:
         model: what was given to `convert`.
@@ -190,8 +188,8 @@ def verify_conversion(
         ConfigError: `convert` did not write the folder.
         ZooError: the folder cannot be loaded.
     """
+    from zoo.files import read_json
     from zoo.loading import fetch_checkpoint
-    from zoo.model import read_json
 
     folder = Path(folder)
     if not (folder / RECORD).is_file():
@@ -390,7 +388,7 @@ def _plan(
 
 def _graph_of(config: Mapping[str, Any], task: str | None, place: Path | None = None) -> Graph:
     """The model's graph, or its names and shapes alone: one that cannot be captured can still be converted."""
-    from zoo.loading import fitting, graph_for, need_torch
+    from zoo.configured import fitting, graph_for, need_torch
 
     try:
         return graph_for(config, task, "float32", place=place)
@@ -570,7 +568,7 @@ def _mattering(found: list[Contradiction], config: Mapping[str, Any], graph: Gra
 
 def _with_fields(config: Mapping[str, Any], changes: list[Contradiction], graph: Graph) -> Graph | None:
     """The graph of a config with other values in some fields; None if there is none."""
-    from zoo.loading import graph_for
+    from zoo.configured import graph_for
 
     changed = current(config)
     for one in changes:
@@ -850,7 +848,7 @@ def _same_files(plan: _Plan, folder: Path) -> None:
     Raises:
         VerifyError: naming the file, and of config.json the fields.
     """
-    from zoo.model import read_json
+    from zoo.files import read_json
 
     with TemporaryDirectory() as made:
         _companions(plan, Path(made))

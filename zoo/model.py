@@ -17,48 +17,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zoo.arrays import owned, to_numpy
+from zoo.configured import at_length, fixed_length
 from zoo.errors import ConfigError
+from zoo.files import read_json
 from zoo.graph.io import load_graph, save_graph
 from zoo.graph.ir import Graph
 from zoo.graph.passes import RNG, keyed
 from zoo.inputs import named, prepare_inputs
 from zoo.lookups import Lookups
 from zoo.params import Params, complete, split
-from zoo.trees import register_trees
+from zoo.trees import Output
 
 if TYPE_CHECKING:
     from zoo.native.fast import Fast, FastReport
 
-__all__ = ["GRAPH_FILE", "Model", "Output", "Package", "prepare_inputs"]
+__all__ = ["GRAPH_FILE", "Model", "Output", "Package", "model_from", "prepare_inputs"]
 
 log = logging.getLogger(__name__)
 
 GRAPH_FILE = "graph.json.gz"
 """What a package folder's graph is called."""
-
-
-class Output(dict):
-    """A model's outputs by name, in the model's order; `out.logits` is `out["logits"]`.
-
-    Values are the backend's own arrays; `np.asarray` takes each of them (on torch not bfloat16, which NumPy lacks). It
-    is a pytree of JAX, torch and optree, and a mapping for `tf.nest`.
-    """
-
-    def __init__(self, *items: Any, **named: Any) -> None:
-        super().__init__(*items, **named)
-        register_trees()
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(f"no output {name!r}; this model has {', '.join(self)}") from None
-
-    def copy(self) -> Output:
-        return Output(self)
-
-    def __reduce__(self) -> Any:
-        return Output, (dict(self),)
 
 
 @dataclass(eq=False)
@@ -84,18 +62,18 @@ class Package:
     def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
         """Write a folder that `zoo.load` takes on every backend, with neither torch nor transformers.
 
-        The graph, its constants, the weights as model.safetensors in the tensors that the class's checkpoints have, the
-        config, tokenizer, chat templates and all else that belongs to a checkpoint, and conversion.json, which lists
+        It holds the graph with its constants, model.safetensors with the tensors that the class's checkpoints have, the
+        config, tokenizer, chat templates and whatever else belongs to a checkpoint, and conversion.json, which lists
         these files. The folder appears complete or not at all.
 
         Args:
             folder: a new or empty folder.
-            overwrite: it may be one that was written before: files that its conversion.json lists, unchanged since,
-                give way to the new ones; all others stay.
+            overwrite: the folder may hold an earlier package. Files that its conversion.json lists, and that are
+                unchanged since, are replaced; all others stay.
 
         Raises:
-            ConfigError: the package has no weights, or the folder holds something else, or what was written before and
-                is not to be overwritten, or was changed.
+            ConfigError: the package has no weights; or the folder holds other files, an earlier package without
+                `overwrite`, or files of it that were changed.
             FormatError: a parameter is of a dtype that safetensors does not have (complex128).
             SourceError: the system refuses to write; the folder is as it was.
         """
@@ -139,8 +117,6 @@ class Package:
 
     def load(self, backend: str = "torch") -> Model:
         """The package's model on a backend."""
-        from zoo.loading import model_from
-
         return model_from(self, backend)
 
 
@@ -157,11 +133,11 @@ class Model:
         params: {checkpoint name: the backend's own array}, those that training changes. It is what `module` holds:
             either sees what the other replaces. Arrays that are put in are copied, unless they cannot change (JAX's)
             or are a torch.nn.Parameter; on JAX, where it is a plain dict, when the model is next used.
-        buffers: the same of all others: running statistics, counters, fixed tables.
+        buffers: the other arrays by checkpoint name: running statistics, counters, fixed tables.
         config: config.json's fields, empty for models that have none.
         folder: the files it came from, if any.
         weights: the file of weights among them, or the index of its shards.
-        notes: what a user should know: outputs left out, tensors of the checkpoint not used.
+        notes: what a user should know: outputs that are left out, tensors of the checkpoint that are not used.
     """
 
     def __init__(
@@ -254,9 +230,8 @@ class Model:
             rng: with it the model runs as in training, with dropout: a seed (a number or two), or what the framework
                 keeps randomness in (torch.Generator, a JAX key, tf.random.Generator, keras.random.SeedGenerator,
                 numpy.random.Generator). The same key drops the same elements on every framework.
-            packed: True says that what the outputs hold at padding (zeros of `attention_mask`) does not matter. The
-                native engine then computes real tokens alone where the graph allows, and leaves 0 at padding; other
-                backends compute all as ever.
+            packed: True leaves out padding (zeros of `attention_mask`): the native engine computes real tokens alone,
+                where the graph allows, and sets outputs at padding to 0. Other backends compute the padded batch.
             inputs: arrays by the model's input names (any framework's, or lists); `input_ids` [B, T] int,
                 `pixel_values` [B, C, H, W] float and so on, as `inputs` tells. Masks and token types may be left out.
 
@@ -304,8 +279,9 @@ class Model:
         torch: the transformers module, or an nn.Module around the graph; tensorflow: a tf.Module; keras: a
         keras.Model; jax, numpy and native: the pure function `apply`.
 
-        On torch, replacing a parameter there shows in `params`, calls and `save`. After other changes (a LoRA adapter
-        that is not merged, a head of another shape) these raise WeightsError: the graph is not that of the module.
+        On torch a parameter that is replaced there is replaced in `params`, calls and `save`, too. If the module no
+        longer computes what the graph does (a LoRA adapter that is not merged, a head of another shape), these raise
+        WeightsError.
         """
         if self._module is None:
             self._module = self._backend.module_of(self)
@@ -391,7 +367,7 @@ class Model:
         return Package(self.graph, arrays, self.folder, self.config or None, *texts)
 
     def fast_report(self) -> FastReport:
-        """Which of our kernels run in place of the framework's own, and at which sizes: those met by calls so far.
+        """Which of our kernels run in place of the framework's own, at the sizes that calls had so far.
 
         Raises:
             ConfigError: the model was not loaded with `fast=True`.
@@ -418,8 +394,6 @@ class Model:
         if shape is None or len(shape) != 2 or not isinstance(shape[1], int) or shape[1] == own:
             return self
         if shape[1] not in self._lengths:
-            from zoo.loading import at_length
-
             self._lengths[shape[1]] = self._with_graph(at_length(self, shape[1]))
         return self._lengths[shape[1]]
 
@@ -525,25 +499,16 @@ class Model:
         return module
 
 
-def fixed_length(graph: Graph) -> int | None:
-    """How many tokens the texts have that a graph of a transformers model takes; None where any number will do."""
-    shapes = (item.shape for item in graph.inputs if item.name == "input_ids" and "model_type" in graph.meta)
-    return next((shape[1] for shape in shapes if len(shape) == 2 and isinstance(shape[1], int)), None)
+def model_from(package: Package, backend: str) -> Model:
+    """A package's model on a backend; whatever is done to it, the package and its other models stay what they are."""
+    from zoo.backends import backend_name, get_backend
 
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        ConfigError: no such file, not JSON, or not an object.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-        found = json.loads(text)
-        if "\\u" in text:
-            json.dumps(found, ensure_ascii=False).encode()  # an escape may be half of a UTF-16 pair
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError("the file cannot be read as JSON", where=path, got=error) from error
-    if not isinstance(found, dict):
-        raise ConfigError("the file does not hold a JSON object", where=path, got=type(found).__name__)
-    return found
+    module = get_backend(backend)
+    if package.arrays is None:
+        raise ConfigError("the package has no weights", do="load a checkpoint with zoo.load")
+    own = (lambda array: np.array(array, order="C")) if module.IN_PLACE else owned
+    arrays = {name: own(np.asarray(array)) for name, array in package.arrays.items()}
+    params = module.params_from(arrays, package.graph)
+    name = package.graph.meta.get("class", "captured module")
+    config = dict(package.config or {})
+    return Model(name, backend_name(backend), package.graph, params, config, package.folder, _backend=module)

@@ -136,7 +136,7 @@ def module_of(model: Any) -> Any:
 
 
 AT_ONCE = 16 << 20
-"""Bytes of the largest weight that the first call takes as it lies: a copy of it is kept by each thread that did."""
+"""Largest weight (bytes) that the first call uses unpacked; each thread that did keeps a copy."""
 
 
 class Weights:

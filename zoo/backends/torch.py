@@ -250,7 +250,12 @@ class Held:
             changed = {**changed, **dict.fromkeys(self.config.keys() - fields.keys())}
             if not str(self.graph.meta.get("class")).endswith("ForSequenceClassification"):  # which look for padding
                 changed = {name: value for name, value in changed.items() if name not in _OF_TOKENIZERS}
-            wrong = [f"config.{name}: {fields.get(name)!r} for {self.config.get(name)!r}" for name in shaping(changed)]
+            was = shaping({name: self.config.get(name) for name in changed})  # labels count by their number alone
+            wrong = [
+                f"config.{name}: {value!r} for {was.get(name)!r}"
+                for name, value in shaping(changed).items()
+                if name not in was or value != was[name]
+            ]
         return wrong
 
 
