@@ -13,8 +13,8 @@ from tolerances import TOLERANCES
 
 import zoo
 from zoo.backends import get_backend, native
-from zoo.native.canonical import canonical
-from zoo.native.passes import fused
+from zoo.graph.passes.canonicalize import canonicalized
+from zoo.graph.passes.fuse import fused
 
 HEADS, WIDTH, LENGTH = 3, 5, 7
 LOWEST = torch.finfo(torch.float32).min
@@ -54,7 +54,7 @@ def right(model: Any, *shape: int) -> None:
 
 
 def counts(model: Any) -> dict[str, int]:
-    return {op.partition(".")[0]: n for op, n in canonical(model.graph).op_counts().items()}
+    return {op.partition(".")[0]: n for op, n in canonicalized(model.graph).op_counts().items()}
 
 
 # --- attention ---
@@ -204,5 +204,5 @@ def test_layers_over_rows_of_tokens(function: Callable[..., Any], views: int) ->
     weight, bias = torch.randn(4, 6, generator=generator), torch.randn(6, generator=generator)
     model = capture_of(function, 5, 4, weight=weight, bias=bias)
     assert counts(model).get("view", 0) == views
-    assert fused(canonical(model.graph)).op_counts()["native::linear"] == 1  # the other's weight is computed
+    assert fused(canonicalized(model.graph)).op_counts()["native::linear"] == 1  # the other's weight is computed
     right(model, 5, 4)

@@ -12,9 +12,9 @@ from tolerances import TOLERANCES
 
 from zoo.backends import get_backend, native
 from zoo.graph.ir import DType, Graph, Input, Node, Param, Ref, ValueInfo
+from zoo.graph.passes.canonicalize import canonicalized
 from zoo.model import prepare_inputs
 from zoo.native import kernels
-from zoo.native.canonical import canonical
 from zoo.native.packing import packed
 
 ENCODERS = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "albert", "electra", "modernbert", "layoutlm")
@@ -45,7 +45,7 @@ def feed_of(graph: Graph, model_type: str, lengths: tuple[int, ...], seed: int =
 @pytest.mark.parametrize("model_type", grouped((*ENCODERS, *DECODERS)))
 def test_real_tokens_come_out_as_with_padding(captured: Callable[..., Any], model_type: str) -> None:
     graph, params = captured(model_type)
-    assert packed(canonical(graph)) is not None
+    assert packed(canonicalized(graph)) is not None
     run = native.compile_graph(graph)
     for lengths in ((7, 1, 11, 4), (2, 9), (12, 12, 3), (1, 4, 1)):
         feed = feed_of(graph, model_type, lengths)
@@ -68,7 +68,7 @@ def test_real_tokens_come_out_as_with_padding(captured: Callable[..., Any], mode
 @pytest.mark.parametrize("model_type", grouped(NOT))
 def test_what_is_not_proven_is_not_packed(captured: Callable[..., Any], model_type: str) -> None:
     graph, params = captured(model_type)
-    assert packed(canonical(graph)) is None
+    assert packed(canonicalized(graph)) is None
     run = native.compile_graph(graph)
     feed = prepare_inputs(graph.inputs, graph.symbols, tiny.inputs(model_type, 2, 7))
     expected = native.compile_graph(graph)(params, feed)

@@ -221,10 +221,10 @@ TABLES = {
     "backends/numpy.py": "what its namespace calls otherwise",
     "backends/tensorflow.py": "what its namespace calls otherwise",
     "backends/torch.py": "torch's own in an operation's place",
+    "graph/passes/fuse.py": "the kernels' activations",
     "capture/stored.py": "rules for torch's operations on a checkpoint's tensors, which are no graph",
     "adapters/__init__.py": "the kernels' names",
     "native/library.py": "the kernels' names, in the order of their numbers",
-    "native/passes.py": "the kernels' activations",
 }
 """Files with tables of functions, not of facts -> what they are of."""
 
@@ -261,11 +261,11 @@ def test_tables_of_functions_name_operations() -> None:
     from zoo.backends import jax, native, tensorflow
     from zoo.backends import torch as torch_backend
     from zoo.capture import stored
-    from zoo.native import passes
+    from zoo.graph.passes import fuse
 
     for table in (jax._OVERRIDES, tensorflow._OVERRIDES, torch_backend._WITHOUT_DERIVATIVE):
         assert table.keys() <= OPS.keys()
     assert {name for name in native.DIRECT if not name.startswith("native::")} <= OPS.keys()
-    assert {*passes._ACTIVATIONS, *passes._BATCH_NORMS} <= OPS.keys()
+    assert {*fuse.ACTIVATIONS, *fuse._BATCH_NORMS} <= OPS.keys()
     moved = {name for name in stored._RULES if base(name) not in set(map(base, OPS))}
     assert all(hasattr(torch.ops.aten, name) for name in moved)

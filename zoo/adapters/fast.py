@@ -20,7 +20,7 @@ from typing import Any
 from zoo.adapters import ACTIVATIONS, FRAMEWORKS, adapter
 from zoo.errors import MissingFramework
 from zoo.graph.ir import Graph
-from zoo.native.passes import gates, norms, rms_norms
+from zoo.graph.passes.fuse import gates, norms, rms_norms
 
 __all__ = ["BREAK_EVEN", "Choice", "Fast", "FastReport"]
 

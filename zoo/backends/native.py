@@ -19,13 +19,13 @@ from zoo.backends.numpy import NumpyNamespace
 from zoo.errors import UnsupportedOp
 from zoo.graph import passes
 from zoo.graph.ir import Graph
+from zoo.graph.passes.canonicalize import canonicalized
+from zoo.graph.passes.fuse import fused
 from zoo.inputs import NUMPY
 from zoo.native import kernels
-from zoo.native.canonical import canonical
 from zoo.native.kernels import supported
 from zoo.native.library import library
 from zoo.native.packing import PACKED, NotPacked, mask_inputs, packed
-from zoo.native.passes import fused
 from zoo.native.program import Taped, same
 from zoo.native.tape import taped
 
@@ -64,7 +64,7 @@ def compile_graph(graph: Graph, precision: str = "float32") -> Any:
     """
     weights = Weights(precision, {param.name: numpy_dtype(param.dtype) for param in graph.params.values()})
     bounds = Bounds(graph)
-    graph = canonical(passes.evaluating(graph))
+    graph = canonicalized(passes.evaluating(graph))
 
     def program_of(graph: Graph) -> Taped:
         return Taped(fused(graph), {**DIRECT, **weights.direct}, resolve_over(_XP, {}))
@@ -441,4 +441,4 @@ DIRECT: dict[str, Callable[..., Any]] = {
     "native::mask": kernels.PreparedMask,
     **PACKED,
 }
-"""Operations that are kernels as a whole, in the table's names and in those of `zoo.native.passes`."""
+"""Operations that are kernels as a whole, in the table's names and in those of `zoo.graph.passes.fuse`."""

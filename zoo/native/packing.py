@@ -66,7 +66,7 @@ def packed(graph: Graph) -> Graph | None:
     Outputs are in the shapes of the graph's own, 0 at padding.
 
     Args:
-        graph: in the op table's names, as `zoo.native.canonical` spells them.
+        graph: in the op table's names, as `zoo.graph.passes.canonicalize` spells them.
     """
     for item in mask_inputs(graph):
         try:

@@ -1,7 +1,7 @@
 """One spelling for what models write in several: attention, GELU, and layers over rows of all tokens.
 
 The ops are the op table's, before and after; each pass takes a graph and returns another that computes the same, but
-for rounding. Packing (`zoo.native.packing`) and the passes that join nodes (`zoo.native.passes`) need to know one
+for rounding. Packing (`zoo.native.packing`) and the passes that join nodes (`zoo.graph.passes.fuse`) need to know one
 spelling alone.
 """
 
@@ -14,14 +14,14 @@ from typing import Any
 from zoo.graph.dims import broadcast
 from zoo.graph.facts import Facts
 from zoo.graph.ir import Dim, DType, Graph, Node, Ref, ValueInfo, map_refs, refs
-from zoo.graph.passes import simplify
-from zoo.native.passes import rewritten
+from zoo.graph.passes.fuse import rewritten
+from zoo.graph.passes.simplify import simplify
 from zoo.ops import spelling, traits_of
 
-__all__ = ["canonical"]
+__all__ = ["canonicalized"]
 
 
-def canonical(graph: Graph) -> Graph:
+def canonicalized(graph: Graph) -> Graph:
     """The graph after all of these passes."""
     before = graph
     for run in (by_tokens, gelus, attentions):

@@ -21,7 +21,7 @@ from typing import Any
 from zoo.graph.facts import Facts
 from zoo.graph.ir import Graph, Node, Ref, ValueInfo
 
-__all__ = ["PASSES", "fused"]
+__all__ = ["ACTIVATIONS", "PASSES", "fused", "gates", "norms", "rewritten", "rms_norms"]
 
 
 def fused(graph: Graph) -> Graph:
@@ -94,7 +94,7 @@ def gates(graph: Graph) -> Graph:
         if node.op != "mul.Tensor" or not values.is_float(Ref(node.name)):
             return None
         for x, y in (node.args, node.args[::-1]):
-            active = values.made_by(x, *_ACTIVATIONS)
+            active = values.made_by(x, *ACTIVATIONS)
             if active is None or active.op == "tanh" or not values.only_for(active, node):
                 continue
             if values.same_shape(active.args[0], y):
@@ -119,7 +119,7 @@ def activations(graph: Graph) -> Graph:
         args = (*before.args[:-2], _activation(node), before.args[-1])
         return dataclasses.replace(before, args=args, outputs=node.outputs, infos=node.infos), [before]
 
-    return rewritten(graph, (*_ACTIVATIONS, "relu6", "hardtanh"), rule)
+    return rewritten(graph, (*ACTIVATIONS, "relu6", "hardtanh"), rule)
 
 
 def residuals(graph: Graph) -> Graph:
@@ -324,7 +324,7 @@ _ZEROS = ((), ("constant",), ("constant", None), ("constant", 0.0))
 _BATCH_NORMS = {"_native_batch_norm_legit_no_training": 7, "batch_norm": 9}
 """Op -> how many arguments it has: the second has whether it trains before the last three."""
 
-_ACTIVATIONS = ("relu", "gelu", "silu", "tanh", "sigmoid")
+ACTIVATIONS = ("relu", "gelu", "silu", "tanh", "sigmoid")
 
 
 def _activation(node: Node) -> str:
