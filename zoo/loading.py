@@ -50,7 +50,7 @@ _PRODUCTS = ("bfloat16", "int8")
 """What the native engine multiplies in beside float32, on the float32 graph."""
 
 _LACKING = 64
-"""As many tensors may always be missing before a model is captured: what outputs need is known then."""
+"""Up to so many tensors may be missing when capture starts: it shows which of them the outputs need."""
 
 _CAPTURE = 2
 """Counts up when capture records more than it did: graphs that were kept before are captured again."""
