@@ -43,8 +43,8 @@ GRAPHS = Path(__file__).parent / "graphs"
 """As in `zoo.loading`; importing that takes NumPy, and a good part of the time that `zoo list` may take."""
 
 Status = Literal["graph", "capture", "needs torch", "not installed"]
-"""How a model gets onto a backend here. In this order: its graph is packaged, so torch is not needed; it is captured once,
-and torch and transformers are installed; it would have to be captured, and they are not; the framework is missing."""
+"""How a model gets onto a backend here. In this order: its graph is packaged, so torch is not needed; it is captured
+once, by torch and transformers; it would have to be captured, and they are not installed; the framework is missing."""
 
 RUNS: tuple[Status, ...] = ("graph", "capture")
 
