@@ -30,7 +30,7 @@ import numpy as np
 from common import record
 
 from zoo import registry
-from zoo.loading import graph_for
+from zoo.configured import graph_for
 
 LARGE, SAMPLE = "xlm-roberta-large", "minilm-l3"
 ALLOWED = (1.25, 256 << 20)

@@ -29,7 +29,8 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 
 from zoo.arrays import to_numpy  # noqa: E402
-from zoo.capture.huggingface import _dynamic, _quiet  # noqa: E402
+from zoo.capture.huggingface import _dynamic  # noqa: E402
+from zoo.capture.huggingface.classes import quiet as _quiet  # noqa: E402
 from zoo.capture.torch_export import capture_module  # noqa: E402
 from zoo.errors import CaptureError  # noqa: E402
 from zoo.model import Package  # noqa: E402

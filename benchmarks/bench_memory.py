@@ -28,9 +28,9 @@ import numpy as np
 import zoo
 from zoo.backends import get_backend
 from zoo import loading
-import zoo.tasks, zoo.weights, converters
+import zoo.configured, zoo.tasks, zoo.weights, converters
 module = get_backend(backend)
-small = zoo.loading.find_graph(json.load(open(folder + "/config.json")), "feature-extraction")
+small = zoo.configured.find_graph(json.load(open(folder + "/config.json")), "feature-extraction")
 first = next(iter(small.params))
 module.params_from({first: np.zeros(small.params[first].shape[:1] + (4,), np.float32)[:8]}, small)
 before = peak()

@@ -30,7 +30,7 @@ from common import onnx_session, record
 import zoo
 from converters import save_safetensors
 from zoo import registry
-from zoo.loading import find_graph
+from zoo.configured import find_graph
 
 READY = "; import time; print(time.process_time(), flush=True); import os; os._exit(0)"
 

@@ -27,9 +27,9 @@ from common import RESULTS, record
 
 from zoo import registry
 from zoo.backends import jax as backend
+from zoo.configured import GRAPHS
 from zoo.graph import load_graph
 from zoo.graph.ir import Graph
-from zoo.loading import GRAPHS
 from zoo.tolerances import CEILINGS
 
 SIZES = ((1, 5), (2, 9), (3, 16))

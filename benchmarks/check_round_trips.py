@@ -49,7 +49,7 @@ import torch
 import transformers
 from common import environment, record
 
-import zoo.loading
+import zoo.configured
 from converters import atomic, open_checkpoint
 from converters.checkpoint import Checkpoint
 from converters.targets import TARGETS
@@ -325,7 +325,7 @@ class Snapshot(Checkpoint):
 def _quick() -> Iterator[None]:
     """No waiting for the disk, and each graph is read once: neither changes what is written."""
     graphs: dict[str, Any] = {}
-    graph_for = zoo.loading.graph_for
+    graph_for = zoo.configured.graph_for
 
     def remembered(config: Mapping[str, Any], *rest: Any, **options: Any) -> Any:
         key = json.dumps([config, rest, options], sort_keys=True)
@@ -336,7 +336,7 @@ def _quick() -> Iterator[None]:
     with (
         mock.patch.object(os, "fsync", lambda _: None),
         mock.patch.object(atomic, "_flushing", lambda _: contextlib.nullcontext()),
-        mock.patch.object(zoo.loading, "graph_for", remembered),
+        mock.patch.object(zoo.configured, "graph_for", remembered),
     ):
         yield
 

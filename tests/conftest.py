@@ -144,7 +144,8 @@ def captured() -> Callable[[str], tuple[Any, dict[str, np.ndarray]]]:
 def _captured(model_type: str) -> tuple[Any, dict[str, np.ndarray]]:
     import tiny
 
-    from zoo.capture.huggingface import _dynamic, _quiet
+    from zoo.capture.huggingface import _dynamic
+    from zoo.capture.huggingface.classes import quiet as _quiet
     from zoo.capture.torch_export import capture_module
 
     module = tiny.build(model_type)

@@ -26,7 +26,7 @@ import numpy as np
 
 from converters import save_safetensors
 from zoo import registry
-from zoo.loading import graph_for
+from zoo.configured import graph_for
 
 MODEL = "rxnmapper"  # an ALBERT of 3 MB, the smallest whose graph is packaged
 FORMS = ("safetensors", "tf-h5", "flax")

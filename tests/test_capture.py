@@ -19,7 +19,7 @@ from torch import nn
 
 import zoo
 from zoo.arrays import to_numpy
-from zoo.capture.alike import COUNTS, any_number, each_by_itself
+from zoo.capture.huggingface.each_image import COUNTS, any_number, each_by_itself
 from zoo.capture.torch_export import ReadsValues, capture_program, export
 from zoo.errors import CaptureError, ConfigError, FormatError, InputError, UnsupportedOp, ZooError
 from zoo.graph import Graph

@@ -86,7 +86,7 @@ def test_list_of_a_task_and_a_backend(run: Run) -> None:
 
 def test_what_the_index_says_is_what_loading_finds() -> None:
     """A model is listed as packaged if and only if its own config leads to a packaged graph."""
-    from zoo.loading import find_packaged
+    from zoo.configured import find_packaged
 
     listed = {item.name for item in zoo.available() if "graph" in item.backends.values()}
     found = {

@@ -293,7 +293,7 @@ def test_models_whose_modules_are_not_as_published(name: str, tmp_path: Path, mo
         def no_graph(*_: Any, **__: Any) -> None:
             raise CaptureError("to capture experts takes long, and outputs are compared below")
 
-        monkeypatch.setattr("zoo.loading.graph_for", no_graph)
+        monkeypatch.setattr("zoo.configured.graph_for", no_graph)
     made.save_pretrained(tmp_path / "in")
     zoo.convert(tmp_path / "in", tmp_path / "gguf", "gguf", verify=True)
     path = tmp_path / "gguf" / "model.gguf"

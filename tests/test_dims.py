@@ -7,10 +7,10 @@ import sympy
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from zoo.configured import GRAPHS
 from zoo.errors import GraphError
 from zoo.graph import load_graph
 from zoo.graph.dims import broadcast, evaluate, symbols
-from zoo.loading import GRAPHS
 
 SIZES = {"batch": 3, "height_2": 28, "v12.rows": 5}
 NAMES = st.sampled_from(["batch", "height_2"])

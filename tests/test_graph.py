@@ -589,7 +589,8 @@ def test_simplifying_changes_no_result_and_happens_once(tmp_path: Path) -> None:
 
 def record(config: Any) -> dict[str, Any]:
     """What a capture remembers of a config."""
-    from zoo.capture.huggingface import _defaults, _plain
+    from zoo.capture.huggingface.classes import defaults as _defaults
+    from zoo.capture.huggingface.classes import plain as _plain
 
     fields = _plain(shaping(config.to_dict()))
     return {"fields": fields, "defaults": _defaults(type(config), fields), "aliases": dict(config.attribute_map)}

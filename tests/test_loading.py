@@ -658,10 +658,10 @@ def tiny_entry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[...,
 @pytest.fixture
 def graphs_kept(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Captured graphs stay where other tests put them, whatever cache the hub's fixture sets."""
-    from zoo import loading
+    from zoo import configured
 
-    root, real = Path(os.environ["ZOO_CACHE"]), loading._cache_path
-    monkeypatch.setattr(loading, "_cache_path", lambda *key: root / "graphs" / real(*key).name)
+    root, real = Path(os.environ["ZOO_CACHE"]), configured._cache_path
+    monkeypatch.setattr(configured, "_cache_path", lambda *key: root / "graphs" / real(*key).name)
     yield
 
 

@@ -17,8 +17,8 @@ import pytest
 from tolerances import TOLERANCES
 
 from zoo import registry
+from zoo.configured import GRAPHS, find_graph, find_packaged
 from zoo.graph import load_graph
-from zoo.loading import GRAPHS, find_graph, find_packaged
 from zoo.ops import OPS
 
 ROOT = Path(__file__).parents[1]

@@ -18,7 +18,7 @@ from converters import open_checkpoint, save_safetensors
 from converters.checkpoint import MemoryCheckpoint
 from zoo.arrays import to_numpy
 from zoo.capture.huggingface import parameters_of
-from zoo.capture.stored import conversions
+from zoo.capture.huggingface.conversions import conversions
 from zoo.errors import CaptureError, FormatError, WeightsError
 from zoo.graph import Graph, Param
 from zoo.graph.ir import Ref, param_ref
@@ -250,7 +250,7 @@ def no_capture(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: Any, **__: Any) -> None:
         raise CaptureError("to capture takes long, and tensors are compared below")
 
-    monkeypatch.setattr("zoo.loading.graph_for", refused)
+    monkeypatch.setattr("zoo.configured.graph_for", refused)
 
 
 @pytest.mark.parametrize("model_type", PUBLISHED)

@@ -21,9 +21,9 @@ from dataclasses import replace
 from typing import Any
 
 from zoo import registry
+from zoo.configured import GRAPHS, find_packaged
 from zoo.errors import ZooError
 from zoo.graph import Graph, load_graph, save_graph
-from zoo.loading import GRAPHS, find_packaged
 
 DTYPE = "float32"
 BASE = "feature-extraction"

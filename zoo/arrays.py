@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import mmap
 from typing import Any
 
 import numpy as np
 
-__all__ = ["numpy_dtype", "owned", "to_numpy"]
+__all__ = ["dtype_name", "numpy_dtype", "numpy_name", "owned", "to_numpy"]
 
 
+@functools.cache
 def numpy_dtype(name: str) -> np.dtype:
     """The NumPy dtype of a name: "float32", "bfloat16", "float8_e4m3fn" …
 
@@ -26,6 +28,19 @@ def numpy_dtype(name: str) -> np.dtype:
 _NUMPYS = frozenset(
     "float64 float32 float16 int64 int32 int16 int8 uint64 uint32 uint16 uint8 bool complex64 complex128".split()
 )
+
+
+def dtype_name(dtype: Any) -> str:
+    """The name of NumPy's, torch's or TensorFlow's dtype: "float32", "bfloat16", …"""
+    if isinstance(dtype, np.dtype):
+        return numpy_name(dtype)
+    return getattr(dtype, "name", None) or str(dtype).removeprefix("torch.")
+
+
+@functools.cache
+def numpy_name(dtype: np.dtype) -> str:
+    """The name of NumPy's dtype, which takes NumPy itself a dozen calls."""
+    return dtype.name
 
 
 def to_numpy(value: Any) -> np.ndarray:

@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 GRAPHS = Path(__file__).parent / "graphs"
-"""As in `zoo.loading`; importing that takes NumPy, and a good part of the time that `zoo list` may take."""
+"""As in `zoo.configured`; importing that takes NumPy, and a good part of the time that `zoo list` may take."""
 
 Status = Literal["graph", "capture", "needs torch", "not installed"]
 """How a model gets onto a backend here. In this order: its graph is packaged, so torch is not needed; it is captured
@@ -314,8 +314,9 @@ def _of_entry(entry: Entry) -> Info:
 
 
 def _of_folder(found: SourceRef) -> Info:
-    from zoo.loading import find_graph
-    from zoo.model import GRAPH_FILE, read_json
+    from zoo.configured import find_graph
+    from zoo.files import read_json
+    from zoo.model import GRAPH_FILE
 
     folder = Path(found.location)
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}

@@ -188,8 +188,8 @@ def verify_conversion(
         ConfigError: `convert` did not write the folder.
         ZooError: the folder cannot be loaded.
     """
+    from zoo.files import read_json
     from zoo.loading import fetch_checkpoint
-    from zoo.model import read_json
 
     folder = Path(folder)
     if not (folder / RECORD).is_file():
@@ -388,7 +388,7 @@ def _plan(
 
 def _graph_of(config: Mapping[str, Any], task: str | None, place: Path | None = None) -> Graph:
     """The model's graph, or its names and shapes alone: one that cannot be captured can still be converted."""
-    from zoo.loading import fitting, graph_for, need_torch
+    from zoo.configured import fitting, graph_for, need_torch
 
     try:
         return graph_for(config, task, "float32", place=place)
@@ -568,7 +568,7 @@ def _mattering(found: list[Contradiction], config: Mapping[str, Any], graph: Gra
 
 def _with_fields(config: Mapping[str, Any], changes: list[Contradiction], graph: Graph) -> Graph | None:
     """The graph of a config with other values in some fields; None if there is none."""
-    from zoo.loading import graph_for
+    from zoo.configured import graph_for
 
     changed = current(config)
     for one in changes:
@@ -848,7 +848,7 @@ def _same_files(plan: _Plan, folder: Path) -> None:
     Raises:
         VerifyError: naming the file, and of config.json the fields.
     """
-    from zoo.model import read_json
+    from zoo.files import read_json
 
     with TemporaryDirectory() as made:
         _companions(plan, Path(made))

@@ -1,12 +1,34 @@
-"""Small files of caches: whoever reads one sees all of it or the one before, whatever else is written or killed."""
+"""Small files: JSON that somebody wrote, and files of caches, of which whoever reads one sees all or the one before."""
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 from pathlib import Path
+from typing import Any
 
-__all__ = ["write_whole"]
+from zoo.errors import ConfigError
+
+__all__ = ["read_json", "write_whole"]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        ConfigError: no such file, not JSON, or not an object.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        found = json.loads(text)
+        if "\\u" in text:
+            json.dumps(found, ensure_ascii=False).encode()  # an escape may be half of a UTF-16 pair
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError("the file cannot be read as JSON", where=path, got=error) from error
+    if not isinstance(found, dict):
+        raise ConfigError("the file does not hold a JSON object", where=path, got=type(found).__name__)
+    return found
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from zoo.arrays import numpy_dtype, to_numpy
+from zoo.arrays import dtype_name, numpy_dtype, to_numpy
 from zoo.errors import InputError
 from zoo.graph.ir import Input
 from zoo.limits import Limits, refused, written
@@ -141,7 +141,7 @@ def _checked(
 ) -> Any:
     array = arrays.ranked(value, len(item.shape)) if arrays.own(value) else _numpy(item, value)
     shape = tuple(arrays.shape(array)) if arrays.own(array) else array.shape
-    dtype = _dtype_name(array)
+    dtype = dtype_name(array.dtype)
 
     def refuse(what: str) -> InputError:
         dims = [size if isinstance(size, int) else "?" for size in shape]
@@ -149,7 +149,7 @@ def _checked(
 
     if len(shape) != len(item.shape):
         raise refuse("an input has the wrong number of dims")
-    if _kind(dtype) not in _ACCEPTED[_kind(item.dtype)]:
+    if dtype != item.dtype and _kind(dtype) not in _ACCEPTED[_kind(item.dtype)]:
         raise refuse("an input has the wrong dtype")
     for axis, (size, dim) in enumerate(zip(shape, item.shape, strict=True)):
         if not isinstance(size, int):  # it is not known while a framework traces
@@ -203,15 +203,10 @@ def _wanted(item: Input) -> str:
     return f"{item.dtype} [{', '.join(map(str, item.shape))}]"
 
 
-def _dtype_name(array: Any) -> str:
-    dtype = array.dtype
-    return getattr(dtype, "name", None) or str(dtype).removeprefix("torch.")
-
-
 def _kind(dtype: str) -> str:
-    if dtype == "bool":
-        return "bool"
-    return next((kind for kind in ("int", "float", "complex") if kind in dtype), dtype)
+    if "int" in dtype:
+        return "int"
+    return "float" if "float" in dtype else "complex" if "complex" in dtype else dtype
 
 
 _ACCEPTED = {"int": ("int", "bool"), "bool": ("bool", "int"), "float": ("float",), "complex": ("complex", "float")}

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import gzip
-import hashlib
-import json
 import logging
 import math
 import os
-import re
 from collections.abc import Mapping
-from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,34 +20,27 @@ from converters.marks import (
     quantiser,
     why_beside,
 )
-from zoo.errors import CaptureError, ConfigError, InputError, MissingFramework, WeightsError, ZooError
-from zoo.graph.io import load_graph, save_graph
+from zoo import configured
+from zoo.configured import find_graph, fixed_length, full_task, need_torch
+from zoo.errors import CaptureError, ConfigError, MissingFramework, WeightsError
+from zoo.files import read_json
+from zoo.graph.io import load_graph
 from zoo.graph.ir import DTYPES, Graph
-from zoo.graph.key import differences
-from zoo.model import GRAPH_FILE, Model, Package, fixed_length, read_json
+from zoo.model import GRAPH_FILE, Model, Package, model_from
 from zoo.registry import Entry, SourceRef, parse
 
 if TYPE_CHECKING:
-    from zoo.capture.plausible import Size
     from zoo.sources import Progress
 
 __all__ = ["capture", "find_graph", "load", "model_from"]
 
 log = logging.getLogger(__name__)
 
-GRAPHS = Path(__file__).parent / "graphs"
-"""The packaged graphs, and index.json that says which is which."""
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
 _PRODUCTS = ("bfloat16", "int8")
 """What the native engine multiplies in beside float32, on the float32 graph."""
-
-_LACKING = 64
-"""Up to so many tensors may be missing when capture starts: it shows which of them the outputs need."""
-
-_CAPTURE = 2
-"""Counts up when capture records more than it did: graphs that were kept before are captured again."""
 
 
 def load(
@@ -115,7 +102,7 @@ def load(
     found = parse(model)
     if task is None and isinstance(found, Entry):
         task = found.head
-    wanted = _full_task(task)
+    wanted = full_task(task)
     precision = "float32"
     if dtype in _PRODUCTS and backend_name(backend) == "native":
         precision, dtype = dtype, "float32"
@@ -129,7 +116,7 @@ def load(
     else:
         config = config_of(place, found)
         try:
-            graph = graph_for(
+            graph = configured.graph_for(
                 config, task, stored_dtype(place) if dtype == "auto" else dtype, train, place=place, notes=notes
             )
         except MissingFramework:
@@ -164,7 +151,7 @@ def _load_object(
         asked = dtype if precision == "float32" or dtype == "int8" else "float32"
         if asked != "int8" or precision != "int8":
             _check_dtype(asked)
-        _check_package(model.graph, model.folder or Path("package"), _full_task(task), asked, train)
+        _check_package(model.graph, model.folder or Path("package"), full_task(task), asked, train)
         loaded = model_from(model, backend)
         loaded._precision = precision
         if fast:
@@ -303,220 +290,11 @@ def _tensors(value: Any, name: str) -> Any:
         raise CaptureError("an example input is not an array", where=name, got=error) from None
 
 
-def graph_for(
-    config: Mapping[str, Any],
-    task: str | None,
-    dtype: str,
-    train: bool = False,
-    length: int | None = None,
-    place: Path | None = None,
-    notes: list[str] | None = None,
-) -> Graph:
-    """The graph of a config: packaged, captured before, or captured now; with `length` of texts of that many tokens.
-
-    Args:
-        place: the checkpoint that it is for: a config that does not fit it is refused before it is captured.
-        notes: gets what the user should know: that the graph could not be kept.
-
-    Raises:
-        MissingFramework: it has to be captured, and torch or transformers is not installed.
-        ConfigError: the config's fields do not make a model, or one that the checkpoint cannot hold.
-    """
-    graph = None if train or length else find_graph(config, task, dtype)  # the packaged ones evaluate only
-    if graph is not None:
-        return graph
-    cached = _cache_path(config, task, dtype, train, length)
-    if (kept := _kept(cached)) is not None:
-        return kept
-    need_torch()
-    graph = _captured(config, task, dtype, train, length, place)
-    try:
-        save_graph(graph, cached)
-    except OSError as error:
-        note = f"the captured graph cannot be kept, the next load captures it again: {error}; ZOO_CACHE moves the cache"
-        log.warning("%s", note)
-        if notes is not None:
-            notes.append(note)
-    return graph
-
-
-def at_length(model: Model, length: int) -> Graph:
-    """A graph of another length over the same parameters, for a model whose own graph is of one length alone.
-
-    Raises:
-        InputError: the model has no config to capture it from, what captures it is not installed, or it cannot be
-            captured at that length either.
-    """
-    from converters.checkpoint import MemoryCheckpoint
-    from zoo.weights import fit, prune, untie
-
-    own, meta = fixed_length(model.graph), model.graph.meta
-    where = f"input_ids of {length} tokens"
-    advice = f"pass {own} tokens"
-    if "model_type" not in model.config:
-        raise InputError(
-            "the graph holds for one length alone, and the model has no config to capture another from",
-            where=where,
-            expected=f"{own} tokens",
-            do=f"{advice}, or load the model from its checkpoint",
-        )
-    try:
-        graph = graph_for(
-            model.config, meta.get("task"), meta.get("dtype", "float32"), bool(meta.get("train")), length=length
-        )
-    except (MissingFramework, CaptureError) as error:
-        raise InputError(
-            "the graph holds for one length alone, and cannot be captured at another here",
-            where=where,
-            expected=f"{own} tokens",
-            got=error,
-            do=f"{advice}, or pip install 'anyzoo[capture]'",
-        ) from error
-    if fixed_length(graph) not in (None, length):
-        raise InputError(
-            "the model cannot be captured at this length", where=where, expected=f"{own} tokens", do=advice
-        )
-    # no values: what the checkpoint kept apart or lacked shows in the names and shapes of the parameters
-    blank = {p.name: np.broadcast_to(np.zeros((), np.uint8), p.shape) for p in model.graph.params.values()}
-    graph = untie(graph, MemoryCheckpoint(blank))
-    graph, _ = prune(
-        graph, fit(graph, {name: array.shape for name, array in blank.items()}, where, strict=False), where
-    )
-    return graph
-
-
-def _kept(path: Path) -> Graph | None:
-    """A graph that was captured before; None where there is none, or one that cannot be read and is captured again."""
-    try:
-        return load_graph(path) if path.exists() else None
-    except (ZooError, OSError) as error:
-        log.warning("the graph kept in %s cannot be read, it is captured again: %s", path, error)
-        return None
-
-
-def _captured(
-    config: Mapping[str, Any], task: str | None, dtype: str, train: bool, length: int | None, place: Path | None
-) -> Graph:
-    """The graph of a config, which the checkpoint must have the sizes for."""
-    from zoo.capture.huggingface import capture_config, config_from, parameters_of
-
-    size = None if place is None else fitting(config, place)
-    built = config_from(config)
-    if place is not None:
-        _check_served(parameters_of(built, task, size=size), config, place)
-    return capture_config(config_from(config), task, dtype, train=train, length=length, size=size)
-
-
-def fitting(config: Mapping[str, Any], place: Path) -> Size:
-    """The size of a checkpoint, of which the config's counts ask no more.
-
-    Raises:
-        ConfigError: naming the field that does.
-    """
-    from converters import open_checkpoint
-    from zoo.capture.plausible import Size, check_counts
-
-    with open_checkpoint(place) as checkpoint:
-        size = Size(len(checkpoint.infos), sum(math.prod(info.shape) for info in checkpoint.infos.values()))
-    check_counts(config, size)
-    return size
-
-
-def _check_served(parameters: Graph, config: Mapping[str, Any], place: Path) -> None:
-    """A checkpoint that lacks most of a model's tensors is not of this config: to capture that may take long.
-
-    Raises:
-        WeightsError: naming the tensors.
-    """
-    from converters import open_checkpoint
-    from zoo.weights import fit, gathered
-    from zoo.wrapping import unwrapped
-
-    with open_checkpoint(place) as raw:
-        try:
-            opened = unwrapped(raw, config, parameters)
-            checkpoint = gathered(parameters, opened.read, as_published=opened.read is opened.raw)
-            shapes = {name: info.shape for name, info in checkpoint.infos.items()}
-            missing = fit(parameters, shapes, raw.path, strict=False).missing
-        except ZooError:
-            return  # said with the graph, which may need less
-    if len(missing) > max(_LACKING, 3 * len(parameters.params) // 4):
-        shown = ", ".join(missing[:10])
-        raise WeightsError(
-            f"the checkpoint lacks {len(missing)} of the {len(parameters.params)} tensors that the config asks for",
-            where=place,
-            got=f"without {shown} and {len(missing) - 10} more",
-            do="check that the weights belong to this config and task",
-        )
-
-
-def find_graph(config: Mapping[str, Any], task: str | None = None, dtype: str = "float32") -> Graph | None:
-    """The packaged graph that this config's network is, or None."""
-    file = find_packaged(config, task, dtype)
-    if file is None:
-        return None
-    graph = load_graph(GRAPHS / file)
-    return replace(graph, meta={**graph.meta, "config": _records(GRAPHS)[file]})
-
-
-def find_packaged(config: Mapping[str, Any], task: str | None = None, dtype: str = "float32") -> str | None:
-    """The file of the packaged graph that this config's network is, or None.
-
-    Without a task it is the graph of the class that the config names as its own, or of the base model if it names
-    none.
-
-    Raises:
-        ConfigError: a field is of a wrong type.
-    """
-    if not (GRAPHS / "index.json").is_file():
-        return None
-    wanted = _full_task(task)
-    architectures = config.get("architectures") or []
-    if not (isinstance(architectures, list) and all(isinstance(name, str) for name in architectures)):
-        raise ConfigError("not a list of classes", where="config.json, architectures", got=architectures)
-    if task is None and not architectures:
-        wanted = "feature-extraction"
-    for file, facts in json.loads((GRAPHS / "index.json").read_text()).items():
-        if facts["model_type"] != config.get("model_type") or facts["dtype"] != dtype:
-            continue
-        if facts["task"] != wanted if wanted else facts["class"] not in architectures:
-            continue
-        try:
-            if not differences(config, _records(GRAPHS)[file]):
-                return file
-        except (TypeError, ValueError, AttributeError) as error:
-            what = "the config's fields are not of the types that they should be"
-            raise ConfigError(what, where="config.json", got=f"{type(error).__name__}: {error}") from error
-    return None
-
-
-@cache
-def _records(folder: Path) -> dict[str, Any]:
-    """Packaged graph -> the shaping fields of its config."""
-    return json.loads(gzip.decompress((folder / "configs.json.gz").read_bytes()))
-
-
-def model_from(package: Package, backend: str) -> Model:
-    """A package's model on a backend; whatever is done to it, the package and its other models stay what they are."""
-    from zoo.arrays import owned
-    from zoo.backends import get_backend
-
-    module = get_backend(backend)
-    if package.arrays is None:
-        raise ConfigError("the package has no weights", do="load a checkpoint with zoo.load")
-    own = (lambda array: np.array(array, order="C")) if module.IN_PLACE else owned
-    arrays = {name: own(np.asarray(array)) for name, array in package.arrays.items()}
-    params = module.params_from(arrays, package.graph)
-    name = package.graph.meta.get("class", "captured module")
-    config = dict(package.config or {})
-    return Model(name, _canonical(module), package.graph, params, config, package.folder, _backend=module)
-
-
 def assemble(name: str, backend: str, graph: Graph, place: Path, config: dict[str, Any], strict: bool) -> Model:
     """Weights from a folder or file into the graph's parameters, as the backend's arrays."""
     from converters import open_checkpoint
     from converters.checkpoint import release
-    from zoo.backends import get_backend
+    from zoo.backends import backend_name, get_backend
     from zoo.weights import as_dtype, check_twins, fit, gathered, prune, untie
     from zoo.wrapping import unwrapped
 
@@ -551,7 +329,7 @@ def assemble(name: str, backend: str, graph: Graph, place: Path, config: dict[st
     notes += [f"in training {field} is off: it decides in Python" for field in graph.meta.get("train_without", ())]
     folder = place if place.is_dir() else place.parent
     notes += _beside(folder)
-    return Model(name, _canonical(module), graph, params, config, folder, notes, checkpoint.path, _backend=module)
+    return Model(name, backend_name(backend), graph, params, config, folder, notes, checkpoint.path, _backend=module)
 
 
 def _beside(folder: Path) -> list[str]:
@@ -674,77 +452,12 @@ def _capture_reference(
     place, _ = fetch_checkpoint(found)
     config = config_of(place, found)
     dtype = stored_dtype(place) if dtype == "auto" else dtype
-    graph = _captured(config, task, dtype, train, length, place)
+    graph = configured.captured(config, task, dtype, train, length, place)
     model = assemble(str(reference), "numpy", graph, place, config, True)
     package = model.package()
     for array in (package.arrays or {}).values():
         array.flags.writeable = False
     return package
-
-
-def need_torch(place: Path | None = None) -> None:
-    """Raises MissingFramework where torch or transformers is not installed, which capturing needs.
-
-    Args:
-        place: a checkpoint, so that the error names what reading it lacks, too.
-    """
-    from converters import open_checkpoint
-    from zoo.backends import how_to_install, lacks_capture
-
-    if lacking := lacks_capture():
-        also = []
-        if place is not None:
-            try:
-                open_checkpoint(place).close()
-            except MissingFramework:
-                also.append("convert")
-        raise MissingFramework(
-            "no packaged graph fits this model, and capturing it needs torch and transformers once",
-            expected="torch, transformers",
-            got=f"without {' and '.join(lacking)}",
-            do=f"{how_to_install('capture', *also)}, or capture it elsewhere with `zoo capture` and load the package",
-        )
-
-
-def _cache_path(
-    config: Mapping[str, Any], task: str | None, dtype: str, train: bool, length: int | None = None
-) -> Path:
-    """Where a graph captured on this machine is kept; the versions that made it are part of the key."""
-    from importlib.metadata import version
-
-    from zoo.graph.io import FORMAT
-    from zoo.sources import cache_root
-
-    versions = []
-    for package in ("torch", "transformers"):
-        try:
-            versions.append(version(package))
-        except ImportError:
-            versions.append("none")
-    parts = [
-        FORMAT,
-        _CAPTURE,
-        versions,
-        _full_task(task),
-        dtype,
-        config,
-        *(["train"] * train),
-        *([length] if length else []),
-    ]
-    key = json.dumps(parts, sort_keys=True)
-    kind = re.sub(r"[^\w.-]", "_", str(config.get("model_type", "model")), flags=re.ASCII)[:64]
-    name = f"{kind}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.json.gz"
-    return cache_root() / "graphs" / name
-
-
-def _full_task(task: str | None) -> str | None:
-    from zoo.tasks import task_name
-
-    return None if task is None else task_name(task)
-
-
-def _canonical(module: Any) -> str:
-    return module.__name__.rpartition(".")[2]
 
 
 def _is_array(value: Any) -> bool:

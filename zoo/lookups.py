@@ -5,6 +5,7 @@ Where positions follow from lengths, or from ids and masks, the whole numbers ar
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ import numpy as np
 
 from zoo.arrays import to_numpy
 from zoo.errors import OutsideError, ZooError
+from zoo.graph.facts import Facts
 from zoo.graph.ir import Graph, Node, Ref, param_ref, refs
 from zoo.ops import traits_of
 
@@ -35,7 +37,7 @@ class Lookups:
         self._known: OrderedDict[Any, None] = OrderedDict()  # lengths whose positions are in their tables
         self._programs: dict[str, Any] = {}
         rows = {param_ref(n): (p.shape[0], n) for p in graph.params.values() for n in (p.name, *p.aliases) if p.shape}
-        makers = {name: node for node in graph.nodes for name in node.outputs}
+        makers = Facts(graph).makers
         inputs = {item.name: item for item in graph.inputs}
         found: dict[tuple[str, str], None] = {}
         for node in graph.nodes:
@@ -76,9 +78,8 @@ class Lookups:
             if by_value and not values:
                 continue
             shapes = {name: tuple(inputs[name].shape) for name in read}
-            if not all(isinstance(size, int) for shape in shapes.values() for size in shape):
-                continue
-            if math.prod(size for size in {s for shape in shapes.values() for s in shape}) > _LARGEST:
+            sizes = set(itertools.chain.from_iterable(shapes.values()))
+            if not set(map(type, sizes)) <= {int} or math.prod(sizes) > _LARGEST:
                 continue
             key = (index, limit, tuple(sorted(shapes.items())))
             if not by_value and key in self._known:
@@ -123,11 +124,7 @@ class Lookups:
         program = self._programs[index]
         try:
             with np.errstate(all="ignore"):
-                values = program.values({}, inputs, self.graph.constants)
-                watch = program.watched({item.name: inputs[item.name] for item in program.graph.inputs})
-                for position in range(len(program.steps)):
-                    program.step(position, values, watch)
-                return np.asarray(values[index])
+                return np.asarray(program({}, inputs, self.graph.constants)["index"])
         except (ZooError, ValueError, TypeError, IndexError):
             return None  # sizes that do not fit each other: the backend says so
 

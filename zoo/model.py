@@ -17,49 +17,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zoo.arrays import owned, to_numpy
+from zoo.configured import at_length, fixed_length
 from zoo.errors import ConfigError
+from zoo.files import read_json
 from zoo.graph.io import load_graph, save_graph
 from zoo.graph.ir import Graph
 from zoo.graph.passes import RNG, keyed
 from zoo.inputs import named, prepare_inputs
 from zoo.lookups import Lookups
 from zoo.params import Params, complete, split
-from zoo.trees import register_trees
+from zoo.trees import Output
 
 if TYPE_CHECKING:
     from zoo.native.fast import Fast, FastReport
 
-__all__ = ["GRAPH_FILE", "Model", "Output", "Package", "prepare_inputs"]
+__all__ = ["GRAPH_FILE", "Model", "Output", "Package", "model_from", "prepare_inputs"]
 
 log = logging.getLogger(__name__)
 
 GRAPH_FILE = "graph.json.gz"
 """What a package folder's graph is called."""
-
-
-class Output(dict):
-    """A model's outputs by name, in the model's order; `out.logits` is `out["logits"]`.
-
-    Values are the backend's own arrays; `np.asarray` takes each of them (on torch not bfloat16, which NumPy lacks). It
-    is a pytree of JAX, torch and optree, and a mapping for `tf.nest`.
-    """
-
-    def __init__(self, *items: Any, **named: Any) -> None:
-        super().__init__(*items, **named)
-        register_trees()
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(f"no output {name!r}; this model has {', '.join(self)}") from None
-
-    def copy(self) -> Output:
-        """The same outputs in a new `Output`."""
-        return Output(self)
-
-    def __reduce__(self) -> Any:
-        return Output, (dict(self),)
 
 
 @dataclass(eq=False)
@@ -140,8 +117,6 @@ class Package:
 
     def load(self, backend: str = "torch") -> Model:
         """The package's model on a backend."""
-        from zoo.loading import model_from
-
         return model_from(self, backend)
 
 
@@ -419,8 +394,6 @@ class Model:
         if shape is None or len(shape) != 2 or not isinstance(shape[1], int) or shape[1] == own:
             return self
         if shape[1] not in self._lengths:
-            from zoo.loading import at_length
-
             self._lengths[shape[1]] = self._with_graph(at_length(self, shape[1]))
         return self._lengths[shape[1]]
 
@@ -526,25 +499,16 @@ class Model:
         return module
 
 
-def fixed_length(graph: Graph) -> int | None:
-    """How many tokens the texts have that a graph of a transformers model takes; None where any number will do."""
-    shapes = (item.shape for item in graph.inputs if item.name == "input_ids" and "model_type" in graph.meta)
-    return next((shape[1] for shape in shapes if len(shape) == 2 and isinstance(shape[1], int)), None)
+def model_from(package: Package, backend: str) -> Model:
+    """A package's model on a backend; whatever is done to it, the package and its other models stay what they are."""
+    from zoo.backends import backend_name, get_backend
 
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        ConfigError: no such file, not JSON, or not an object.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-        found = json.loads(text)
-        if "\\u" in text:
-            json.dumps(found, ensure_ascii=False).encode()  # an escape may be half of a UTF-16 pair
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError("the file cannot be read as JSON", where=path, got=error) from error
-    if not isinstance(found, dict):
-        raise ConfigError("the file does not hold a JSON object", where=path, got=type(found).__name__)
-    return found
+    module = get_backend(backend)
+    if package.arrays is None:
+        raise ConfigError("the package has no weights", do="load a checkpoint with zoo.load")
+    own = (lambda array: np.array(array, order="C")) if module.IN_PLACE else owned
+    arrays = {name: own(np.asarray(array)) for name, array in package.arrays.items()}
+    params = module.params_from(arrays, package.graph)
+    name = package.graph.meta.get("class", "captured module")
+    config = dict(package.config or {})
+    return Model(name, backend_name(backend), package.graph, params, config, package.folder, _backend=module)

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from zoo.errors import InputError
+from zoo.graph.facts import Facts
 from zoo.graph.ir import Graph, Input, Node, param_ref, refs
 from zoo.model import Model
 from zoo.ops import traits_of
@@ -186,7 +187,7 @@ def _ids(
 
 def _table_rows(graph: Graph, name: str) -> int | None:
     """Rows of the smallest embedding table that an input indexes."""
-    makers = {output: node for node in graph.nodes for output in node.outputs}
+    makers = Facts(graph).makers
     tables = {param_ref(own): p.shape[0] for p in graph.params.values() if p.shape for own in (p.name, *p.aliases)}
     found = []
     for node in graph.nodes:

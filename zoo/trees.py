@@ -6,7 +6,33 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
-__all__ = ["register_trees"]
+__all__ = ["Output", "register_trees"]
+
+
+class Output(dict):
+    """A model's outputs by name, in the model's order; `out.logits` is `out["logits"]`.
+
+    Values are the backend's own arrays; `np.asarray` takes each of them (on torch not bfloat16, which NumPy lacks). It
+    is a pytree of JAX, torch and optree, and a mapping for `tf.nest`.
+    """
+
+    def __init__(self, *items: Any, **named: Any) -> None:
+        super().__init__(*items, **named)
+        register_trees()
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"no output {name!r}; this model has {', '.join(self)}") from None
+
+    def copy(self) -> Output:
+        """The same outputs in a new `Output`."""
+        return Output(self)
+
+    def __reduce__(self) -> Any:
+        return Output, (dict(self),)
+
 
 _done: set[str] = set()
 
@@ -31,7 +57,6 @@ def _imported(module: str) -> bool:
 
 def _kinds() -> list[tuple[type, Callable[[Any], Any]]]:
     """Each type, and what a tree of its structure becomes."""
-    from zoo.model import Output
     from zoo.params import Params
 
     return [(Output, Output), (Params, dict)]

@@ -344,7 +344,8 @@ def verify(
 
 def weights_of(model: Any, task: str | None, dtype: str, progress: Progress | None, mmap: bool = True) -> Model:
     """The model on NumPy: its arrays serve every backend."""
-    from zoo.loading import load, model_from
+    from zoo.loading import load
+    from zoo.model import model_from
 
     if isinstance(model, Package):
         return model_from(model, REFERENCE)

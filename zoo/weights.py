@@ -28,7 +28,8 @@ from converters.marks import (
 from zoo.arrays import numpy_dtype
 from zoo.errors import WeightsError
 from zoo.graph.computed import COMPUTED, is_computed, sinusoids
-from zoo.graph.ir import Graph, param_ref, refs
+from zoo.graph.facts import Facts
+from zoo.graph.ir import Graph, param_ref
 from zoo.parts import known_parts
 
 __all__ = [
@@ -226,7 +227,7 @@ def main_needs(graph: Graph) -> set[str]:
     """The parameters that the first output is computed from; all of them if only names and shapes are known."""
     if not graph.nodes:
         return set(graph.params)
-    found = _dependencies(graph)[next(iter(graph.outputs.values())).name]
+    found = Facts(graph).sources[next(iter(graph.outputs.values())).name]
     return {name for name in graph.params if param_ref(name) in found}
 
 
@@ -357,7 +358,7 @@ def untie(graph: Graph, checkpoint: Any) -> Graph:
 
 def needed(graph: Graph) -> set[str]:
     """The parameters that some output is computed from."""
-    needs = _dependencies(graph)
+    needs = Facts(graph).sources
     found = set().union(*(needs[ref.name] for ref in graph.outputs.values()))
     return {name for name in graph.params if param_ref(name) in found}
 
@@ -388,7 +389,7 @@ def prune(graph: Graph, fitted: Fit, where: object) -> tuple[Graph, dict[str, st
 
     if not fitted.missing:
         return graph, {}
-    needs = _dependencies(graph)
+    needs = Facts(graph).sources
     lacking = {param_ref(name) for name in fitted.missing}
     dropped = {
         name: "needs " + ", ".join(sorted(v.removeprefix("p:") for v in needs[ref.name] & lacking))
@@ -399,14 +400,9 @@ def prune(graph: Graph, fitted: Fit, where: object) -> tuple[Graph, dict[str, st
     if main in dropped:
         _refuse(where, [], [], list(fitted.missing), held=fitted.unused, found=fitted.names.values())
     outputs = {name: ref for name, ref in graph.outputs.items() if name not in dropped}
-    wanted = {ref.name for ref in outputs.values()}
-    kept = []
-    for node in reversed(graph.nodes):
-        if wanted.intersection(node.outputs):
-            wanted.update(ref.name for ref in refs((node.args, node.kwargs)))
-            kept.append(node)
+    kept = Facts(graph).needed(ref.name for ref in outputs.values())
     graph = graph.keeping(graph.params.keys() - set(fitted.missing))
-    return replace(graph, nodes=kept[::-1], outputs=outputs), dropped
+    return replace(graph, nodes=kept, outputs=outputs), dropped
 
 
 def _leftovers(
@@ -521,20 +517,6 @@ def _spellings(name: str) -> Iterator[str]:
             yield name.removesuffix(old) + new
         if name.endswith(new):
             yield name.removesuffix(new) + old
-
-
-def _dependencies(graph: Graph) -> dict[str, set[str]]:
-    """Value name -> the parameters it is computed from."""
-    needs: dict[str, set[str]] = {item.name: set() for item in graph.inputs}
-    for param in graph.params.values():
-        needs.update((param_ref(name), {param_ref(param.name)}) for name in (param.name, *param.aliases))
-    needs.update((name, set()) for name in graph.constants)
-    for node in graph.nodes:
-        found: set[str] = set()
-        for ref in refs((node.args, node.kwargs)):
-            found |= needs[ref.name]
-        needs.update((name, found) for name in node.outputs)
-    return needs
 
 
 _NO_FIT = (

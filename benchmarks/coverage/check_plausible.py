@@ -29,8 +29,8 @@ from transformers.initialization import no_init_weights
 
 import zoo
 from zoo.capture.huggingface import config_from, model_class
-from zoo.capture.inputs import example_inputs
-from zoo.capture.plausible import Bounded, Size, check_counts, refusing, without_hub
+from zoo.capture.huggingface.inputs import example_inputs
+from zoo.capture.huggingface.limits import Bounded, Size, check_counts, refusing, without_hub
 from zoo.errors import CaptureError, ConfigError
 from zoo.tasks import TASKS
 

@@ -17,7 +17,7 @@ from shrink import draw, tiny_config
 
 from zoo.arrays import to_numpy
 from zoo.capture.huggingface import capture_config, model_class
-from zoo.capture.inputs import example_inputs, prepared_inputs
+from zoo.capture.huggingface.inputs import example_inputs, prepared_inputs
 from zoo.capture.torch_export import named_leaves
 from zoo.coverage import Cell, Row
 from zoo.graph.ir import Graph

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from zoo.backends.bounds import Bounds, Watch
 from zoo.errors import InputError, OutsideError, UnsupportedOp, ZooError
-from zoo.graph.ir import DType, Graph, Node, Ref, ValueInfo, map_refs, param_ref, refs
+from zoo.graph.facts import Facts, used
+from zoo.graph.ir import DType, Graph, Node, Ref, ValueInfo, map_refs, refs
 from zoo.ops import OPS
 from zoo.ops.size import known
 
@@ -22,11 +24,7 @@ def resolve_over(xp: Any, overrides: Mapping[str, Callable[..., Any]]) -> Callab
         own = overrides.get(name)
         if own is not None:
             return own
-        definition = OPS[name].function
-
-        def function(*args: Any, **kwargs: Any) -> Any:
-            return definition(xp, *args, **kwargs)
-
+        function = functools.partial(OPS[name].function, xp)
         function.recorded = OPS[name].traits.recorded  # type: ignore[attr-defined]
         return function
 
@@ -45,7 +43,7 @@ def disagreement(node: Node, info: ValueInfo, got: object) -> ZooError:
 
 
 class Program:
-    """A graph with each op's function looked up and the last use of each value known.
+    """A graph as a flat list of steps: functions looked up, values at places of one list, their last uses known.
 
     Args:
         graph: what to run.
@@ -53,6 +51,7 @@ class Program:
         dtype: what a `DType` argument becomes (the table takes it as it is; torch wants its own).
         hold: a result as it goes on, given what the graph records of it; by default as it is.
         source: the same in operations of the table alone, where `graph` has others: from it follows what a run takes.
+        also: the further keywords that a node's function is called with; a run is given their values.
     """
 
     def __init__(
@@ -62,16 +61,27 @@ class Program:
         dtype: Callable[[DType], Any] | None = None,
         hold: Callable[[Node, Any, ValueInfo], Any] | None = None,
         source: Graph | None = None,
+        also: Callable[[Node], Sequence[str]] = lambda node: (),
     ) -> None:
-        last: dict[str, int] = {}
-        for position, node in enumerate(graph.nodes):
-            last.update((ref.name, position) for ref in refs((node.args, node.kwargs)))
-        kept = {ref.name for ref in graph.outputs.values()}
-        local = {name for node in graph.nodes for name in node.outputs}
+        facts = Facts(graph)
         self.graph = graph
         self.bounds = Bounds(source or graph)
-        self.hold = hold or _held
-        self.steps = []
+        self.hold = hold
+        self._params = [param.name for param in graph.params.values() for _ in (param.name, *param.aliases)]
+        self._inputs = [item.name for item in graph.inputs if item.name in facts.users or item.name in facts.outputs]
+        self._constants = list(graph.constants)
+        self.places = {
+            name: place for place, name in enumerate([*facts.params, *self._inputs, *self._constants, *facts.makers])
+        }
+        """Value -> its place in the list of values: parameters, inputs, constants, then results."""
+        self._results = [None] * len(facts.makers)
+        self._sizes = {name for name, info in facts.infos.items() if info.dtype == "size"}
+        self._outputs = [self.places[ref.name] for ref in graph.outputs.values()]
+        self._also = sorted({name for node in graph.nodes for name in also(node)})
+        more = {name: _Place(len(self.places) + number) for number, name in enumerate(self._also)}
+        self.uses = [tuple(self.places[name] for name in used(node)) for node in graph.nodes]
+        """The places that each step takes values from."""
+        self.steps: list[_Step] = []
         for position, node in enumerate(graph.nodes):
             try:
                 function = resolve(node.op)
@@ -79,16 +89,28 @@ class Program:
                 raise UnsupportedOp(
                     "this backend lacks an operation", where=f"node {node.name!r}", got=node.op
                 ) from None
-            args, kwargs = node.args, dict(node.kwargs)
             if getattr(function, "recorded", False):
                 function = functools.partial(function, infos=node.infos)
-            if dtype is not None:
-                args, kwargs = _map_dtypes(dtype, args), _map_dtypes(dtype, kwargs)
-            used = {ref.name for ref in refs((args, kwargs))}
+            last = facts.last_uses
             dead = [
-                n for n in {*used, *node.outputs} if n in local and n not in kept and last.get(n, position) == position
+                self.places[name]
+                for name in {*used(node), *node.outputs}
+                if name in facts.makers and name not in facts.outputs and last.get(name, position) == position
             ]
-            self.steps.append((node, function, args, kwargs, tuple(dead)))
+            args = _places(self.places, dtype, node.args)
+            kwargs = _places(self.places, dtype, dict(node.kwargs)) | {name: more[name] for name in also(node)}
+            self.steps.append(
+                (
+                    function,
+                    _constant(args),
+                    *_holes(enumerate(args)),
+                    _constant(kwargs),
+                    *_holes(kwargs.items()),
+                    self.places[node.name],
+                    tuple(self.places[name] for name in node.outputs),
+                    tuple(dead),
+                )
+            )
 
     def __call__(
         self, params: Mapping[str, Any], inputs: Mapping[str, Any], constants: Mapping[str, Any]
@@ -106,86 +128,195 @@ class Program:
         inputs: Mapping[str, Any],
         constants: Mapping[str, Any],
         watch: Watch | None = None,
+        **also: Any,
     ) -> dict[str, Any]:
-        """The same of inputs that were checked, or cannot be."""
-        values = self.values(params, inputs, constants)
-        for position in range(len(self.steps)):
-            self.step(position, values, watch)
-        return {name: values[ref.name] for name, ref in self.graph.outputs.items()}
+        """The same of inputs that were checked, or cannot be; `also` are the values of the further keywords."""
+        values = self.values(params, inputs, constants, **also)
+        self.advance(values, 0, len(self.steps), watch)
+        return self.outputs(values)
 
     def watched(self, inputs: Mapping[str, Any]) -> Watch | None:
-        """What `step` needs where nodes depend on data. LimitError where the graph takes too much."""
+        """What steps need where nodes depend on data. LimitError where the graph takes too much."""
         watch = self.bounds.check(inputs)
         if watch is not None and self.bounds.graph is not self.graph:  # its positions are those of another graph
             watch.nodes = frozenset(range(len(self.steps)))
         return watch
 
     def values(
-        self, params: Mapping[str, Any], inputs: Mapping[str, Any], constants: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        """What there is before the first step, by the names that nodes refer to it with."""
-        values: dict[str, Any] = {**constants, **inputs}
-        for param in self.graph.params.values():
-            for name in (param.name, *param.aliases):
-                values[param_ref(name)] = params[param.name]
-        return values
+        self, params: Mapping[str, Any], inputs: Mapping[str, Any], constants: Mapping[str, Any], **also: Any
+    ) -> list[Any]:
+        """What there is before the first step, at the places that the steps take it from."""
+        return [
+            *map(params.__getitem__, self._params),
+            *map(inputs.__getitem__, self._inputs),
+            *map(constants.__getitem__, self._constants),
+            *self._results,
+            *map(also.__getitem__, self._also),
+        ]
 
-    def step(self, position: int, values: dict[str, Any], watch: Watch | None = None) -> None:
-        """Run one node: its results join `values`, and what no later node uses leaves them."""
-        node, function, args, kwargs, dead = self.steps[position]
+    def outputs(self, values: Sequence[Any]) -> dict[str, Any]:
+        """Outputs by name, after the last step."""
+        return dict(zip(self.graph.outputs, map(values.__getitem__, self._outputs), strict=True))
 
-        def value(ref: Ref) -> Any:
-            return values[ref.name]
+    def advance(
+        self,
+        values: list[Any],
+        start: int,
+        stop: int,
+        watch: Watch | None = None,
+        call: Callable[..., Any] | None = None,
+    ) -> None:
+        """Run some of the steps: their results join `values`, and what no later one takes leaves them.
 
-        if watch is not None and position in watch.nodes:
-            watch.before(node, map_refs(value, node.args), map_refs(value, node.kwargs))
+        Nothing is called here but the steps' own functions: what they take is put together in this loop.
+
+        Args:
+            watch: is told of the nodes that depend on data, before they are run.
+            call: what a step does instead of its function's call; it gets the step's position, arguments and keywords.
+        """
+        position, hold = start, self.hold
         try:
-            result = function(*map_refs(value, args), **map_refs(value, kwargs))
+            for position in range(start, stop):
+                function, given, holes, lists, trees, named, own, more, deep, place, places, dead = self.steps[position]
+                args = given.copy()
+                for index, source in holes:
+                    args[index] = values[source]
+                for index, items, inner in lists:
+                    items = items.copy()
+                    for at, source in inner:
+                        items[at] = values[source]
+                    args[index] = tuple(items)
+                for index, tree in trees:
+                    args[index] = _filled(tree, values)
+                kwargs = named
+                if own or more or deep:
+                    kwargs = named.copy()
+                    for key, source in own:
+                        kwargs[key] = values[source]
+                    for key, items, inner in more:
+                        items = items.copy()
+                        for at, source in inner:
+                            items[at] = values[source]
+                        kwargs[key] = tuple(items)
+                    for key, tree in deep:
+                        kwargs[key] = _filled(tree, values)
+                if watch is not None and position in watch.nodes:
+                    self._tell(watch, position, values)
+                result = function(*args, **kwargs) if call is None else call(position, args, kwargs)
+                if hold is None and len(places) == 1 and not isinstance(result, (tuple, list)):
+                    values[place] = result
+                else:
+                    self._keep(position, result, values)
+                args = items = result = None  # what is dead is gone before the next step wants memory
+                if kwargs is not named:
+                    kwargs = None
+                for place in dead:
+                    values[place] = None
         except ZooError:
             raise
         except Exception as error:
-            where = f"node {node.name!r} ({node.op}) of the graph, inputs {_shapes(args, values)}"
-            if isinstance(error, IndexError) or "out of bounds" in str(error):
-                raise OutsideError("an index is outside what it points into", where=where, got=error) from error
-            if any(_unknown(values.get(ref.name)) for ref in refs((args, kwargs))):
-                raise UnsupportedOp(
-                    "this operation cannot be traced with sizes that are not known",
-                    where=where,
-                    got=f"{type(error).__name__}: {error}",
-                    do="give the inputs' dims fixed sizes",
-                ) from error
-            error.add_note(f"in {where}")
+            self._explain(position, values, error)
             raise
-        results = (result,) if len(node.outputs) == 1 and not isinstance(result, (tuple, list)) else result
-        if len(results) > len(node.outputs):
-            got = f"{len(results)} results"
-            raise disagreement(node, ValueInfo(f"{len(node.outputs)} results"), got)
-        for name, value, info in zip(node.outputs, results, node.infos, strict=False):
-            values[name] = self.hold(node, value, info)
-        for name in dead:
-            values.pop(name, None)
+
+    def _tell(self, watch: Watch, position: int, values: Sequence[Any]) -> None:
+        def value(ref: Ref) -> Any:
+            return values[self.places[ref.name]]
+
+        node = self.graph.nodes[position]
+        watch.before(node, map_refs(value, node.args), map_refs(value, node.kwargs))
+
+    def _keep(self, position: int, result: Any, values: list[Any]) -> None:
+        node, places = self.graph.nodes[position], self.steps[position][-2]
+        results = (result,) if len(places) == 1 and not isinstance(result, (tuple, list)) else result
+        if len(results) > len(places):
+            raise disagreement(node, ValueInfo(f"{len(places)} results"), f"{len(results)} results")
+        for place, value, info in zip(places, results, node.infos, strict=False):
+            values[place] = value if self.hold is None else self.hold(node, value, info)
+
+    def _explain(self, position: int, values: Sequence[Any], error: Exception) -> None:
+        """Say of which node an error is; raise one of ours where it is of a known kind."""
+        node = self.graph.nodes[position]
+        taken = {name: values[self.places[name]] for name in used(node)}
+        where = f"node {node.name!r} ({node.op}) of the graph, inputs {_shapes(node.args, taken)}"
+        if isinstance(error, IndexError) or "out of bounds" in str(error):
+            raise OutsideError("an index is outside what it points into", where=where, got=error) from error
+        if any(_unknown(value, name in self._sizes) for name, value in taken.items()):
+            raise UnsupportedOp(
+                "this operation cannot be traced with sizes that are not known",
+                where=where,
+                got=f"{type(error).__name__}: {error}",
+                do="give the inputs' dims fixed sizes",
+            ) from error
+        error.add_note(f"in {where}")
 
 
-def _held(node: Node, value: Any, info: ValueInfo) -> Any:
-    return value
+_Step = tuple[Any, ...]
+"""Function; positional arguments, holes in them to fill: (index, place), (index, tuple, its holes), (index, tree);
+the same of keywords; the first result's place, all results' places, those of values that are dead after it."""
 
 
-def _unknown(value: Any) -> bool:
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where among the values one is that stands in a tree of arguments."""
+
+    place: int
+
+
+def _places(places: Mapping[str, int], dtype: Callable[[DType], Any] | None, tree: Any) -> Any:
+    """A tree of arguments with places for values, and the backend's dtypes."""
+    if isinstance(tree, Ref):
+        return _Place(places[tree.name])
+    if isinstance(tree, DType):
+        return tree if dtype is None else dtype(tree)
+    if isinstance(tree, (tuple, list)):
+        return tuple([_places(places, dtype, item) for item in tree])
+    if isinstance(tree, Mapping):
+        return {key: _places(places, dtype, item) for key, item in tree.items()}
+    return tree
+
+
+def _constant(given: Any) -> Any:
+    """What is to be copied for each call."""
+    return dict(given) if isinstance(given, dict) else list(given)
+
+
+def _holes(items: Iterable[tuple[Any, Any]]) -> tuple[tuple[Any, ...], tuple[Any, ...], tuple[Any, ...]]:
+    """Where values go: as an argument, in a tuple that is one, or anywhere in a tree."""
+    plain, lists, trees = [], [], []
+    for key, item in items:
+        if isinstance(item, _Place):
+            plain.append((key, item.place))
+        elif _has_place(item):
+            if isinstance(item, tuple) and not any(isinstance(x, (tuple, dict)) for x in item):
+                inner = tuple((at, x.place) for at, x in enumerate(item) if isinstance(x, _Place))
+                lists.append((key, list(item), inner))
+            else:
+                trees.append((key, item))
+    return tuple(plain), tuple(lists), tuple(trees)
+
+
+def _has_place(tree: Any) -> bool:
+    if isinstance(tree, dict):
+        return any(map(_has_place, tree.values()))
+    return any(map(_has_place, tree)) if isinstance(tree, tuple) else isinstance(tree, _Place)
+
+
+def _filled(tree: Any, values: Sequence[Any]) -> Any:
+    if isinstance(tree, _Place):
+        return values[tree.place]
+    if isinstance(tree, tuple):
+        return tuple([_filled(item, values) for item in tree])
+    if isinstance(tree, dict):
+        return {key: _filled(item, values) for key, item in tree.items()}
+    return tree
+
+
+def _unknown(value: Any, size: bool) -> bool:
     """Whether a value's shape, or a value that is a size, is not all numbers while a framework traces."""
     shape = getattr(value, "shape", None)
     if shape is None:
-        return value is not None and not isinstance(value, (bool, int, float))
+        return size and not isinstance(value, (bool, int, float))
     return getattr(shape, "rank", 0) is None or not all(known(size) for size in shape)
-
-
-def _map_dtypes(function: Callable[[DType], Any], tree: Any) -> Any:
-    if isinstance(tree, DType):
-        return function(tree)
-    if isinstance(tree, tuple):
-        return tuple(_map_dtypes(function, item) for item in tree)
-    if isinstance(tree, dict):
-        return {key: _map_dtypes(function, item) for key, item in tree.items()}
-    return tree
 
 
 def _shapes(args: Any, values: Mapping[str, Any]) -> str:

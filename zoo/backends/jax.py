@@ -21,7 +21,7 @@ from zoo.backends.execute import Program, disagreement, resolve_over
 from zoo.backends.namespace import BINARY, UNARY, Namespace
 from zoo.backends.numpy import _clipped, _start, all_inside
 from zoo.errors import UnsupportedOp
-from zoo.graph.ir import Graph, Node, ValueInfo, refs
+from zoo.graph.ir import Graph, Node, ValueInfo
 from zoo.graph.passes import with_all_rows
 from zoo.inputs import Arrays
 from zoo.ops import size as size_ops
@@ -93,39 +93,39 @@ class _Parts:
     def __init__(self, program: Program) -> None:
         self.program = program
         self._alone: set[int] = set()
-        self._compiled: dict[Any, tuple[Callable[..., Any], dict[str, Any]]] = {}
-        self._used = [{ref.name for ref in refs((args, kwargs))} for _, _, args, kwargs, _ in program.steps]
+        self._compiled: dict[Any, tuple[Callable[..., Any], dict[int, Any]]] = {}
 
     def __call__(
         self, params: Mapping[str, Any], inputs: Mapping[str, Any], constants: Mapping[str, Any]
     ) -> dict[str, Any]:
         watch = self.program.watched(inputs)
-        arrays = {name: jnp.asarray(array) for name, array in {**constants, **inputs}.items()}
-        values = self.program.values(params, arrays, {})
+        given, fixed = ({name: jnp.asarray(x) for name, x in arrays.items()} for arrays in (inputs, constants))
+        values = self.program.values(params, given, fixed)
         start, end = 0, len(self.program.steps)
         while start < end:
             stop = min((position for position in self._alone if position >= start), default=end)
             try:
                 if stop > start:
-                    values |= self._part(start, stop, values, watch)
+                    for place, value in self._part(start, stop, values, watch).items():
+                        values[place] = value
             except _SizeOfValues as error:
                 self._alone.add(error.position)
                 continue
             if stop < end:
-                self.program.step(stop, values, watch)
+                self.program.advance(values, stop, stop + 1, watch)
             start = stop + 1
-        return {name: values[ref.name] for name, ref in self.program.graph.outputs.items()}
+        return self.program.outputs(values)
 
-    def _part(self, start: int, stop: int, values: Mapping[str, Any], watch: Watch | None) -> dict[str, Any]:
+    def _part(self, start: int, stop: int, values: Sequence[Any], watch: Watch | None) -> dict[int, Any]:
         """Results of some nodes that later ones use. Sizes are Python's numbers, and part of what is compiled."""
-        needed = set().union(*self._used[start:stop])
-        given = {name: values[name] for name in needed if name in values}
-        arrays = {name: value for name, value in given.items() if isinstance(value, (jax.Array, np.ndarray))}
-        sizes = {name: value for name, value in given.items() if name not in arrays}
-        shapes = tuple((name, value.shape, value.dtype) for name, value in sorted(arrays.items()))
+        needed = set().union(*self.program.uses[start:stop])
+        given = {place: values[place] for place in needed if values[place] is not None}
+        arrays = {place: value for place, value in given.items() if isinstance(value, (jax.Array, np.ndarray))}
+        sizes = {place: value for place, value in given.items() if place not in arrays}
+        shapes = tuple((place, value.shape, value.dtype) for place, value in sorted(arrays.items()))
         key = (start, stop, tuple(sorted(sizes.items())), shapes)
         if key not in self._compiled:
-            found: dict[str, Any] = {}
+            found: dict[int, Any] = {}
             traced = functools.partial(self._traced, start, stop, sizes, found, watch)
             self._compiled[key] = jax.jit(traced), found
         function, found = self._compiled[key]
@@ -135,22 +135,24 @@ class _Parts:
         self,
         start: int,
         stop: int,
-        sizes: Mapping[str, Any],
-        found: dict[str, Any],
+        sizes: Mapping[int, Any],
+        found: dict[int, Any],
         watch: Watch | None,
-        arrays: Mapping[str, Any],
-    ) -> dict[str, Any]:
-        values = {**arrays, **sizes}
+        arrays: Mapping[int, Any],
+    ) -> dict[int, Any]:
+        values: list[Any] = [None] * len(self.program.places)
+        for place, value in {**arrays, **sizes}.items():
+            values[place] = value
         for position in range(start, stop):
             try:
-                self.program.step(position, values, watch)
+                self.program.advance(values, position, position + 1, watch)
             except _SizeOfValues as error:
                 error.position = position
                 raise
-        made = {name for position in range(start, stop) for name in self.program.steps[position][0].outputs}
-        later = {name: values[name] for name in made if name in values}  # a step drops what none after it uses
-        found.update((name, value) for name, value in later.items() if not isinstance(value, jax.Array))
-        return {name: value for name, value in later.items() if name not in found}
+        made = [self.program.places[n] for node in self.program.graph.nodes[start:stop] for n in node.outputs]
+        later = {place: values[place] for place in made if values[place] is not None}  # what none after uses is gone
+        found.update((place, value) for place, value in later.items() if not isinstance(value, jax.Array))
+        return {place: value for place, value in later.items() if place not in found}
 
 
 def params_from(arrays: Mapping[str, np.ndarray], graph: Graph) -> dict[str, jax.Array]:

@@ -17,6 +17,7 @@ from zoo.arrays import numpy_dtype, to_numpy
 from zoo.backends import get_backend, how_to_install, installed
 from zoo.errors import GraphError, InputError, MissingFramework, UnknownBackend, UnsupportedOp
 from zoo.graph.dims import evaluate, symbols
+from zoo.graph.facts import Facts
 from zoo.graph.io import from_json, to_json
 from zoo.graph.ir import DTYPES, Dim, Graph, Input
 from zoo.graph.passes import RNG, keyed
@@ -227,15 +228,11 @@ class GraphModel(keras.Model):
         """The outputs' dtypes and shapes as the graph records them; a size that is not known is None."""
         given = _by_name(self.graph, inputs)
         sizes = _bind(self.graph, {name: tuple(x.shape) for name, x in given.items()})
-        found: dict[str, tuple[str, Sequence[Dim]]] = {i.name: (i.dtype, i.shape) for i in self.graph.inputs}
-        found |= {f"p:{p.name}": (p.dtype, p.shape) for p in self.graph.params.values()}
-        found |= {name: (str(array.dtype), array.shape) for name, array in self.graph.constants.items()}
-        for node in self.graph.nodes:
-            found |= {name: (info.dtype, info.shape) for name, info in zip(node.outputs, node.infos, strict=True)}
+        infos = Facts(self.graph).infos
         specs = {}
         for name, ref in self.graph.outputs.items():
-            dtype, shape = found[ref.name]
-            specs[name] = keras.KerasTensor(tuple(_evaluated(dim, sizes) for dim in shape), _held(dtype))
+            shape = tuple(_evaluated(dim, sizes) for dim in infos[ref.name].shape)
+            specs[name] = keras.KerasTensor(shape, _held(infos[ref.name].dtype))
         return self._chosen(specs)
 
     def compute_output_shape(self, input_shape: Any) -> Any:

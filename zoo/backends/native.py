@@ -26,7 +26,7 @@ from zoo.native.kernels import supported
 from zoo.native.library import library
 from zoo.native.packing import PACKED, NotPacked, mask_inputs, packed
 from zoo.native.passes import fused
-from zoo.native.program import Program, same
+from zoo.native.program import Taped, same
 from zoo.native.tape import taped
 
 __all__ = [
@@ -66,14 +66,14 @@ def compile_graph(graph: Graph, precision: str = "float32") -> Any:
     bounds = Bounds(graph)
     graph = canonical(passes.evaluating(graph))
 
-    def program_of(graph: Graph) -> Program:
-        return Program(fused(graph), {**DIRECT, **weights.direct}, resolve_over(_XP, {}))
+    def program_of(graph: Graph) -> Taped:
+        return Taped(fused(graph), {**DIRECT, **weights.direct}, resolve_over(_XP, {}))
 
     program = program_of(graph)
     masks = [item.name for item in mask_inputs(graph)]
 
     @functools.cache
-    def without_padding() -> Program | None:
+    def without_padding() -> Taped | None:
         found = packed(graph)
         return None if found is None else program_of(found)
 

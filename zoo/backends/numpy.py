@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from zoo.arrays import numpy_dtype, to_numpy
+from zoo.arrays import numpy_dtype, numpy_name, to_numpy
 from zoo.backends.execute import Program, resolve_over
 from zoo.backends.namespace import BINARY, UNARY, Namespace
 from zoo.errors import GraphError, OutsideError, ZooError
@@ -112,7 +113,7 @@ class NumpyNamespace(Namespace):
         return np.asarray(x).view(self._np(dtype))
 
     def dtype(self, x: Any) -> str:
-        return str(x.dtype)
+        return numpy_name(x.dtype)
 
     def full(self, shape: Any, value: Any, dtype: str) -> Any:
         return np.broadcast_to(self.asarray(value, dtype), tuple(shape)) if len(shape) else self.asarray(value, dtype)
@@ -230,7 +231,7 @@ class NumpyNamespace(Namespace):
         return np.argmin(x, axis)
 
     def argsort(self, x: Any, axis: int, descending: bool) -> Any:
-        x = x.astype(np.float32) if str(x.dtype) == "bfloat16" else x  # of which NumPy sorts NaN anywhere
+        x = x.astype(np.float32) if numpy_name(x.dtype) == "bfloat16" else x  # of which NumPy sorts NaN anywhere
         if not descending:
             return np.argsort(x, axis, kind="stable")
         # stable and descending: sort the reversed array, whose ties are reversed, too, and turn both round
@@ -448,16 +449,22 @@ def _summed(dtype: Any) -> Any:
 
 
 def _widened(array: Any) -> Any:
-    wide = _WIDE.get(str(array.dtype))
+    wide = _WIDE.get(numpy_name(array.dtype))
     return array if wide is None else array.astype(wide)
 
 
 def _clipped(x: Any, dtype: str) -> Any:
     """Numbers beyond an integer dtype's range, which torch writes for "no limit", at its end."""
     if type(x) is int and dtype.startswith(("int", "uint")):
-        info = np.iinfo(dtype)
-        return min(max(x, info.min), info.max)
+        low, high = _range(dtype)
+        return min(max(x, low), high)
     return x
+
+
+@functools.cache
+def _range(dtype: str) -> tuple[int, int]:
+    info = np.iinfo(dtype)
+    return int(info.min), int(info.max)
 
 
 def namespace() -> Namespace:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 import types
 import warnings
@@ -11,10 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from zoo.arrays import to_numpy
+from zoo.arrays import numpy_name, to_numpy
 from zoo.backends.execute import Program
 from zoo.errors import GraphError, WeightsError
-from zoo.graph.ir import Graph
+from zoo.graph.ir import Graph, Node
 from zoo.graph.key import shaping
 from zoo.graph.passes import RNG, keyed
 from zoo.inputs import Arrays, named, prepare_inputs
@@ -67,7 +68,7 @@ def compile_graph(
     def resolve(name: str) -> Callable[..., Any]:
         return given.get(name) or _resolve(name)
 
-    program = Program(graph, resolve, lambda dtype: getattr(torch, dtype.name), source=source)
+    program = Program(graph, resolve, lambda dtype: getattr(torch, dtype.name), source=source, also=_further)
     constants = {name: tensor_from(array) for name, array in graph.constants.items()}
 
     def given_tensor(name: str, array: np.ndarray) -> torch.Tensor:
@@ -78,14 +79,23 @@ def compile_graph(
         device = next(iter(params.values())).device if params else torch.device("cpu")
         placed = constants if device.type == "cpu" else {name: c.to(device) for name, c in constants.items()}
         inputs = {name: _placed(value, device) for name, value in inputs.items()}
-        compiling = torch.compiler.is_compiling()  # what is traced then is all the Python that runs
-        if compiling and device.type == "cpu":  # which knows no such context
-            return program.run(params, inputs, placed)
-        watch = None if compiling else program.watched(inputs)
-        with torch.device(device):
-            return program.run(params, inputs, placed, watch)
+        # what is compiled is all the Python that runs then
+        watch = None if torch.compiler.is_compiling() else program.watched(inputs)
+        return program.run(params, inputs, placed, watch, device=device)
 
     return apply
+
+
+def _further(node: Node) -> Sequence[str]:
+    """What makes a tensor without one among its arguments is told where: torch.device as a context does not reach
+    operations that are called as these are.
+    """
+    try:
+        schema = getattr(_resolve(node.op), "_schema", None)
+    except (KeyError, AttributeError):  # which the program says
+        return ()
+    names = {} if schema is None else {argument.name: str(argument.type) for argument in schema.arguments}
+    return ("device",) if "device" in names and not any("Tensor" in kind for kind in names.values()) else ()
 
 
 @_ordinary
@@ -240,7 +250,12 @@ class Held:
             changed = {**changed, **dict.fromkeys(self.config.keys() - fields.keys())}
             if not str(self.graph.meta.get("class")).endswith("ForSequenceClassification"):  # which look for padding
                 changed = {name: value for name, value in changed.items() if name not in _OF_TOKENIZERS}
-            wrong = [f"config.{name}: {fields.get(name)!r} for {self.config.get(name)!r}" for name in shaping(changed)]
+            was = shaping({name: self.config.get(name) for name in changed})  # labels count by their number alone
+            wrong = [
+                f"config.{name}: {value!r} for {was.get(name)!r}"
+                for name, value in shaping(changed).items()
+                if name not in was or value != was[name]
+            ]
         return wrong
 
 
@@ -403,13 +418,16 @@ INPUTS = Arrays(
 
 def tensor_from(array: np.ndarray) -> torch.Tensor:
     """The array's memory as a tensor, bfloat16 included."""
+    if numpy_name(array.dtype) == "bfloat16":
+        return tensor_from(array.view(np.uint16)).view(torch.bfloat16)
+    if array.ndim and min(array.strides) < 0:
+        array = array.copy()  # torch steps forwards only
+    if array.flags.writeable:
+        return torch.from_numpy(array)
     with warnings.catch_warnings():
         # the memory is a private mapping or another's array; torch warns that it might be written to
         warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
-        if str(array.dtype) == "bfloat16":
-            return tensor_from(array.view(np.uint16)).view(torch.bfloat16)
-        # torch steps forwards only
-        return torch.from_numpy(array if not array.ndim or min(array.strides) >= 0 else array.copy())
+        return torch.from_numpy(array)
 
 
 class _Sizes:
@@ -544,8 +562,7 @@ def _resolve(name: str) -> Callable[..., Any]:
     if name in _CHECKED:
         return _CHECKED[name]
     if name.startswith("sym.") or name == "sym_size.int":
-        definition = OPS[name].function
-        return lambda *args: definition(_Sizes, *args)
+        return functools.partial(OPS[name].function, _Sizes)
     if name in ("view", "_unsafe_view"):
         return torch.ops.aten.reshape.default  # copies were dropped, so a view may no longer be possible
     if name in ("dropout", "feature_dropout", "alpha_dropout"):

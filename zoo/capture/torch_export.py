@@ -34,7 +34,8 @@ from zoo.capture.modules import Outside, called, memory
 from zoo.capture.rewrites import replaced
 from zoo.capture.training import evaluated, mode, trained
 from zoo.errors import CaptureError
-from zoo.graph.ir import DType, Graph, Input, Node, Param, Ref, ValueInfo, param_ref, refs
+from zoo.graph.facts import Facts
+from zoo.graph.ir import DType, Graph, Input, Node, Param, Ref, ValueInfo, param_ref
 from zoo.graph.passes import simplify
 from zoo.ops import OPS, base, traits_of
 
@@ -256,8 +257,8 @@ def capture_module(
     with mode(module, train) as without, called(module, inputs) as loose:
         program = export(module, inputs, dynamic_shapes)
     graph = capture_program(program, ties_of(module), train=train, without=without, module=module, frozen=frozen)
-    read = {ref.name for node in graph.nodes for ref in refs((node.args, node.kwargs))}
-    read |= {ref.name for ref in graph.outputs.values()}
+    facts = Facts(graph)
+    read = facts.users.keys() | facts.outputs
     for item in graph.inputs:
         if item.name.partition(".")[0] in loose and item.name not in read:
             raise CaptureError(

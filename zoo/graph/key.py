@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from zoo.special_cases import special_case
+
 __all__ = ["ABSENT", "Contradiction", "contradictions", "current", "differences", "shaping"]
 
 
@@ -59,9 +61,6 @@ _SHAPING = ("token_dropout", "dropout_positions")
 
 _NULL_IS_UNSET = ("out_features", "out_indices")
 """Fields where transformers takes null as "left out" (BackboneConfigMixin: the last stage)."""
-
-_SCALES_IF_TIED = ("t5", "longt5", "pop2piano")
-"""Model types whose config class derives scale_decoder_outputs from tie_word_embeddings, then sets that to true."""
 
 
 def shaping(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,6 +128,11 @@ def _is_config(value: Any) -> bool:
     return isinstance(value, Mapping) and "model_type" in value
 
 
+def _is_case(config: Mapping[str, Any], name: str) -> bool:
+    model_type = config.get("model_type")
+    return isinstance(model_type, str) and model_type in special_case(name)
+
+
 def current(config: Mapping[str, Any]) -> dict[str, Any]:
     """Old spellings as transformers 5 spells them.
 
@@ -139,7 +143,7 @@ def current(config: Mapping[str, Any]) -> dict[str, Any]:
     config = dict(config)
     if "num_key_value_heads" in config and config["num_key_value_heads"] is None:
         config["num_key_value_heads"] = config.get("num_attention_heads")
-    if config.get("model_type") in _SCALES_IF_TIED and config.get("tie_word_embeddings") is False:
+    if _is_case(config, "scaled if tied") and config.get("tie_word_embeddings") is False:
         config |= {"tie_word_embeddings": True, "scale_decoder_outputs": False}
     theta, scaling = config.pop("rope_theta", None), config.pop("rope_scaling", None)
     if not isinstance(scaling, Mapping | None):

@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from zoo.graph.dims import broadcast
+from zoo.graph.facts import Facts
 from zoo.graph.ir import Dim, DType, Graph, Node, Ref, ValueInfo, map_refs, refs
 from zoo.graph.passes import simplify
-from zoo.native.passes import Values, rewritten
+from zoo.native.passes import rewritten
 from zoo.ops import spelling, traits_of
 
 __all__ = ["canonical"]
@@ -34,7 +35,7 @@ def canonical(graph: Graph) -> Graph:
 def gelus(graph: Graph) -> Graph:
     """0.5 x (1 + tanh(√(2/π) (x + 0.044715 x³))) and 0.5 x (1 + erf(x / √2)) -> gelu."""
 
-    def rule(values: Values, node: Node) -> Any:
+    def rule(values: Facts, node: Node) -> Any:
         if not values.is_float(Ref(node.name)):
             return None
         for half, factor in (node.args, node.args[::-1]):
@@ -44,7 +45,7 @@ def gelus(graph: Graph) -> Graph:
             if halved is None or plus is None or curve is None:
                 continue
             x = halved.args[0]
-            inner = values.maker.get(curve.args[0].name)
+            inner = values.makers.get(curve.args[0].name)
             if inner is None or halved.args[1] != (0.5 if halved.op == "mul.Tensor" else 2):
                 continue
             within = list(_cubic(values, inner, x) if curve.op == "tanh" else _over_root(inner, x))
@@ -59,7 +60,7 @@ def gelus(graph: Graph) -> Graph:
     return rewritten(graph, ("mul.Tensor",), rule)
 
 
-def _cubic(values: Values, scaled: Node, x: Ref) -> Iterator[Node]:
+def _cubic(values: Facts, scaled: Node, x: Ref) -> Iterator[Node]:
     """The nodes of √(2/π) (x + 0.044715 x³), each for the next alone; none if it is not that."""
     total = values.made_by(scaled.args[0], "add.Tensor")
     term = values.made_by(total.args[1], "mul.Tensor") if total and total.args[0] == x else None
@@ -104,7 +105,7 @@ def attentions(graph: Graph) -> Graph:
     """
     if not any(node.op in _SOFTMAX for node in graph.nodes):
         return graph
-    values = Values(graph)
+    values = Facts(graph)
     found: dict[int, tuple[Node, _Scores]] = {}
     for node in graph.nodes:
         weights = values.made_by(node.args[0], *_SOFTMAX) if node.op == "matmul" else None
@@ -157,18 +158,18 @@ def _over_the_last(softmax: Node) -> bool:
     return softmax.args[1] in (-1, 3) and all(option in (None, False, DType("float32")) for option in options)
 
 
-def _in_heads(values: Values, *given: Any) -> bool:
+def _in_heads(values: Facts, *given: Any) -> bool:
     """Whether these are float32 [batch, heads, …], of the same batch and heads."""
     shapes = [values.infos[ref.name].shape for ref in given if values.is_float(ref)]
     return len(shapes) == len(given) and {len(shape) for shape in shapes} == {4} and len({x[:2] for x in shapes}) == 1
 
 
-def _taken_apart(values: Values, softmax: Node) -> _Scores | None:
+def _taken_apart(values: Facts, softmax: Node) -> _Scores | None:
     added: list[Any] = []
     nodes: list[Node] = []
     scale, user, at = 1.0, softmax, softmax.args[0]
     while True:
-        node = values.maker.get(at.name)
+        node = values.makers.get(at.name)
         if node is None or node.kwargs or not values.is_float(at) or not values.only_for(node, user):
             return None
         nodes.append(node)
@@ -187,14 +188,14 @@ def _taken_apart(values: Values, softmax: Node) -> _Scores | None:
         user = node
 
 
-def _step(values: Values, node: Node) -> tuple[Ref, Any] | None:
+def _step(values: Facts, node: Node) -> tuple[Ref, Any] | None:
     """The scores before a node, and the number it multiplies them by or what it adds: a value, or (op, arguments)."""
     if len(node.args) < 2:
         return None
     first, second = node.args[:2]
     if node.op == "add.Tensor" and isinstance(first, Ref) and isinstance(second, Ref):
         for scores, other in ((first, second), (second, first)):
-            maker = values.maker.get(scores.name)
+            maker = values.makers.get(scores.name)
             if maker is not None and maker.op in _STEPS and values.infos[scores.name] == node.infos[0]:
                 return (scores, other) if values.is_float(other) else None
     elif node.op in ("mul.Tensor", "div.Tensor") and isinstance(second, (int, float)) and second:
@@ -212,14 +213,14 @@ _WHERE = ("where.self", "where.ScalarSelf", "where.ScalarOther")
 _STEPS = ("matmul", "add.Tensor", "mul.Tensor", "div.Tensor", *_WHERE)
 
 
-def _number(values: Values, ref: Any) -> float:
+def _number(values: Facts, ref: Any) -> float:
     """The number that a value without dims holds; NaN of one that is not known."""
     if isinstance(ref, float):
         return ref
     made = values.made_by(ref, "scalar_tensor", "full")
     if made is not None and not values.infos[ref.name].shape:
         return float(made.args[-1])
-    constant = values.constants.get(ref.name) if isinstance(ref, Ref) else None
+    constant = values.graph.constants.get(ref.name) if isinstance(ref, Ref) else None
     return float(constant) if constant is not None and constant.ndim == 0 else float("nan")
 
 
@@ -256,7 +257,7 @@ class _Rows:
     """
 
     def __init__(self, graph: Graph) -> None:
-        self.source, self.values = graph, Values(graph)
+        self.source, self.values = graph, Facts(graph)
         self.lead: dict[str, tuple[Dim, ...]] = {}
         self.starts: set[str] = set()
         self.back: set[str] = set()

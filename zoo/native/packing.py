@@ -32,10 +32,10 @@ import numpy as np
 
 from zoo.errors import GraphError
 from zoo.graph.dims import symbols
+from zoo.graph.facts import Facts
 from zoo.graph.ir import Dim, Graph, Input, Node, Ref, ValueInfo, map_refs, refs
 from zoo.graph.passes import simplify
 from zoo.native import kernels
-from zoo.native.passes import Values
 from zoo.ops import OPS, Moves, traits_of
 
 __all__ = ["PACKED", "NotPacked", "mask_inputs", "packed"]
@@ -85,7 +85,7 @@ class _Packing:
     def __init__(self, graph: Graph, mask: Input) -> None:
         self.source, self.mask = graph, Ref(mask.name)
         self.batch, self.sequence = mask.shape
-        self.infos = Values(graph).infos
+        self.infos = Facts(graph).infos
         self.axes: dict[str, tuple[int, int]] = {}
         self.nodes: list[Node] = []
         self.made: dict[Any, Ref] = {}
@@ -114,10 +114,7 @@ class _Packing:
 
     def check_mask(self) -> None:
         """Some attention is masked by the input: else there is no telling what it means."""
-        reached = {self.mask.name}
-        for node in self.source.nodes:
-            if any(ref.name in reached for ref in refs((node.args, node.kwargs))):
-                reached.update(node.outputs)
+        reached = Facts(self.source).reached([self.mask.name])
         if not any(node.op == "native::common" and node.args[0].name in reached for node in self.nodes):
             raise _Unproven
 

@@ -18,7 +18,8 @@ import itertools
 from collections.abc import Callable, Container
 from typing import Any
 
-from zoo.graph.ir import Graph, Node, Ref, ValueInfo, param_ref, refs
+from zoo.graph.facts import Facts
+from zoo.graph.ir import Graph, Node, Ref, ValueInfo
 
 __all__ = ["PASSES", "fused"]
 
@@ -30,53 +31,8 @@ def fused(graph: Graph) -> Graph:
     return graph
 
 
-class Values:
-    """Who makes a value, who uses it, and what is known of it."""
-
-    def __init__(self, graph: Graph) -> None:
-        self.maker: dict[str, Node] = {name: node for node in graph.nodes for name in node.outputs}
-        self.position = {name: i for i, node in enumerate(graph.nodes) for name in node.outputs}
-        self.users: dict[str, list[Node]] = {}
-        for node in graph.nodes:
-            for name in {ref.name for ref in refs((node.args, node.kwargs))}:
-                self.users.setdefault(name, []).append(node)
-        self.kept = {ref.name for ref in graph.outputs.values()}
-        self.params = {
-            param_ref(name): param for param in graph.params.values() for name in (param.name, *param.aliases)
-        }
-        self.infos = {name: info for node in graph.nodes for name, info in zip(node.outputs, node.infos, strict=True)}
-        self.infos |= {i.name: ValueInfo(i.dtype, i.shape) for i in graph.inputs}
-        self.infos |= {name: ValueInfo(p.dtype, p.shape) for name, p in self.params.items()}
-        self.infos |= {name: ValueInfo(str(c.dtype), c.shape) for name, c in graph.constants.items()}
-        self.constants = graph.constants
-
-    def made_by(self, value: Any, *ops: str) -> Node | None:
-        """The node of one of these ops whose first result a value is."""
-        node = self.maker.get(value.name) if isinstance(value, Ref) else None
-        return node if node is not None and node.op in ops and node.outputs[0] == value.name else None
-
-    def only_for(self, node: Node, user: Node) -> bool:
-        """Whether nobody but `user` takes the node's first result, and nobody any other."""
-        first, *others = node.outputs
-        if any(name in self.kept or self.users.get(name) for name in others):
-            return False
-        return first not in self.kept and all(other is user for other in self.users.get(first, ()))
-
-    def is_param(self, value: Any, ndim: int | None = None) -> bool:
-        """Whether a value is a float32 parameter."""
-        param = self.params.get(value.name) if isinstance(value, Ref) else None
-        return param is not None and param.dtype == "float32" and ndim in (None, len(param.shape))
-
-    def is_float(self, value: Any) -> bool:
-        info = self.infos.get(value.name) if isinstance(value, Ref) else None
-        return info is not None and info.dtype == "float32"
-
-    def same_shape(self, a: Any, b: Any) -> bool:
-        return self.is_float(a) and self.is_float(b) and self.infos[a.name].shape == self.infos[b.name].shape
-
-
 def rewritten(
-    graph: Graph, ops: Container[str], rule: Callable[[Values, Node], tuple[Node, list[Node]] | None]
+    graph: Graph, ops: Container[str], rule: Callable[[Facts, Node], tuple[Node, list[Node]] | None]
 ) -> Graph:
     """The graph with each node that `rule` gives a new one for replaced, and the nodes that it has joined gone.
 
@@ -85,7 +41,7 @@ def rewritten(
     if not any(node.op in ops for node in graph.nodes):
         return graph
     nodes = list(graph.nodes)
-    values = Values(graph)
+    values = Facts(graph)
     replaced: dict[int, Node] = {}
     gone: set[int] = set()
     for node in nodes:
@@ -106,7 +62,7 @@ def rewritten(
 def linears(graph: Graph) -> Graph:
     """linear, addmm and matmul with a matrix, on parameters -> native::linear; also one to which a bias is added."""
 
-    def rule(values: Values, node: Node) -> Any:
+    def rule(values: Facts, node: Node) -> Any:
         x, weight, *rest = (*node.args[1:], node.args[0]) if node.op == "addmm" else node.args
         if not values.is_float(x) or not values.is_param(weight, 2) or len(values.infos[x.name].shape) < 2:
             return None
@@ -118,7 +74,7 @@ def linears(graph: Graph) -> Graph:
         args = (x, (weight,), () if bias is None else (bias,), node.op != "linear", "none", None)
         return dataclasses.replace(node, op="native::linear", args=args, kwargs={}), []
 
-    def biases(values: Values, node: Node) -> Any:
+    def biases(values: Facts, node: Node) -> Any:
         for x, bias in (node.args, node.args[::-1]) if len(node.args) == 2 and not node.kwargs else ():
             before = values.made_by(x, "native::linear")
             if before is None or before.args[2] or not values.is_param(bias, 1) or not values.only_for(before, node):
@@ -134,7 +90,7 @@ def linears(graph: Graph) -> Graph:
 def gates(graph: Graph) -> Graph:
     """activation(x) * y -> native::gated."""
 
-    def rule(values: Values, node: Node) -> Any:
+    def rule(values: Facts, node: Node) -> Any:
         if node.op != "mul.Tensor" or not values.is_float(Ref(node.name)):
             return None
         for x, y in (node.args, node.args[::-1]):
@@ -152,7 +108,7 @@ def gates(graph: Graph) -> Graph:
 def activations(graph: Graph) -> Graph:
     """linear or convolution, then an activation -> one node."""
 
-    def rule(values: Values, node: Node) -> Any:
+    def rule(values: Facts, node: Node) -> Any:
         if node.op == "hardtanh" and (node.args[1:] != (0.0, 6.0) or node.kwargs):
             return None
         before = values.made_by(node.args[0], "native::linear", "native::conv")
@@ -169,7 +125,7 @@ def activations(graph: Graph) -> Graph:
 def residuals(graph: Graph) -> Graph:
     """linear or convolution, then a sum -> one node."""
 
-    def rule(values: Values, node: Node) -> Any:
+    def rule(values: Facts, node: Node) -> Any:
         if node.op != "add.Tensor" or len(node.args) != 2 or node.kwargs:
             return None
         candidates = []
@@ -180,7 +136,7 @@ def residuals(graph: Graph) -> Graph:
             if before.op == "native::conv" and before.args[-2] != "none":
                 continue
             if values.only_for(before, node) and values.same_shape(x, other) and x != other:
-                candidates.append((values.position[x.name], before, other))
+                candidates.append((values.positions[x.name], before, other))
         if not candidates:
             return None
         _, before, other = max(candidates, key=lambda found: found[0])
@@ -192,7 +148,7 @@ def residuals(graph: Graph) -> Graph:
 
 def projections(graph: Graph) -> Graph:
     """Linears of one input, as queries, keys and values are -> one product for all."""
-    values = Values(graph)
+    values = Facts(graph)
     groups: dict[Any, list[Node]] = {}
     for node in graph.nodes:
         if node.op == "native::linear" and len(node.outputs) == 1 and node.args[4:] == ("none", None):
@@ -217,7 +173,7 @@ def projections(graph: Graph) -> Graph:
 def rms_norms(graph: Graph) -> Graph:
     """x * rsqrt(mean(x²) + eps) * weight, as exported -> native::norm."""
 
-    def scaled(values: Values, node: Node) -> Any:
+    def scaled(values: Facts, node: Node) -> Any:
         """(x, eps, the nodes joined) if `node` is x * rsqrt(mean(x²) + eps)."""
         for x, factor in (node.args, node.args[::-1]):
             root = values.made_by(factor, "rsqrt")
@@ -233,7 +189,7 @@ def rms_norms(graph: Graph) -> Graph:
                 return x, plus.args[1], chain[:-1]
         return None
 
-    def rule(values: Values, node: Node) -> Any:
+    def rule(values: Facts, node: Node) -> Any:
         if node.op != "mul.Tensor" or not values.is_float(Ref(node.name)):
             return None
         cols = node.infos[0].shape[-1] if node.infos[0].shape else None
@@ -256,7 +212,7 @@ def rms_norms(graph: Graph) -> Graph:
 def norms(graph: Graph) -> Graph:
     """layer_norm and rms_norm over the last dim, and the sum before one -> native::norm."""
 
-    def rule(values: Values, node: Node) -> Any:
+    def rule(values: Facts, node: Node) -> Any:
         if node.op not in ("layer_norm", "rms_norm") or not values.is_float(node.args[0]) or len(node.args[1]) != 1:
             return None
         if node.op == "layer_norm":
@@ -271,15 +227,15 @@ def norms(graph: Graph) -> Graph:
         eps = 2**-23 if eps is None else eps
         return _norm(node, (x, None, cols, weight, bias, eps, node.op == "rms_norm")), []
 
-    def sums(values: Values, node: Node) -> Any:
+    def sums(values: Facts, node: Node) -> Any:
         if node.op != "native::norm" or node.args[1] is not None:
             return None
         add = values.made_by(node.args[0], "add.Tensor")
         if add is None or len(add.args) != 2 or add.kwargs or not values.same_shape(*add.args):
             return None
         # the sum is made where the norm is: nobody may want it before
-        start = values.position[node.name]
-        if any(values.position[user.name] < start for user in values.users[add.name]):
+        start = values.positions[node.name]
+        if any(values.positions[user.name] < start for user in values.users[add.name]):
             return None
         args = (*add.args, *node.args[2:])
         outputs = (node.name, add.name)
@@ -290,7 +246,7 @@ def norms(graph: Graph) -> Graph:
 
 def masks(graph: Graph) -> Graph:
     """What is added to attention scores is prepared once for all layers."""
-    values = Values(graph)
+    values = Facts(graph)
     made: dict[str, str] = {}
     nodes: list[Node] = []
     for node in graph.nodes:
@@ -316,7 +272,7 @@ def masks(graph: Graph) -> Graph:
 def convolutions(graph: Graph) -> Graph:
     """Convolutions on parameters, with the zeros around their input and the batch norm after them -> native::conv."""
 
-    def plain(values: Values, node: Node) -> Any:
+    def plain(values: Facts, node: Node) -> Any:
         if node.op not in ("conv1d", "conv2d") or node.kwargs or not values.is_float(node.args[0]):
             return None
         given = [*node.args, *(None, 1, 0, 1, 1)[len(node.args) - 2 :]]
@@ -329,7 +285,7 @@ def convolutions(graph: Graph) -> Graph:
         args = (x, weight, bias, stride, padding, dilation, groups, None, "none", None)
         return dataclasses.replace(node, op="native::conv", args=args), []
 
-    def padded(values: Values, node: Node) -> Any:
+    def padded(values: Facts, node: Node) -> Any:
         pad = values.made_by(node.args[0], "pad")
         if pad is None or pad.kwargs or not values.only_for(pad, node) or pad.args[2:] not in _ZEROS:
             return None
@@ -343,7 +299,7 @@ def convolutions(graph: Graph) -> Graph:
         args = (pad.args[0], *node.args[1:4], around, *node.args[5:])
         return dataclasses.replace(node, args=args), [pad]
 
-    def folded(values: Values, node: Node) -> Any:
+    def folded(values: Facts, node: Node) -> Any:
         if node.kwargs or len(node.args) != _BATCH_NORMS[node.op]:
             return None
         x, scale, shift, mean, variance, *training, _, eps = node.args[:8]
@@ -354,7 +310,7 @@ def convolutions(graph: Graph) -> Graph:
             return None
         if any(v is not None and not values.is_param(v, 1) for v in (scale, shift, mean, variance)):
             return None
-        if any(name in values.kept or values.users.get(name) for name in node.outputs[1:]):
+        if any(name in values.outputs or values.users.get(name) for name in node.outputs[1:]):
             return None
         args = (*conv.args[:7], (scale, shift, mean, variance, eps), "none", None)
         return dataclasses.replace(conv, args=args, outputs=node.outputs[:1], infos=node.infos[:1]), [conv]

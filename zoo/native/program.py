@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from zoo.backends.bounds import Watch
-from zoo.errors import UnsupportedOp, ZooError
-from zoo.graph.ir import Graph, Ref, map_refs, param_ref, refs
+from zoo.backends.execute import Program
+from zoo.graph.ir import Graph, refs
 from zoo.native.kernels import copy
 from zoo.native.tape import Scratch, Tape, owner, recording, unowned
 from zoo.ops import OPS, traits_of
 
-__all__ = ["Program", "same"]
+__all__ = ["Taped", "same"]
 
 KEPT = 12
 """Tapes that are kept, the least recently used goes first."""
@@ -31,8 +31,8 @@ class _AnotherShape(Exception):
     """A recorded operation's result has not the recorded shape."""
 
 
-class Program:
-    """A graph with each op's functions looked up.
+class Taped:
+    """A graph that runs from tapes.
 
     Args:
         graph: what to run.
@@ -43,23 +43,14 @@ class Program:
     def __init__(
         self, graph: Graph, direct: Mapping[str, Callable[..., Any]], resolve: Callable[[str], Callable[..., Any]]
     ) -> None:
-        last: dict[str, int] = {}
-        for position, node in enumerate(graph.nodes):
-            last.update((ref.name, position) for ref in refs((node.args, node.kwargs)))
-        kept = {ref.name for ref in graph.outputs.values()}
-        made = {name for node in graph.nodes for name in node.outputs}
         self.graph = graph
-        self.steps = []
-        for position, node in enumerate(graph.nodes):
-            try:
-                function = resolve(node.op) if node.op in OPS else direct[node.op]
-            except KeyError:
-                where = f"node {node.name!r}"
-                raise UnsupportedOp("this backend lacks an operation", where=where, got=node.op) from None
-            used = {ref.name for ref in refs((node.args, node.kwargs))}
-            read = {ref.name for ref in refs((node.args[traits_of(node.op).by_shape :], node.kwargs))}
-            dead = [n for n in {*used, *node.outputs} & made if n not in kept and last.get(n, position) == position]
-            self.steps.append((node, direct.get(node.op), function, tuple(read), tuple(dead)))
+        self.program = Program(graph, lambda op: resolve(op) if op in OPS else direct[op])
+        places = self.program.places
+        self.direct = [direct.get(node.op) for node in graph.nodes]
+        self.read = [
+            frozenset(places[ref.name] for ref in refs((node.args[traits_of(node.op).by_shape :], node.kwargs)))
+            for node in graph.nodes
+        ]
         self.lock = threading.Lock()
         self.tapes: OrderedDict[Any, list[Tape]] = OrderedDict()
         self.params: list[Any] = []
@@ -141,54 +132,34 @@ class Program:
         scratch: Scratch | None = None,
         watch: Watch | None = None,
     ) -> dict[str, np.ndarray]:
-        values: dict[str, Any] = dict(self.graph.constants)
-        for param in self.graph.params.values():
-            for name in (param.name, *param.aliases):
-                values[param_ref(name)] = params[param.name]
+        program = self.program
+        if tape is not None:
+            tape.inputs = inputs = {name: array.copy() for name, array in inputs.items()}
+        values = program.values(params, inputs, self.graph.constants)
         # what the inputs' values (not only their shapes) reach: the rest is computed once
-        varying = set(inputs)
-        if tape is None:
-            values.update(inputs)
-        else:
-            tape.inputs = {name: array.copy() for name, array in inputs.items()}
-            values.update(tape.inputs)
+        varying = {program.places[name] for name in inputs if name in program.places}
 
-        def value(ref: Ref) -> Any:
-            return values[ref.name]
-
-        for node, direct, function, read, dead in self.steps:
-            varies = not varying.isdisjoint(read)
-            if varies and node.infos[0].dtype == "size":
-                self.replayable, tape = False, None
-            args, kwargs = map_refs(value, node.args), map_refs(value, node.kwargs)
+        def call(position: int, args: Any, kwargs: Any) -> Any:
+            nonlocal tape
+            varies, direct = not varying.isdisjoint(self.read[position]), self.direct[position]
             if watch is not None:
-                watch.before(node, args, kwargs)
-            try:
-                with recording(tape if varies and tape is not None else scratch):
-                    result = NotImplemented if direct is None else direct(*args, **kwargs)
-                if result is NotImplemented:
-                    with recording(None):
-                        result = function(*args, **kwargs)
-                    if varies and tape is not None:
-                        result = _again(tape, function, args, kwargs, result)
-            except ZooError:
-                raise
-            except Exception as error:
-                shapes = ", ".join(
-                    f"{r.name}: {_described(values.get(r.name))}" for r in refs((node.args, node.kwargs))
-                )
-                error.add_note(f"in node {node.name!r} ({node.op}) of the graph, inputs {shapes}")
-                raise
+                watch.before(self.graph.nodes[position], tuple(args), kwargs)
+            if varies and self.graph.nodes[position].infos[0].dtype == "size":
+                self.replayable, tape = False, None
+            with recording(tape if varies and tape is not None else scratch):
+                result = NotImplemented if direct is None else direct(*args, **kwargs)
+            if result is NotImplemented:
+                function = program.steps[position][0]
+                with recording(None):
+                    result = function(*args, **kwargs)
+                if varies and tape is not None:
+                    result = _again(tape, function, tuple(args), kwargs, result)
             if varies:
-                varying.update(node.outputs)
-            if len(node.outputs) == 1 and not isinstance(result, (tuple, list)):
-                values[node.outputs[0]] = result
-            else:
-                values.update(zip(node.outputs, result, strict=False))
-            args = kwargs = result = None
-            for name in dead:
-                values.pop(name, None)
-        outputs = {name: np.asarray(values[ref.name]) for name, ref in self.graph.outputs.items()}
+                varying.update(program.steps[position][-2])
+            return result
+
+        program.advance(values, 0, len(program.steps), call=call)
+        outputs = {name: np.asarray(array) for name, array in program.outputs(values).items()}
         if tape is not None:
             with recording(tape):  # in an order of memory of their own, they are quickly copied by the kernel alone
                 outputs = {name: x if x.flags.c_contiguous else copy(x) for name, x in outputs.items()}
@@ -238,7 +209,3 @@ def _map(function: Callable[[Any], Any], tree: Any) -> Any:
     if isinstance(tree, dict):
         return {key: _map(function, item) for key, item in tree.items()}
     return function(tree)
-
-
-def _described(x: Any) -> str:
-    return f"{getattr(x, 'dtype', '')}{tuple(getattr(x, 'shape', ()))}"

@@ -9,7 +9,7 @@ import numpy as np
 
 from zoo.arrays import to_numpy
 from zoo.errors import ConfigError, InputError
-from zoo.model import read_json
+from zoo.files import read_json
 from zoo.tasks.text import tokenize
 
 if TYPE_CHECKING:

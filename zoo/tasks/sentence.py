@@ -390,6 +390,6 @@ def _module_json(path: Path) -> dict[str, Any]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    from zoo.model import read_json
+    from zoo.files import read_json
 
     return read_json(path) if path.is_file() else {}

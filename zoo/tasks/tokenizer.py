@@ -60,7 +60,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     Raises:
         ConfigError: one of the files is no JSON object.
     """
-    from zoo.model import read_json
+    from zoo.files import read_json
 
     def of(name: str) -> dict[str, Any]:
         return read_json(folder / name) if (folder / name).is_file() else {}

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from zoo.graph.ir import DType, Graph, Node, Ref, ValueInfo, param_ref, refs
+from zoo.graph.facts import Facts
+from zoo.graph.ir import DType, Graph, Node, Ref, ValueInfo, refs
 from zoo.ops import OPS, spelling, traits_of
 
 __all__ = ["with_all_rows"]
@@ -21,13 +22,7 @@ def with_all_rows(graph: Graph) -> Graph:
     places of another. The further rows are put nowhere, and no size depends on how many are selected. A mask some of
     whose rows go another way stays as it is.
     """
-    infos = {item.name: ValueInfo(item.dtype, item.shape) for item in graph.inputs}
-    for param in graph.params.values():
-        info = ValueInfo(param.dtype, param.shape)
-        infos.update((param_ref(name), info) for name in (param.name, *param.aliases))
-    infos.update((name, ValueInfo(str(array.dtype), array.shape)) for name, array in graph.constants.items())
-    for node in graph.nodes:
-        infos.update(zip(node.outputs, node.infos, strict=True))
+    infos = Facts(graph).infos
     masks = {mask for node in graph.nodes if (mask := _selecting(node, infos))}
     masks = {mask for mask in masks if _go_back(graph, mask, infos)}
     nodes: list[Node] = []

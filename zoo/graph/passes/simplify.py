@@ -6,7 +6,8 @@ import itertools
 from dataclasses import replace
 from typing import Any
 
-from zoo.graph.ir import Graph, Node, Ref, map_refs, refs
+from zoo.graph.facts import Facts, used
+from zoo.graph.ir import Graph, Node, Ref, map_refs
 from zoo.ops import OPS, traits_of
 
 __all__ = ["drops", "simplify"]
@@ -80,14 +81,11 @@ def _key(tree: Any) -> Any:
 
 
 def _drop_unused(graph: Graph) -> Graph:
-    needed = {ref.name for ref in refs(graph.outputs)}
-    kept = []
-    for node in reversed(graph.nodes):
-        if any(name in needed for name in node.outputs):
-            needed.update(ref.name for ref in refs((node.args, node.kwargs)))
-            kept.append(node)
-    constants = {name: array for name, array in graph.constants.items() if name in needed}
-    return replace(graph, nodes=kept[::-1], constants=constants)
+    facts = Facts(graph)
+    kept = facts.needed(facts.outputs)
+    wanted = facts.outputs.union(*map(used, kept))
+    constants = {name: array for name, array in graph.constants.items() if name in wanted}
+    return replace(graph, nodes=kept, constants=constants)
 
 
 def _renumber(graph: Graph) -> Graph:
