@@ -181,6 +181,27 @@ def test_numbers_in_sentences_are_those_of_the_results() -> None:
             assert words in text, f"{page} does not say: {words}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_files_that_a_page_names_are_there(page: Path) -> None:
+    """Links of README, and paths of the repository in any page; MkDocs looks at the links of docs/."""
+    text = page.read_text("utf-8")
+    named = re.findall(r"`((?:benchmarks|docs|examples|tests|tools|zoo)/[\w./-]+)`", text)
+    if page.name == "README.md":
+        named += [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
+    missing = [name for name in named if not (ROOT / name).exists()]
+    assert not missing, f"{page_id(page)} names {missing}"
+
+
+def test_every_form_that_can_be_written_has_its_row() -> None:
+    import zoo
+
+    with pytest.raises(zoo.ZooError) as caught:
+        zoo.convert("minilm", "out", to="nothing")
+    forms = set(re.findall(r"[a-z][a-z0-9-]+", str(caught.value.expected)))
+    rows = re.findall(r"^\| .* \| yes.* \| (.+) \|$", (ROOT / "docs/reference/forms.md").read_text("utf-8"), re.M)
+    assert forms == {form for row in rows for form in re.findall(r"`([a-z][a-z0-9-]+)`", row)}
+
+
 def test_notebooks_say_what_they_said() -> None:
     pytest.importorskip("nbclient", reason="pip install -e '.[docs]'")
     done = run_other(["python", str(ROOT / "tools" / "run_notebooks.py"), "--check"])

@@ -11,6 +11,7 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-MARK = re.compile(r"^<!-- (results|sweep|checks|commands)(?:: (\w+)(?: ([^>]+?))?)? -->$", re.MULTILINE)
+MARK = re.compile(r"^<!-- (results|sweep|checks|versions|commands)(?:: (\w+)(?: ([^>]+?))?)? -->$", re.MULTILINE)
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -36,7 +37,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     Raises:
         PluginError: there is no such result.
     """
-    made = {"sweep": sweep, "checks": checks, "commands": commands}
+    made = {"sweep": sweep, "checks": checks, "versions": versions, "commands": commands}
     return MARK.sub(lambda found: made[found[1]]() if found[1] in made else results(found[2], found[3] or ""), markdown)
 
 
@@ -198,6 +199,37 @@ def finetune(result: Mapping[str, Any]) -> str:
     return table(("framework", "mean", *(f"seed {number}" for number in range(len(commonest)))), rows)
 
 
+def forms(result: Mapping[str, Any]) -> str:
+    """How many fields of a config each program says, per form and type."""
+    kinds = list(dict.fromkeys(found["status"] for fields in result.values() for found in fields.values()))
+    rows = (
+        (name, *(sum(found["status"] == kind for found in fields.values()) for kind in kinds))
+        for name, fields in result.items()
+    )
+    return table(("form/type", *kinds), rows)
+
+
+def exported(result: Mapping[str, Any]) -> str:
+    """Packaged graphs that compute the same through jax.export with symbolic shapes, and why the others do not."""
+    answers = [list(found.values()) if isinstance(found, Mapping) else [found] for found in result.values()]
+    same = sum(all(isinstance(a, float) and a == 0 for a in found) for found in answers)
+    reasons = Counter(
+        next(str(a) for a in found if isinstance(a, str)) for found in answers if any(map(is_text, found))
+    )
+    rows = [
+        ("the same, bit for bit", same),
+        *((NOT_RUN.get(reason, reason), count) for reason, count in reasons.items()),
+    ]
+    return table((f"of {len(answers)} packaged graphs", "graphs"), rows)
+
+
+NOT_RUN = {"exported": "exported, and not run, for their size"}
+
+
+def is_text(answer: Any) -> bool:
+    return isinstance(answer, str)
+
+
 def memory(result: Mapping[str, Any]) -> str:
     """Peak of loading, over the size of the file."""
     rows = (
@@ -256,6 +288,21 @@ def checks() -> str:
 PLACES = ("jax", "tensorflow")
 
 
+def versions() -> str:
+    """The newest frameworks that a part of the tests passed beside, on each Python; nothing where none are recorded."""
+    path = RESULTS / "versions.json"
+    if not path.is_file():
+        return ""
+    runs = list(json.loads(path.read_text("utf-8")).values())
+    names = list(dict.fromkeys(name for run in runs for name in run["versions"]))
+    rows = []
+    for run in runs:
+        passed, failed = (sum(part[what] for part in run["tests"].values()) for what in ("passed", "failed"))
+        found = (run["versions"].get(name) for name in names)
+        rows.append((run["python"], *found, f"{passed} of {passed + failed}"))
+    return f"{table(('Python', *names, 'tests passed'), rows)}\n\n*`python benchmarks/check_versions.py`.*"
+
+
 def commands() -> str:
     """Every command with its options, without the title."""
     command = [sys.executable, "-m", "typer", "zoo.cli", "utils", "docs", "--name", "zoo"]
@@ -286,6 +333,8 @@ TABLES: dict[tuple[str, str], Callable[[Any], str]] = {
     ("other_zoos", ""): facts,
     ("hostile", ""): hostile,
     ("attacks", ""): attacks,
+    ("fields_of_forms", ""): forms,
+    ("jax_export", ""): exported,
     ("keras_hub", ""): facts,
     ("real_weights", ""): lambda result: table(
         ("name", "from", "form", "bytes"), ((r["name"], r["source"], r["form"], r["bytes"]) for r in result)

@@ -43,8 +43,8 @@ GRAPHS = Path(__file__).parent / "graphs"
 """As in `zoo.configured`; importing that takes NumPy, and a good part of the time that `zoo list` may take."""
 
 Status = Literal["graph", "capture", "needs torch", "not installed"]
-"""How a model gets onto a backend here: from a packaged graph (torch is not needed); captured once with torch and
-transformers, which are installed; not, because they are not; not, because the backend's framework is not installed."""
+"""How a model gets onto a backend here. In this order: its graph is packaged, so torch is not needed; it is captured
+once, by torch and transformers; it would have to be captured, and they are not installed; the framework is missing."""
 
 RUNS: tuple[Status, ...] = ("graph", "capture")
 
@@ -52,8 +52,8 @@ BASE = "feature-extraction"
 """The sweep's task of a base model, whatever it takes."""
 
 Verdict = Literal["matches", "runs", "captured", "fails", "not built"]
-"""What the sweep found of an architecture on a backend: outputs within tolerance of float64; it ran, and they are not;
-it became a graph, which did not run there or was not tried; it became none; transformers itself does not build it."""
+"""What the sweep found of an architecture on a backend. In this order: outputs are within tolerance of float64; it ran
+outside the tolerance; there is a graph, which did not run there; there is no graph; transformers does not build it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,7 +43,7 @@ GRAPHS = Path(__file__).parent / "graphs"
 """The packaged graphs, and index.json that says which is which."""
 
 _LACKING = 64
-"""As many tensors may always be missing before a model is captured: what outputs need is known then."""
+"""Up to so many tensors may be missing when capture starts: it shows which of them the outputs need."""
 
 _CAPTURE = 2
 """Counts up when capture records more than it did: graphs that were kept before are captured again."""

@@ -22,7 +22,7 @@ from zoo.ops import traits_of
 __all__ = ["Lookups"]
 
 _LARGEST = 1 << 22
-"""Numbers of an index beyond which it is not computed before a call: the backends look at it themselves."""
+"""An index of more numbers than this is not computed ahead of a call: the backends check it themselves."""
 
 _KEPT = 64
 

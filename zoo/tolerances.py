@@ -36,10 +36,10 @@ FACTORS: dict[tuple[str, str], float] = {
 """(backend, dtype) -> how many times PyTorch's own error is accepted."""
 
 FLOORS: dict[str, float] = {"float32": 2e-6, "bfloat16": 1.6e-2, "float16": 2e-3}
-"""Dtype -> an error that is always accepted: a few units of rounding, where PyTorch happens to have hardly any."""
+"""Dtype -> an error that is always accepted: a few units of rounding, for models where PyTorch has hardly any."""
 
 CEILINGS: dict[str, float] = {"float32": 1e-4, "bfloat16": 1e-1, "float16": 2e-2}
-"""Dtype -> an error that never is, PyTorch's own included; where PyTorch is not installed, the only bound."""
+"""Dtype -> the largest error that is ever accepted, PyTorch's own included; the only bound where PyTorch is missing."""
 
 CONVERTED: dict[str, float] = {**CEILINGS, "q8_0": CEILINGS["bfloat16"], "": 1e-12}
 """Dtype that weights were rounded to -> how far the outputs in float64 may be from those of the weights as they were.
