@@ -69,6 +69,23 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     sys.exit(0)
 
 
+def _say_version(asked: bool) -> None:
+    if asked:
+        import zoo
+
+        say(f"anyzoo {zoo.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """What stands before a command's name."""
+
+
 @app.command("list")
 def list_models(
     backend: _AnyBackend = None,
