@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import gc
 import os
+import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,55 @@ else:
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
-FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures"
+FIXTURES = Path(__file__).parent / "data" / "fixtures"  # made by oracle/make_fixtures.py
+
+
+SKIPS = (
+    # what a machine may lack
+    r"no nvcc on the PATH",
+    r"no GPU to run them on",
+    r"no Chromium is installed",
+    r"this machine has no (avx2|avx512|avx512_vnni|avx512_bf16)",
+    r"nothing is read-only for root",
+    r"the kernel here has (no seccomp|only )",
+    r"no such walls on this system",
+    # files that are not ours to keep here: benchmarks/check_real_weights.py fetches them and runs these tests
+    r"no real weights here",
+    r"unpack .* into a folder and name it in ZOO_REAL_WEIGHTS",
+    r"pip could not download",  # no network
+)
+"""Why a test may be skipped in CI (--no-other-skips), as regular expressions. Whatever else skips there fails."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--no-other-skips", action="store_true", help="a skip for a reason that is not in SKIPS fails")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if item.config.getoption("--no-other-skips") and not hasattr(report, "wasxfail"):
+        _allowed(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """A module that skips itself, because it cannot import what it needs."""
+    report = yield
+    if collector.config.getoption("--no-other-skips"):
+        _allowed(report)
+    return report
+
+
+def _allowed(report: pytest.TestReport | pytest.CollectReport) -> None:
+    if report.outcome != "skipped":
+        return
+    said = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    if not any(re.search(reason, said) for reason in SKIPS):
+        report.outcome, report.longrepr = "failed", f"{said}\n(skipped for a reason that SKIPS in conftest.py has not)"
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -77,9 +126,7 @@ def _same_draws() -> None:
 
 @pytest.fixture(scope="session")
 def fixtures() -> Path:
-    """Checkpoints that other programs wrote; they are kept beside the repository."""
-    if not FIXTURES.is_dir():
-        pytest.skip(f"no checkpoints at {FIXTURES}")
+    """Tiny checkpoints that other programs wrote, and what those compute from them."""
     return FIXTURES
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -371,3 +372,8 @@ def test_progress_bars(capsys: pytest.CaptureFixture[str]) -> None:
         progress("model.safetensors", 512, 1024)
         progress("model.safetensors", 1024, 1024)
     assert not capsys.readouterr().out
+
+
+def test_the_version_is_that_of_the_package(run: Callable[..., tuple[int, str, str]]) -> None:
+    assert run("--version") == (0, f"anyzoo {zoo.__version__}\n", "")
+    assert zoo.__version__ == version("anyzoo")

@@ -16,8 +16,6 @@ import torch  # before tensorflow
 import zoo
 from zoo.errors import ConfigError, VerifyError
 
-CASES = Path(__file__).parents[2] / "shared" / "cases"
-
 
 @pytest.fixture
 def arrays() -> dict[str, np.ndarray]:

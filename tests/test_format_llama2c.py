@@ -80,18 +80,18 @@ def test_reads_every_tensor(version, shared, tmp_path):
         assert all(type(value) is int for value in checkpoint.metadata.values())
 
 
-def test_a_real_model(fixtures):
-    path = fixtures / "stories260K" / "stories260K.bin"
+def test_a_whole_model(fixtures):
+    path = fixtures / "llama" / "model.bin"
     raw = path.read_bytes()
     assert llama2c.recognises(raw[:512])
     with llama2c.open_file(path) as checkpoint:
         whole = b"".join(array.tobytes() for name, array in checkpoint.items() if name not in checkpoint.aliases)
         assert raw[:28] + whole == raw
-        assert checkpoint.metadata["vocab_size"] == 512 and "trailing_bytes" not in checkpoint.metadata
-        assert checkpoint.infos["layers.4.attention.wk.weight"].shape == (32, 64)
+        assert checkpoint.metadata["vocab_size"] == 440 and "trailing_bytes" not in checkpoint.metadata
+        assert checkpoint.infos["layers.2.attention.wk.weight"].shape == (16, 32)
         # The tables of the rotary embedding, near the file's end, tell that everything before them was found.
         cosines, sines = checkpoint.read("freqs_cos"), checkpoint.read("freqs_sin")
-        assert cosines.shape == (512, 4) and (cosines[0] == 1).all() and (sines[0] == 0).all()
+        assert cosines.shape == (64, 2) and (cosines[0] == 1).all() and (sines[0] == 0).all()
         assert ((cosines**2 + sines**2).round(4) == 1).all()
 
 
@@ -149,7 +149,8 @@ def test_hostile_files(case, tmp_path):
 
 def test_damage(tmp_path):
     random_ = random.Random(0)
-    for version in (0, 1):
+    for version, least in ((0, 55), (1, 60)):
+        refused = 0
         whole, _ = model(version, True)
         for _ in range(100):
             data = bytearray(whole)
@@ -159,7 +160,8 @@ def test_damage(tmp_path):
                 with llama2c.open_file(stored(tmp_path, bytes(data))) as checkpoint:
                     assert sum(array.nbytes for _, array in checkpoint.items()) <= 2 * len(data)
             except ZooError:
-                pass
+                refused += 1
+        assert refused >= least
 
 
 def test_recognises_nothing_else():

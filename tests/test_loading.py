@@ -17,6 +17,7 @@ import checkpoints
 import numpy as np
 import pytest
 import torch  # before tensorflow: see DESIGN.md's traps
+from conftest import FIXTURES
 from hub_server import HubServer, hub  # noqa: F401
 from tolerances import TOLERANCES
 
@@ -32,7 +33,6 @@ import tensorflow as tf  # isort: skip
 import transformers  # isort: skip
 
 BACKENDS = ("torch", "jax", "tensorflow", "keras", "numpy", "native")
-FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures"
 LAYER = "bert.encoder.layer.{}.attention.self.query.weight"
 
 
@@ -128,8 +128,6 @@ def test_forms(kind: str, form: str, folders, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["bert-mlm", "roberta-cls", "gpt2", "t5", "vit", "resnet"])
 def test_files_that_somebody_else_wrote(name: str, backend: str) -> None:
     """Checkpoints and outputs by transformers 4.57; the padding of a second row is not compared."""
-    if not FIXTURES.is_dir():
-        pytest.skip("no shared fixtures beside this checkout")
     folder = FIXTURES / name
     inputs, expected = dict(np.load(folder / "inputs.npz")), dict(np.load(folder / "torch_out.npz"))
     got = run(zoo.load(folder / "torch", backend), inputs)

@@ -19,7 +19,6 @@ import zoo
 from zoo.cli import app
 from zoo.errors import ConfigError, WeightsError, ZooError
 
-CASES = Path(__file__).parents[2] / "shared" / "cases"
 Arrays = dict[str, np.ndarray]
 
 LAYER = "bert.encoder.layer.0.output.dense"
@@ -342,8 +341,16 @@ def test_what_other_heads_have_is_still_left_out(bert: Path, tmp_path: Path) -> 
     assert "qa_outputs.bias" in zoo.convert(folder, tmp_path / "out").names
 
 
-@pytest.mark.parametrize(("case", "said"), [("lora-both", "lora-base"), ("q-bert-subscale", "classifier.weight.scale")])
-def test_cases(case: str, said: str, tmp_path: Path) -> None:
-    if not CASES.is_dir():
-        pytest.skip("no shared cases beside this checkout")
-    assert said in refused(CASES / case, tmp_path / "out")
+def test_an_adapter_beside_its_base_names_the_base(bert: Path, tmp_path: Path) -> None:
+    """As PEFT saves one into the folder of the model."""
+    folder = shutil.copytree(bert, tmp_path / "both")
+    parts = {f"base_model.model.{LAYER}.lora_{part}.weight": F32[None] for part in "AB"}
+    save_file(parts, folder / "adapter_model.safetensors", {"format": "pt"})
+    said = {"base_model_name_or_path": "lora-base", "peft_type": "LORA", "r": 1, "target_modules": ["dense"]}
+    (folder / "adapter_config.json").write_text(json.dumps(said))
+    assert "lora-base" in refused(folder, tmp_path / "out")
+
+
+def test_a_heads_scale_is_named(bert: Path, tmp_path: Path) -> None:
+    folder = checkpoints.copy_of(bert, tmp_path / "q", lambda arrays: int8(arrays, "classifier", "weight.scale"))
+    assert "classifier.weight.scale" in refused(folder, tmp_path / "out")

@@ -22,7 +22,6 @@ from tolerances import TOLERANCES
 import zoo
 from zoo.errors import SourceError, UnsafeFile, WeightsError
 
-CASES = Path(__file__).parents[2] / "shared" / "cases"
 State = dict[str, torch.Tensor]
 
 
@@ -214,8 +213,6 @@ def train_state(tree: dict[str, Any], wrap: Callable[[Any], Any]) -> bytes:
     ids=["params", "params twice", "inside"],
 )  # fmt: skip
 def test_a_train_state_of_flax(wrap: Callable[[Any], Any], tmp_path: Path) -> None:
-    if not FIXTURES.is_dir():
-        pytest.skip("no shared fixtures beside this checkout")
     source = FIXTURES / "bert-mlm" / "flax"
     flat = {}
     with zoo_checkpoint(source) as found:
@@ -284,8 +281,6 @@ def test_an_index_of_another_stem(stem: str, bert: Path, state: State, tmp_path:
 
 
 def test_checkpoints_of_tensorflow_by_prefix_and_by_folder(tmp_path: Path) -> None:
-    if not FIXTURES.is_dir():
-        pytest.skip("no shared fixtures beside this checkout")
     source = FIXTURES / "bert-mlm" / "torch"
     folder = tmp_path / "c"
     zoo.convert(source, folder, "tf-checkpoint")
@@ -318,24 +313,32 @@ def test_plain_values_are_listed_and_code_is_not_run(bert: Path, state: State, t
 # What other tools wrote
 
 
+LIGHTNING = {
+    "epoch": 1,
+    "global_step": 10,
+    "pytorch-lightning_version": "2.5.0",
+    "loops": {"fit_loop": {"state_dict": {}}},
+    "callbacks": {"ModelCheckpoint{'monitor': 'v'}": {"best_model_score": torch.tensor(0.1), "best_model_path": "x"}},
+    "optimizer_states": [OPTIMIZER],
+    "lr_schedulers": [],
+    "hparams_name": "kwargs",
+    "hyper_parameters": {"lr": 0.001},
+}
+
+
 @pytest.mark.parametrize("case", ["pt-module", "lightning"])
-def test_cases_of_torch(case: str, tmp_path: Path) -> None:
-    if not CASES.is_dir():
-        pytest.skip("no shared cases beside this checkout")
-    (file,) = [path for path in (CASES / case).iterdir() if path.suffix in (".bin", ".ckpt")]
-    stored = torch.load(file, weights_only=False)
-    stored = stored.get("state_dict", stored)
-    model = zoo.load(CASES / case, "numpy")
-    for name, array in model.params.items():
-        (own,) = [tensor for key, tensor in stored.items() if key.endswith(f".{name}")]
-        assert np.array_equal(array, own.numpy())
-    zoo.convert(CASES / case, tmp_path / "out", verify=True)
+def test_cases_of_torch(case: str, bert: Path, state: State, tmp_path: Path) -> None:
+    if case == "lightning":
+        content = {**LIGHTNING, "state_dict": under("model.", state)}
+        folder = lying(bert, tmp_path / "c", content, "epoch=1-step=10.ckpt")
+    else:
+        folder = lying(bert, tmp_path / "c", under("module.", state))
+    assert_same(folder, bert)
+    zoo.convert(folder, tmp_path / "out", verify=True)
 
 
 def test_safetensors_of_transformers_flax_and_tensorflow(tmp_path: Path) -> None:
     """The names of Flax with dots, those of TensorFlow without the class: the metadata tells which."""
-    if not FIXTURES.is_dir():
-        pytest.skip("no shared fixtures beside this checkout")
     from safetensors.numpy import save_file
 
     inputs = dict(np.load(FIXTURES / "bert-mlm" / "inputs.npz"))
@@ -355,8 +358,10 @@ def test_safetensors_of_transformers_flax_and_tensorflow(tmp_path: Path) -> None
         keep = inputs["attention_mask"] == 1
         worst = np.abs(logits[keep] - expected[keep]).max() / np.abs(expected[keep]).max()
         assert worst <= TOLERANCES["numpy", "float32"]
-    if CASES.is_dir():
-        assert not zoo.load(CASES / "t-flax-safetensors", "numpy").notes
+    own = zoo.load(FIXTURES / "bert-mlm" / "flax-safetensors", "numpy")  # as transformers 4.57 wrote it
+    assert not own.notes
+    expected = zoo.load(FIXTURES / "bert-mlm" / "flax", "numpy").params
+    assert all(np.array_equal(own.params[name], array) for name, array in expected.items())
 
 
 @pytest.mark.parametrize(
@@ -410,8 +415,6 @@ def test_the_dtype_of_an_optimizer_is_not_the_checkpoints(bert: Path, state: Sta
 
 def test_a_train_state_in_orbax(tmp_path: Path) -> None:
     pytest.importorskip("tensorstore")
-    if not FIXTURES.is_dir():
-        pytest.skip("no shared fixtures beside this checkout")
     from converters.checkpoint import MemoryCheckpoint
     from converters.formats import orbax
 
@@ -437,8 +440,6 @@ def test_a_train_state_in_orbax(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("family", "form"), [("resnet", "torchvision"), ("vit", "timm")])
 def test_another_program_s_names_inside_a_wrapper(family: str, form: str, tmp_path: Path) -> None:
     """What ImageNet's training scripts write: the names of torchvision under `module.` under `state_dict`."""
-    if not FIXTURES.is_dir():
-        pytest.skip("no shared fixtures beside this checkout")
     source = FIXTURES / family / "torch"
     zoo.convert(source, tmp_path / "named", form)
     with zoo_checkpoint(tmp_path / "named") as found:

@@ -19,7 +19,7 @@ from converters.checkpoint import Checkpoint, MemoryCheckpoint
 from converters.formats import npz
 from zoo.convert import convert
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
+FOLDER = Path(__file__).parents[1]
 SAMPLE = (
     "xlm-roberta_tied-XLMRobertaForCausalLM",  # its head comes before its base model
     "bert_apart-BertForMaskedLM",  # an output layer of its own, and a bias with two names

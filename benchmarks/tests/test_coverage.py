@@ -14,7 +14,7 @@ import torch
 
 from zoo.coverage import Cell, Coverage, Row
 
-FOLDER = Path(__file__).parents[1] / "benchmarks" / "coverage"
+FOLDER = Path(__file__).parents[1] / "coverage"
 
 
 @pytest.fixture(scope="module")
