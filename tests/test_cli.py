@@ -177,11 +177,6 @@ def test_a_narrow_verdict_stays(run: Run, package: Path, monkeypatch: pytest.Mon
     assert max(map(len, out.splitlines())) <= 80 and "all right on numpy, native" in out
 
 
-def test_the_version(run: Run) -> None:
-    code, out, _ = run("--version")
-    assert code == 0 and out.split() == ["anyzoo", zoo.__version__]
-
-
 # --- run ---
 
 
