@@ -14,9 +14,10 @@ from tolerances import TOLERANCES
 
 from zoo.backends import native, numpy
 from zoo.errors import ZooError
-from zoo.graph.ir import Graph, Input, Node, Param, Ref, ValueInfo
+from zoo.graph.ir import Graph, Input, Node, Param, Ref, ValueInfo, refs
+from zoo.graph.passes import fuse
 from zoo.model import prepare_inputs
-from zoo.native import kernels, passes
+from zoo.native import kernels
 from zoo.tolerances import PRODUCTS
 
 PER_TYPE = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in tiny.TYPES]
@@ -57,7 +58,7 @@ def test_passes_fire_and_change_nothing(
     captured: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, model_type: str
 ) -> None:
     graph, params = captured(model_type)
-    joined = passes.fused(graph)
+    joined = fuse.fused(graph)
     counts = joined.op_counts()
     assert {op: counts.get(op, 0) for op in FIRES[model_type]} == FIRES[model_type]
     assert not {"linear", "gelu", "silu", "layer_norm", "_native_batch_norm_legit_no_training"} & counts.keys()
@@ -79,7 +80,7 @@ def test_batch_norms_of_packaged_graphs_are_folded(training: bool) -> None:
     ]
     params = {name: Param(name, "float32", shape) for name, shape in (("scale", (4,)), ("kernel", (4, 3, 1, 1)))}
     graph = Graph((Input("image", "float32", (1, 3, 8, 8)),), params, {}, nodes, {"y": Ref("y")})
-    counts = passes.convolutions(graph).op_counts()
+    counts = fuse.convolutions(graph).op_counts()
     assert counts == ({"native::conv": 1, "batch_norm": 1} if training else {"native::conv": 1})
 
 
@@ -114,7 +115,7 @@ def residual_block() -> tuple[Graph, dict[str, np.ndarray]]:
 def test_a_residual_block_is_four_nodes_that_hand_on_the_order_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     graph, params = residual_block()
     params = unwritable(params)
-    assert passes.fused(graph).op_counts() == {"native::conv": 3, "max_pool2d": 1}
+    assert fuse.fused(graph).op_counts() == {"native::conv": 3, "max_pool2d": 1}
     copied = []
     copy = kernels.copy
     monkeypatch.setattr(kernels, "copy", lambda x: copied.append(x.shape) or copy(x))
@@ -156,7 +157,7 @@ def test_zeros_around_an_image_and_relu6_are_the_convolution_s(pad: Any, limits:
     params = {"kernel": np.random.default_rng(0).standard_normal((20, 4, 3, 3)).astype(np.float32)}
     described = {"kernel": Param("kernel", "float32", (20, 4, 3, 3))}
     graph = Graph((Input("image", "float32", ("n", 4, "h", "w")),), described, {}, nodes, {"y": Ref("y")})
-    assert passes.fused(graph).op_counts() == counts
+    assert fuse.fused(graph).op_counts() == counts
     feed = {"image": np.random.default_rng(1).standard_normal((2, 4, 9, 8)).astype(np.float32)}
     agree(native.compile_graph(graph)(params, feed)["y"], numpy.compile_graph(graph)(params, feed)["y"])
 
@@ -188,7 +189,7 @@ def test_linear_layers_in_less_than_float32(
     monkeypatch.setattr(kernels, "pack_weight", lambda weight, kind: asked.append(kind) or pack(weight, kind))
     run = native.compile_graph(graph, precision)
     first, second = run(params, inputs), run(params, inputs)
-    counts = passes.fused(graph).op_counts()
+    counts = fuse.fused(graph).op_counts()
     assert asked == [precision] * counts.get("native::linear", 0)
     for name, exact in expected.items():
         assert first[name].dtype == exact.dtype and np.array_equal(first[name], second[name], equal_nan=True)
@@ -204,7 +205,7 @@ def test_the_first_call_packs_no_weights(captured: Callable[..., Any], monkeypat
     packed = []
     pack = kernels.pack_weight
     monkeypatch.setattr(kernels, "pack_weight", lambda weight, kind: packed.append(weight.shape) or pack(weight, kind))
-    layers = passes.fused(graph).op_counts()["native::linear"]
+    layers = fuse.fused(graph).op_counts()["native::linear"]
     for run in (native.compile_graph(graph), native.compile_graph(graph).packed):
         counts = []
         for _ in range(3):
@@ -219,7 +220,7 @@ def test_the_first_call_packs_no_weights(captured: Callable[..., Any], monkeypat
 
 def test_queries_keys_and_values_are_one_product(captured: Callable[..., Any]) -> None:
     graph, _ = captured("bert")
-    joined = passes.projections(passes.linears(graph))
+    joined = fuse.projections(fuse.linears(graph))
     three = [node for node in joined.nodes if len(node.outputs) == 3]
     assert len(three) == 2 and all(len(node.args[1]) == 3 for node in three)
 
@@ -227,8 +228,8 @@ def test_queries_keys_and_values_are_one_product(captured: Callable[..., Any]) -
 def test_a_sum_that_others_need_stays(captured: Callable[..., Any]) -> None:
     """llama's sums of the residual stream go into the next sum, too."""
     graph, params = captured("llama")
-    joined = passes.fused(graph)
-    wanted = {ref.name for node in joined.nodes for ref in passes.refs((node.args, node.kwargs))}
+    joined = fuse.fused(graph)
+    wanted = {ref.name for node in joined.nodes for ref in refs((node.args, node.kwargs))}
     made = {name for node in joined.nodes for name in node.outputs}
     own = {item.name for item in graph.inputs} | graph.constants.keys() | {f"p:{name}" for name in params}
     assert wanted <= made | own

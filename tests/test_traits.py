@@ -222,7 +222,7 @@ TABLES = {
     "backends/tensorflow.py": "what its namespace calls otherwise",
     "backends/torch.py": "torch's own in an operation's place",
     "graph/passes/fuse.py": "the kernels' activations",
-    "capture/stored.py": "rules for torch's operations on a checkpoint's tensors, which are no graph",
+    "capture/huggingface/conversions.py": "rules for torch's operations on a checkpoint's tensors, which are no graph",
     "adapters/__init__.py": "the kernels' names",
     "native/library.py": "the kernels' names, in the order of their numbers",
 }
@@ -260,12 +260,12 @@ def test_facts_stand_in_the_table_alone() -> None:
 def test_tables_of_functions_name_operations() -> None:
     from zoo.backends import jax, native, tensorflow
     from zoo.backends import torch as torch_backend
-    from zoo.capture import stored
+    from zoo.capture.huggingface import conversions
     from zoo.graph.passes import fuse
 
     for table in (jax._OVERRIDES, tensorflow._OVERRIDES, torch_backend._WITHOUT_DERIVATIVE):
         assert table.keys() <= OPS.keys()
     assert {name for name in native.DIRECT if not name.startswith("native::")} <= OPS.keys()
     assert {*fuse.ACTIVATIONS, *fuse._BATCH_NORMS} <= OPS.keys()
-    moved = {name for name in stored._RULES if base(name) not in set(map(base, OPS))}
+    moved = {name for name in conversions._RULES if base(name) not in set(map(base, OPS))}
     assert all(hasattr(torch.ops.aten, name) for name in moved)

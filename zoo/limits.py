@@ -40,7 +40,7 @@ class Limits:
     def __init__(self, held: int, widest: int, nodes: int, given: Sequence[tuple[int, ...]]) -> None:
         factor = _factor()
         elements = sum(map(math.prod, given))
-        longest = max((size for shape in given for size in shape), default=1)
+        longest = max([size for shape in given for size in shape] or [1])  # torch.compile knows no default
         # attention has tokens times tokens times heads; a head over words has tokens times words
         self.elements = factor * max(ELEMENTS, 64 * (held + elements * longest), 8 * elements * widest)
         self.live = 4 * self.elements
