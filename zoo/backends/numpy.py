@@ -71,12 +71,12 @@ def compile_graph(
 
 
 def params_from(arrays: Mapping[str, np.ndarray], graph: Graph) -> dict[str, np.ndarray]:
-    """The checkpoint's arrays themselves: read-only views, widest only while a call runs."""
+    """The checkpoint's arrays themselves: read-only views, widened only while a call runs."""
     return dict(arrays)
 
 
 def replaced(old: np.ndarray, value: Any) -> np.ndarray:
-    """A copy of a value that is put in an array's place; floats of other widths are kept: all are widest in calls."""
+    """A copy of a value that is put in an array's place; floats of other widths are kept: all are widened in calls."""
     new = np.array(to_numpy(value), order="C")
     floats = all(array.dtype.kind in "fV" for array in (old, new))  # ml_dtypes' are of kind V
     return new if floats else new.astype(old.dtype)
