@@ -14,7 +14,7 @@ import numpy as np
 from zoo.arrays import numpy_dtype, to_numpy
 from zoo.backends.base import Compiled, compiled, refuse
 from zoo.backends.bounds import Bounds
-from zoo.backends.execute import resolve_over
+from zoo.backends.execute import naming_nodes, resolve_over
 from zoo.backends.namespace import Namespace
 from zoo.backends.numpy_namespace import NumpyNamespace
 from zoo.backends.taped import Taped, same
@@ -94,7 +94,7 @@ def compile_graph(
         inputs = {name: np.asarray(array) for name, array in inputs.items()}
         watch = bounds.check(inputs)
         params = weights.fixed(params)
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), naming_nodes():
             return program(params, inputs, watch)
 
     def apply_packed(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,11 +105,11 @@ def compile_graph(
             inputs = {name: np.asarray(array) for name, array in inputs.items()}
             watch = bounds.check(inputs)
             params = weights.fixed(params)
-            try:
-                with np.errstate(all="ignore"):
+            with np.errstate(all="ignore"), naming_nodes():
+                try:
                     return found.once(params, inputs, watch)
-            except NotPacked:
-                pass
+                except NotPacked:
+                    pass
         return apply(params, inputs)
 
     return compiled(apply, apply_packed)

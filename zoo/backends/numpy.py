@@ -10,10 +10,9 @@ import numpy as np
 
 from zoo.arrays import to_numpy
 from zoo.backends.base import Compiled, compiled, refuse
-from zoo.backends.execute import Program, resolve_over
+from zoo.backends.execute import Program, naming_nodes, resolve_over
 from zoo.backends.namespace import Namespace
 from zoo.backends.numpy_namespace import NumpyNamespace, widest
-from zoo.errors import GraphError, ZooError
 from zoo.graph.ir import Graph
 from zoo.inputs import NUMPY
 from zoo.ops.random import key_of
@@ -58,14 +57,8 @@ def compile_graph(
         with np.errstate(all="ignore"):
             weights = {name: widest(array) for name, array in params.items()}
             given = {name: widest(np.asarray(array)) for name, array in inputs.items()}
-            try:
+            with naming_nodes():
                 return program(weights, given, constants)
-            except ZooError:
-                raise
-            except Exception as error:  # a graph whose nodes do not fit each other can make NumPy raise anything
-                where = "; ".join(getattr(error, "__notes__", ())) or None
-                what = "a node of the graph cannot be computed"
-                raise GraphError(what, where=where, got=f"{type(error).__name__}: {error}") from error
 
     return compiled(apply)
 
