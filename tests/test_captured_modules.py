@@ -20,7 +20,7 @@ from torch import nn
 
 import zoo
 from zoo.arrays import to_numpy
-from zoo.errors import CaptureError
+from zoo.errors import CaptureError, WeightsError
 
 BACKENDS = ("numpy", "torch", "jax", "tensorflow", "keras", "native")
 X = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
@@ -309,6 +309,40 @@ class TestWrappers:
         assert list(package.graph.params) == list(module.state_dict())
         assert_same(outputs(package.load("numpy"), input=X), truth(module, X), "numpy")
 
+    @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed")
+    def test_parts_on_several_processes_are_refused_by_name(self, tmp_path: Path) -> None:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+        from torch.distributed.tensor import Shard, distribute_tensor
+
+        torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+        try:
+            mesh = init_device_mesh("cpu", (1,))
+            model = zoo.capture(self.plain(), input=torch.from_numpy(X)).load()
+            name = next(iter(model.params))
+            before = model(input=X)["output"]
+            part = distribute_tensor(model.params[name].detach() * 2, mesh, [Shard(0)])
+            with pytest.raises(WeightsError, match="spread over several processes"):
+                model.params[name] = part
+            with pytest.raises(WeightsError, match="spread over several processes"):
+                model.params = {**model.params, name: part}
+            with pytest.raises(WeightsError, match="spread over several processes"):
+                model.apply({**model.params, name: part}, input=X)
+            assert torch.equal(model(input=X)["output"], before)
+            model.params[name] = part.full_tensor()
+            assert not torch.equal(model(input=X)["output"], before)
+            path, _, leaf = name.rpartition(".")
+            held = model.module
+            setattr(held.get_submodule(path), leaf, nn.Parameter(part))
+            with pytest.raises(WeightsError, match="spread"):
+                model(input=X)
+            other = zoo.capture(self.plain(), input=torch.from_numpy(X)).load()
+            fully_shard(other.module, mesh=mesh)
+            with pytest.raises(WeightsError, match="no longer what m's graph computes"):
+                other(input=X)
+        finally:
+            torch.distributed.destroy_process_group()
+
     def test_adapters_around_a_frozen_model(self) -> None:
         """The shape of PEFT's: forward(*args, **kwargs), the base frozen, two small matrices beside each weight."""
 
@@ -381,3 +415,11 @@ class TestWrappers:
         for other in (lambda x: x, _compiled(torch.relu), scripted, 3, X):
             with pytest.raises(CaptureError, match=r"module|TorchScript"):
                 zoo.capture(other, x=X)
+
+
+def test_64_bits_that_jax_narrows_are_noted() -> None:
+    pytest.importorskip("jax")
+    package = zoo.capture(nn.Linear(4, 3).double(), input=torch.ones(2, 4, dtype=torch.float64))
+    notes = package.load("jax").notes
+    assert any("2 parameters of float64 are computed in float32" in note for note in notes), notes
+    assert not any("float64" in note for note in package.load("torch").notes)

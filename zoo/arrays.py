@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["dtype_name", "numpy_dtype", "numpy_name", "owned", "to_numpy"]
+__all__ = ["dtype_name", "is_spread", "numpy_dtype", "numpy_name", "owned", "to_numpy"]
 
 
 @functools.cache
@@ -61,6 +61,11 @@ def to_numpy(value: Any) -> np.ndarray:
     if hasattr(value, "numpy"):
         return np.asarray(value.numpy())
     return np.asarray(value)
+
+
+def is_spread(value: Any) -> bool:
+    """Whether a tensor of torch's lies in parts on several processes: a DTensor, which FSDP2 makes, or its shards."""
+    return any(kind.__name__ == "DTensor" for kind in type(value).__mro__) or hasattr(value, "_local_shards")
 
 
 def owned(array: np.ndarray) -> np.ndarray:

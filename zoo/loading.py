@@ -27,6 +27,7 @@ from zoo.files import read_json
 from zoo.graph.io import load_graph
 from zoo.graph.ir import DTYPES, Graph
 from zoo.model import GRAPH_FILE, Model, Package, model_from
+from zoo.params import narrowed
 from zoo.registry import Entry, SourceRef, parse
 
 if TYPE_CHECKING:
@@ -326,6 +327,7 @@ def assemble(name: str, backend: str, graph: Graph, place: Path, config: dict[st
     notes += [f"output {output!r} is left out: {why}" for output, why in dropped.items()]
     notes += [f"tensor {tensor!r} is not used: {why}" for tensor, why in fitted.unused.items()]
     notes += fitted.notes()
+    notes += narrowed(graph, params)
     if (length := fixed_length(graph)) is not None:
         notes.append(f"a graph of it holds for one length alone, {length} here; others are captured when they are met")
     notes += [f"in training {field} is off: it decides in Python" for field in graph.meta.get("train_without", ())]

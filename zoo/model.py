@@ -25,7 +25,7 @@ from zoo.graph.ir import Graph
 from zoo.graph.passes import RNG, keyed
 from zoo.inputs import named, prepare_inputs
 from zoo.lookups import Lookups
-from zoo.params import Params, complete, split
+from zoo.params import Params, complete, narrowed, split
 from zoo.trees import Output
 
 if TYPE_CHECKING:
@@ -513,4 +513,5 @@ def model_from(package: Package, backend: str) -> Model:
     params = module.params_from(arrays, package.graph)
     name = package.graph.meta.get("class", "captured module")
     config = dict(package.config or {})
-    return Model(name, backend_name(backend), package.graph, params, config, package.folder, _backend=module)
+    notes = narrowed(package.graph, params)
+    return Model(name, backend_name(backend), package.graph, params, config, package.folder, notes, _backend=module)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from zoo.arrays import to_numpy
+from zoo.arrays import dtype_name, is_spread, to_numpy
 from zoo.errors import WeightsError
 from zoo.graph.ir import Graph, Param
 
-__all__ = ["HeldVariables", "Params", "check_params", "complete", "split"]
+__all__ = ["HeldVariables", "Params", "check_params", "complete", "narrowed", "split"]
 
 
 class Params(dict):
@@ -55,6 +55,7 @@ class Params(dict):
         param = self._expected.get(name)
         if param is None or name not in self:
             raise WeightsError("the model has no such parameter", where=name, do="see the names in m.params, m.buffers")
+        _check_whole(name, value)
         shape = tuple(value.shape) if hasattr(value, "shape") else to_numpy(value).shape
         if shape != param.shape:
             raise WeightsError("a parameter has another shape", where=name, expected=list(param.shape), got=list(shape))
@@ -158,7 +159,7 @@ def complete(graph: Graph, given: Mapping[str, Any], own: Mapping[str, Any], is_
         is_array: whether a value is of the framework. What is not becomes NumPy's.
 
     Raises:
-        WeightsError: names or shapes are not the graph's; all are listed.
+        WeightsError: names or shapes are not the graph's; all are listed. Or an array is spread over processes.
     """
     if not isinstance(given, Mapping):
         raise WeightsError("parameters are a mapping of names to arrays", got=type(given).__name__, do="pass m.params")
@@ -168,6 +169,7 @@ def complete(graph: Graph, given: Mapping[str, Any], own: Mapping[str, Any], is_
         if name in given:
             value = given[name]
             if value is not own.get(name):
+                _check_whole(name, value)
                 value = value if is_array(value) else to_numpy(value)
                 wrong = wrong or tuple(value.shape) != param.shape
         elif name in own and not graph.trains(name):
@@ -181,6 +183,28 @@ def complete(graph: Graph, given: Mapping[str, Any], own: Mapping[str, Any], is_
         shapes = {name: tuple(value.shape) for name, value in arrays.items()}
         check_params(graph, {**shapes, **unknown}, "the parameters given")
     return arrays
+
+
+def narrowed(graph: Graph, params: Mapping[str, Any]) -> list[str]:
+    """What a framework holds in fewer bits than the checkpoint: JAX does, unless x64 is on. Integers stay exact."""
+    narrow: dict[tuple[str, str], int] = {}
+    for param in graph.params.values():
+        if param.dtype in ("float64", "complex128") and (held := dtype_name(params[param.name].dtype)) != param.dtype:
+            narrow[param.dtype, held] = narrow.get((param.dtype, held), 0) + 1
+    return [
+        f"{count} parameters of {wide} are computed in {held}: JAX has nothing of 64 bits unless jax_enable_x64 is on"
+        for (wide, held), count in narrow.items()
+    ]
+
+
+def _check_whole(name: str, value: Any) -> None:
+    if is_spread(value):
+        raise WeightsError(
+            "a parameter is spread over several processes",
+            where=name,
+            got=type(value).__name__,
+            do="give the whole array: full_tensor() gathers it",
+        )
 
 
 def check_params(graph: Graph, shapes: Mapping[str, tuple[int, ...]], where: object) -> None:

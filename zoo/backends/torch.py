@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from zoo.arrays import numpy_name, to_numpy
+from zoo.arrays import is_spread, numpy_name, to_numpy
 from zoo.backends.base import Compiled, compiled, refuse
 from zoo.backends.execute import Program
 from zoo.errors import GraphError, WeightsError
@@ -227,9 +227,9 @@ class Held:
         """
         found = {name: _held(self.module, self.paths[name]) for name in names}
         wrong = [
-            f"{self.paths[name]}: {'gone' if tensor is None else list(tensor.shape)}"
+            f"{self.paths[name]}: {'gone' if tensor is None else 'spread' if is_spread(tensor) else list(tensor.shape)}"
             for name, tensor in found.items()
-            if tensor is None or tensor.shape != self.graph.params[name].shape
+            if tensor is None or tensor.shape != self.graph.params[name].shape or is_spread(tensor)
         ]
         for name in names if whole else ():
             for alias in self.ties.get(name, ()):

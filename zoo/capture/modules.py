@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from zoo.arrays import is_spread
 from zoo.errors import CaptureError
 
 __all__ = ["Outside", "called", "memory", "tensors_of", "trainable", "unwrapped"]
@@ -45,7 +46,7 @@ def unwrapped(module: Any) -> Iterator[torch.nn.Module]:
                     swapped.append((parent, name, part))
                     parent._modules[name] = inner
         for name, tensor in tensors_of(module).items():
-            if "DTensor" in type(tensor).__name__ or hasattr(tensor, "_local_shards"):
+            if is_spread(tensor):
                 raise CaptureError(
                     "a parameter is spread over several processes",
                     where=name,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,37 +22,6 @@ _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_
 
 _GENERIC = ("", "pretrained", "tokenizersbackend", "pythonbackend")
 """Classes, in small letters, that take tokenizer.json as it is."""
-
-_LEFT = ("codellama", "cohere", "gemma", "llama", "siglip2", "xlnet")
-"""Classes that pad on the left where the files do not say."""
-
-_LOWERS = ("albert", "xlnet", "debertav2")
-"""Classes of other models than WordPiece that take do_lower_case."""
-
-_ENDS = ("roberta", "bart", "longformer", "led")
-"""Classes of byte-level BPE that put a token at each end of a text."""
-
-_LANGUAGE = {"nllb": "first", "mbart50": "first", "mbart": "last"}
-"""Classes that put a token of the text's language before it, or last behind it. Source: transformers 5.23's own."""
-
-
-_CLS = (("cls_token", "[CLS]"), ("sep_token", "[SEP]"))
-_ENDING = (("cls_token", "<s>"), ("sep_token", "</s>"))
-_BOUNDS = (("bos_token", "<s>"), ("eos_token", "</s>"))
-_BERTS = (_CLS, "F A:0 L:0", "F A:0 L:0 B:1 L:1")
-_TWICE = "F A:0 L:0 L:0 B:0 L:0"
-_TEMPLATES: dict[str, tuple[tuple[tuple[str, str], ...], str, str]] = {
-    **dict.fromkeys(("bert", "distilbert", "electra", "debertav2", "albert"), _BERTS),
-    **dict.fromkeys(("roberta", "bart", "longformer", "mpnet"), (_ENDING, "F A:0 L:0", _TWICE)),
-    "deberta": (_CLS, "F A:0 L:0", _TWICE),
-    **dict.fromkeys(("xlmroberta", "camembert"), (_BOUNDS, "F A:0 L:0", _TWICE)),
-    "t5": ((("eos_token", "</s>"),) * 2, "A:0 L:0", "A:0 L:0 B:0 L:0"),
-}
-"""Class -> its (first, last) tokens with their usual spellings, and what it makes of a text and of a pair, whatever
-template tokenizer.json has. Source: transformers 5.23, models/*/tokenization_*.py, `post_processor`."""
-
-_FILES_FIRST = ("albert",)
-"""Classes whose template serves only where tokenizer.json has none: they set it before their base class reads that."""
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -95,7 +65,7 @@ def read_tokenizer(folder: Path, settings: Mapping[str, Any], usual: str, derive
     """
     import tokenizers
 
-    kind = str(settings.get("tokenizer_class") or usual).lower().replace("-", "").replace("_", "").removesuffix("fast")
+    kind = _kind(str(settings.get("tokenizer_class") or usual))
     tokenizer = tokenizer_in(folder, kind, settings)
     if tokenizer is None and (text := derived()) is not None:
         with worded(folder):
@@ -108,17 +78,17 @@ def read_tokenizer(folder: Path, settings: Mapping[str, Any], usual: str, derive
         with worded(folder / "tokenizer_config.json", "an added token is not one"):
             _add_tokens(tokenizer, settings)
         if (folder / "tokenizer.json").is_file():
-            _put_template(tokenizer, kind.removesuffix("tokenizer"), settings)
+            _put_template(tokenizer, kind, settings)
         if settings.get("clean_up_tokenization_spaces") and type(tokenizer.model).__name__ != "BPE":
             _clean_up(tokenizer)
-        left = "left" if kind.startswith(_LEFT) else "right"
+        left = "left" if _is(kind, "pad left") else "right"
         side = _side(settings.get("padding_side") or padding.get("direction") or left, "padding_side", folder)
         pad = _content(settings.get("pad_token")) or padding.get("pad_token")
         tokenizer.enable_padding(
             direction=side,
             pad_id=(tokenizer.token_to_id(pad) if pad else None) or 0,
             pad_token=pad or "",
-            pad_type_id=3 if kind.startswith("xlnet") else 0,  # whatever the files say: no class reads it from them
+            pad_type_id=_of_kind("pad types", kind) or 0,  # whatever the files say: no class reads it from them
         )
         side = settings.get("truncation_side") or truncation.get("direction") or "right"
         tokenizer.enable_truncation(_NO_LIMIT, direction=_side(side, "truncation_side", folder))
@@ -227,31 +197,79 @@ def _add_tokens(tokenizer: Any, settings: Mapping[str, Any]) -> None:
 
 
 def _put_template(tokenizer: Any, kind: str, settings: Mapping[str, Any]) -> None:
-    """What a class puts around texts, by the tokens that the settings name, in place of what tokenizer.json says."""
+    """What a class puts around texts, by the tokens that the settings name, in place of what tokenizer.json says.
+
+    Raises:
+        ConfigError: the vocabulary lacks a token that the settings call for.
+    """
     from tokenizers import processors
 
-    if kind not in _TEMPLATES or (kind in _FILES_FIRST and tokenizer.post_processor is not None):
+    found = _templates().get(kind)
+    where = {"the file has one": True, "the file has none": False}
+    if found is None or where.get(found.get("where", "")) == (tokenizer.post_processor is None):
         return
-    named, single, pair = _TEMPLATES[kind]
-    first, last = (_content(settings.get(name)) or usual for name, usual in named)
-    ids = {token: tokenizer.token_to_id(token) for token in (first, last)}
-    if None in ids.values():
-        return  # a class adds such a token, which no model has a row for
-    if kind in _TRIMS:
-        ends = ((last, ids[last]), (first, ids[first]))
-        tokenizer.post_processor = processors.RobertaProcessing(*ends, True, bool(settings.get("add_prefix_space")))
+    left = (settings.get("padding_side") == "left") and found.get("pair padded left")
+    template = {"single": found["single"].split(), "pair": (left or found["pair"]).split()}
+    ids: dict[str, int] = {}
+    made: dict[str, list[str]] = {}
+    for name, parts in template.items():
+        made[name] = []
+        for part in parts:
+            word, _, type_id = part.rpartition(":")
+            if word in ("A", "B"):
+                made[name].append(f"${part}")
+            elif token := _token(word, found, settings):
+                index = found.get("ids", {}).get(word, tokenizer.token_to_id(token))
+                if index is None and word in found.get("said", {}):
+                    lacks = "the vocabulary lacks a token that each text has"
+                    raise ConfigError(lacks, where=f"tokenizer_config.json, {word}", got=token)
+                if index is None:
+                    return  # a class adds such a token, which no model has a row for
+                ids[token] = index
+                made[name].append(f"{token}:{type_id}")  # one string each: a token may hold spaces or colons
+    if "trims" in found:  # these leave the space before a word out of its place in the text
+        first, last = ((t, ids[t]) for t in (_token(w, found, settings) or "" for w in ("cls_token", "sep_token")))
+        prefix = bool(settings.get("add_prefix_space", found["trims"] == "prefixed"))
+        tokenizer.post_processor = processors.RobertaProcessing(last, first, True, prefix)
         return
-    # pieces of one string each, so that a token may hold spaces or colons
-    parts = {"A:0": "$A:0", "B:0": "$B:0", "B:1": "$B:1", "F": f"{first}:0", "L:0": f"{last}:0", "L:1": f"{last}:1"}
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=[parts[part] for part in single.split()],
-        pair=[parts[part] for part in pair.split()],
-        special_tokens=list(ids.items()),
-    )
+    tokenizer.post_processor = processors.TemplateProcessing(**made, special_tokens=list(ids.items()))
 
 
-_TRIMS = ("roberta", "bart", "longformer", "mpnet")
-"""Classes that leave the space before a word out of its place in the text."""
+def _token(word: str, found: Mapping[str, Any], settings: Mapping[str, Any]) -> str | None:
+    """The token of a place in a template; None where the settings leave it out."""
+    value = settings.get(word)
+    if word in found["tokens"]:
+        return _content(value) or found["tokens"][word]
+    if word in found.get("said", {}):
+        return None if value is None else found["said"][word].format(found["codes"].get(str(value).lower(), value))
+    if word in found.get("unless", {}):
+        return None if value else found["unless"][word]
+    return word
+
+
+@cache
+def _facts() -> dict[str, Any]:
+    return json.loads((Path(__file__).parent / "templates.json").read_text("utf-8"))
+
+
+@cache
+def _templates() -> dict[str, dict[str, Any]]:
+    """By class, or by the type of a model whose files name no class, as `_kind` spells them."""
+    return {_kind(name): row for row in _facts()["templates"] for name in (*row["classes"], *row["types"])}
+
+
+def _kind(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "").removesuffix("fast")
+
+
+def _of_kind(fact: str, kind: str) -> Any:
+    """What is true of the first class of those listed that a kind begins with; None where it is of none."""
+    return next((said for name, said in _facts()[fact].items() if kind.startswith(name)), None)
+
+
+def _is(kind: str, fact: str) -> bool:
+    return kind.startswith(tuple(_facts()["kinds"][fact]))
+
 
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
@@ -283,7 +301,7 @@ def _byte_level(tokenizer: Any, kind: str, settings: Mapping[str, Any]) -> Any:
 
     prefix = bool(settings.get("add_prefix_space"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
-    if kind.startswith(_ENDS):
+    if _is(kind, "put ends around byte-level pieces"):
         names = [_content(settings.get(name)) or usual for name, usual in (("sep_token", "</s>"), ("cls_token", "<s>"))]
         sep, cls = ((name, tokenizer.token_to_id(name)) for name in names)
         tokenizer.post_processor = processors.RobertaProcessing(sep, cls, True, prefix)
@@ -301,7 +319,7 @@ def _rewrite(spec: dict[str, Any], kind: str, settings: Mapping[str, Any]) -> No
         _word_piece(spec, settings)
     _language(spec, kind, settings)
     lower = settings.get("do_lower_case")
-    if kind.startswith(_LOWERS) and lower is not None:
+    if _is(kind, "take do_lower_case") and lower is not None:
         found = [part for part in _parts(spec, "normalizer", "normalizers") if part["type"] != "Lowercase"]
         found = [{"type": "Lowercase"}] * bool(lower) + found
         spec["normalizer"] = {"type": "Sequence", "normalizers": found} if found else None
@@ -316,10 +334,11 @@ def _rewrite(spec: dict[str, Any], kind: str, settings: Mapping[str, Any]) -> No
 
 def _language(spec: dict[str, Any], kind: str, settings: Mapping[str, Any]) -> None:
     """The template with the token of the language that texts are in, which the settings name."""
-    where = next((place for name, place in _LANGUAGE.items() if kind.startswith(name)), None)
-    if where is None or settings.get("src_lang") is None:
+    said = _of_kind("languages", kind)
+    if said is None:
         return
-    language, end = settings["src_lang"], _content(settings.get("eos_token")) or "</s>"
+    language, end = settings.get("src_lang") or said["usual"], _content(settings.get("eos_token")) or "</s>"
+    language = language if "__" in language else said["spelled"].format(language)
     vocabulary = spec["model"]["vocab"]
     listed = vocabulary.items() if isinstance(vocabulary, Mapping) else ((t, n) for n, (t, _) in enumerate(vocabulary))
     ids = {**dict(listed), **{token["content"]: token["id"] for token in spec.get("added_tokens") or ()}}
@@ -327,7 +346,7 @@ def _language(spec: dict[str, Any], kind: str, settings: Mapping[str, Any]) -> N
         raise ConfigError(
             "the vocabulary lacks a token that each text has", where="tokenizer_config.json, src_lang", got=unknown[0]
         )
-    last = where == "last" or (kind.startswith("nllb") and settings.get("legacy_behaviour") is True)
+    last = said["place"] == "last" or (said.get("legacy", False) and settings.get("legacy_behaviour") is True)
     before, after = ([], [end, language]) if last else ([language], [end])
     texts = {"single": [_text("A", 0)], "pair": [_text("A", 0), _text("B", 0)]}
     spec["post_processor"] = {
