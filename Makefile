@@ -27,10 +27,11 @@ run: $(READY) ## run the demo
 test: $(READY) ## run the tests (WORKERS=2; ARGS="-k registry")
 	$(PY) -m pytest -n $(WORKERS) $(ARGS)
 
-lint: $(READY) ## ruff check, ruff format --check, mypy
+lint: $(READY) ## ruff check, ruff format --check, mypy, import contracts
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(VENV)/bin/lint-imports
 
 format: $(READY) ## let ruff fix and format
 	$(PY) -m ruff check --fix .

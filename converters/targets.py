@@ -223,7 +223,7 @@ TARGETS: Mapping[str, Target] = {
             "keras-applications",
             "hdf5.write",
             "keras_applications",
-            "model.weights.h5",
+            "model.h5",  # Keras 3 takes "….weights.h5" for its own layout
             metadata={"backend": "tensorflow", "keras_version": "2.19.0"},
         ),
         Target("big-vision", "npz", "big_vision", "model.npz"),

@@ -8,6 +8,7 @@ import torch
 import transformers
 from dialect_files import Tiny, assert_close, assert_same, round_trip, transformers_output
 
+import zoo
 from converters.checkpoint import MemoryCheckpoint
 from converters.dialects import keras_applications as dialect
 from converters.view import View
@@ -87,6 +88,50 @@ def test_the_state_of_the_optimizer_is_left_out_and_other_tensors_are_named(tmp_
 def test_a_resnet_with_the_stride_elsewhere_is_not_keras():
     with pytest.raises(ConfigError, match="downsample_in_bottleneck"):
         dialect.foreign(MemoryCheckpoint({}), {"model_type": "resnet", "downsample_in_bottleneck": False})
+
+
+def _keras(config):
+    """The model of keras.applications; ResNet's blocks for any number of them are not public."""
+    import keras
+    from keras.src.applications import resnet
+
+    def stacks(x):
+        for stage, depth in enumerate(config.depths):
+            x = resnet.stack_residual_blocks_v1(x, 64 << stage, depth, stride1=1 + (stage > 0), name=f"conv{stage + 2}")
+        return x
+
+    options = {"weights": None, "classes": 7, "classifier_activation": None, "input_shape": (32, 32, 3)}
+    if config.model_type == "resnet":
+        return resnet.ResNet(stacks, False, True, **options)
+    return keras.applications.MobileNetV2(alpha=config.depth_multiplier, **options)
+
+
+WRITTEN = {
+    "resnet": transformers.ResNetConfig(
+        embedding_size=64, hidden_sizes=[256, 512], depths=[2, 1], num_labels=7, downsample_in_bottleneck=True
+    ),
+    "mobilenet_v2": transformers.MobileNetV2Config(
+        depth_multiplier=0.35, image_size=32, tf_padding=True, layer_norm_eps=1e-3, hidden_act="relu6", num_labels=7
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WRITTEN)
+def test_keras_loads_what_is_written_and_computes_the_same(kind, tmp_path):
+    """By order, as its load_weights does, from a name that it takes for this layout."""
+    torch.manual_seed(0)
+    model = transformers.AutoModelForImageClassification.from_config(WRITTEN[kind]).eval()
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point():  # every statistic and offset another one
+            tensor += 0.1 * (torch.rand_like(tensor) if name.endswith("running_var") else torch.randn_like(tensor))
+    model.save_pretrained(tmp_path / "in")
+    zoo.convert(tmp_path / "in", tmp_path / "out", "keras-applications")
+    theirs = _keras(WRITTEN[kind])
+    theirs.load_weights(next((tmp_path / "out").glob("*.h5")))
+    pixels = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32)
+    with torch.no_grad():
+        expected = model(torch.from_numpy(pixels)).logits.numpy()
+    assert_close(theirs.predict(pixels.transpose(0, 2, 3, 1), verbose=0), expected)
 
 
 def _same(name):

@@ -6,8 +6,10 @@ import json
 
 import numpy as np
 import pytest
+import transformers
 from dialect_files import Tiny, assert_close, assert_same, round_trip, transformers_output
 
+import zoo
 from converters.checkpoint import MemoryCheckpoint
 from converters.dialects import keras_hub as dialect
 from converters.view import Recipe, View
@@ -116,3 +118,33 @@ def test_what_a_backbone_lacks_is_refused_by_the_fields_name():
         dialect.foreign_config(llama | scaled)
     with pytest.raises(ConfigError, match=r"config\.json, num_decoder_layers"):
         dialect.foreign_config({"model_type": "t5", "num_layers": 3, "num_decoder_layers": 2})
+    with pytest.raises(ConfigError, match=r"config\.json, qkv_bias"):
+        dialect.foreign_config({"model_type": "vit", "image_size": 8, "patch_size": 4, "qkv_bias": False})
+
+
+GEMMA = {"gemma": transformers.GemmaForCausalLM, "gemma2": transformers.Gemma2ForCausalLM}
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [("gemma", {"rms_norm_eps": 1e-3}), ("gemma2", {"rms_norm_eps": 1e-3}), ("gemma2", {"query_pre_attn_scalar": 6})],
+)
+def test_what_gemmas_blocks_do_not_take_from_the_preset_is_refused(kind, fields, tmp_path):
+    """keras-hub 0.32 hands its blocks neither the eps nor, further on, how the query is scaled."""
+    sizes = {"hidden_size": 24, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4, "vocab_size": 61}
+    sizes |= {"num_hidden_layers": 2, "intermediate_size": 10, "query_pre_attn_scalar": 4}
+    model = GEMMA[kind](GEMMA[kind].config_class(**sizes | fields))
+    model.save_pretrained(tmp_path / "in")
+    ((name, value),) = fields.items()
+    with pytest.raises(ConfigError, match=f"keras-hub cannot say {name}") as caught:
+        zoo.convert(tmp_path / "in", tmp_path / "out", "keras-hub")
+    assert f"{name} {value!r}" in str(caught.value) and not (tmp_path / "out").exists()
+
+
+def test_a_preset_of_gemma_with_two_eps_is_refused(tmp_path):
+    tiny = Tiny("keras-hub-gemma")
+    preset = json.loads(tiny.facts["config"])
+    preset["config"]["layer_norm_epsilon"] = 1e-3
+    tiny.facts["config"] = json.dumps(preset)
+    with pytest.raises(ConfigError, match="layer_norm_epsilon"):
+        dialect.config(tiny.checkpoint(tmp_path, "model.weights.h5"))

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import zoo
-from zoo.errors import LimitError, ZooError
+from zoo.errors import GraphError, LimitError, ZooError
 from zoo.graph.ir import DType, Graph, Input, Node, Param, Ref, ValueInfo
 from zoo.model import Package
 
@@ -277,3 +277,10 @@ def test_strides_reserve_no_memory(tmp_path: Path) -> None:
     made = graph(lambda g: g("new_empty_strided", X, (2, 3), (HUGE, 1)))
     out = zoo.load(package(tmp_path / "strides", made), "torch")(x=np.ones((2, 8), np.float32))
     assert tuple(out["y"].shape) == (2, 3)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "native"])
+def test_nodes_that_do_not_fit_each_other_are_named(backend: str, tmp_path: Path) -> None:
+    made = graph(lambda g: g("mm", X, X))
+    with pytest.raises(GraphError, match=r"node .*mm"):
+        zoo.load(package(tmp_path / "misfit", made), backend)(x=np.ones((2, 8), np.float32))

@@ -187,7 +187,7 @@ def test_linear_layers_in_less_than_float32(
     asked = []
     pack = kernels.pack_weight
     monkeypatch.setattr(kernels, "pack_weight", lambda weight, kind: asked.append(kind) or pack(weight, kind))
-    run = native.compile_graph(graph, precision)
+    run = native.compile_graph(graph, precision=precision)
     first, second = run(params, inputs), run(params, inputs)
     counts = fuse.fused(graph).op_counts()
     assert asked == [precision] * counts.get("native::linear", 0)

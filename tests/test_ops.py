@@ -27,6 +27,7 @@ from zoo.backends import numpy as numpy_backend
 from zoo.backends import tensorflow as tensorflow_backend
 from zoo.backends.execute import resolve_over
 from zoo.backends.namespace import BINARY, UNARY, Namespace
+from zoo.backends.numpy_namespace import widest
 from zoo.backends.torch import _resolve as torch_operation
 from zoo.graph.ir import DType
 from zoo.ops import OPS
@@ -489,7 +490,7 @@ def to_numpy(tensor: torch.Tensor) -> np.ndarray:
 
 
 def to_wide(tensor: torch.Tensor) -> np.ndarray:
-    return numpy_backend._widened(to_numpy(tensor))
+    return widest(to_numpy(tensor))
 
 
 def to_jax(tensor: torch.Tensor) -> jax.Array:

@@ -93,12 +93,13 @@ def test_outputs_are_those_of_transformers_in_float64(
 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[None]:
-    """Grows whenever a graph's operations are gone through in Python: run, or traced."""
+    """Grows when a model's operations are gone through in Python, run or traced; not where ids alone are looked at."""
     runs: list[None] = []
     run = Program.__call__
 
     def counting(self: Program, *args: Any) -> Any:
-        runs.append(None)
+        if self.graph.params:
+            runs.append(None)
         return run(self, *args)
 
     monkeypatch.setattr(Program, "__call__", counting)

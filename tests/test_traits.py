@@ -18,7 +18,7 @@ from tolerances import TOLERANCES
 import zoo
 from zoo.arrays import to_numpy
 from zoo.backends.execute import resolve_over
-from zoo.backends.numpy import NumpyNamespace
+from zoo.backends.numpy_namespace import NumpyNamespace
 from zoo.graph.ir import Node
 from zoo.ops import OPS, Moves, Traits, base, spelling, traits_of
 
@@ -218,7 +218,7 @@ TABLES = {
     "backends/keras.py": "what its namespace calls otherwise",
     "backends/namespace.py": "the namespace's own names",
     "backends/native.py": "the kernels' functions",
-    "backends/numpy.py": "what its namespace calls otherwise",
+    "backends/numpy_namespace.py": "what NumPy calls otherwise",
     "backends/tensorflow.py": "what its namespace calls otherwise",
     "backends/torch.py": "torch's own in an operation's place",
     "graph/passes/fuse.py": "the kernels' activations",

@@ -116,7 +116,7 @@ class Lookups:
     def _computed(self, index: str, nodes: tuple[Node, ...], inputs: Mapping[str, Any]) -> np.ndarray | None:
         if index not in self._programs:
             from zoo.backends.execute import Program, resolve_over
-            from zoo.backends.numpy import NumpyNamespace
+            from zoo.backends.numpy_namespace import NumpyNamespace
 
             used = tuple(item for item in self.graph.inputs if item.name in inputs)
             part = Graph(used, {}, self.graph.constants, list(nodes), {"index": Ref(index)})

@@ -7,7 +7,7 @@ import json
 import logging
 import operator
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ from zoo.trees import Output
 
 if TYPE_CHECKING:
     from zoo.adapters.fast import Fast, FastReport
+    from zoo.backends.base import Compiled
 
 __all__ = ["GRAPH_FILE", "Model", "Output", "Package", "model_from", "prepare_inputs"]
 
@@ -159,8 +160,8 @@ class Model:
         self.config, self.folder, self.notes, self.weights = config, folder, notes or [], weights
         self._backend, self._fast, self._precision = _backend, _fast, _precision
         self._module: Any = None
-        self._function: Callable[..., Any] | None = None
-        self._training: Callable[..., Any] | None = None
+        self._function: Compiled | None = None
+        self._training: Compiled | None = None
         self._tokenizer: Any = None
         self._lookups: Lookups | None = None
         self._lengths: dict[int, Model] = {}
@@ -169,7 +170,7 @@ class Model:
         self._params, self._buffers = map(self._tied, split(graph, params))
 
     def _tied(self, arrays: dict[str, Any]) -> dict[str, Any]:
-        replace = getattr(self._backend, "replaced", None)
+        replace = self._backend.replaced
         return arrays if replace is None else Params(arrays, self.graph.params, replace)
 
     @property
@@ -285,7 +286,7 @@ class Model:
         """
         if self._module is None:
             self._module = self._backend.module_of(self)
-            if hasattr(self._backend, "held"):
+            if self._backend.held is not None:
                 held = self._backend.held(self._module, self.graph)
                 for arrays in (self._params, self._buffers):
                     if isinstance(arrays, Params):
@@ -441,7 +442,7 @@ class Model:
 
     def _arrays(self, state: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """As NumPy's, in memory of the model's. What the framework narrowed is as it was loaded, or as wide."""
-        back = getattr(self._backend, "widened", None)
+        back = self._backend.widened
         if back is None:
             return {name: to_numpy(value) for name, value in state.items()}
         return {name: back(value, self.graph.params[name].dtype) for name, value in state.items()}
@@ -449,7 +450,7 @@ class Model:
     def _facts(self) -> dict[str, Any]:
         """All that a model is but its arrays."""
         names = ("name", "backend", "graph", "config", "folder", "notes", "weights")
-        trained = getattr(self._backend, "TRAINED", None)
+        trained = self._backend.TRAINED
         return {
             **{name: getattr(self, name) for name in names},
             "frozen": [name for name, value in self.params.items() if trained and not getattr(value, trained)],
@@ -468,7 +469,7 @@ class Model:
                 if self._precision != "float32":
                     options["precision"] = self._precision
                 self._function = self._backend.compile_graph(graph, **options)
-            function = getattr(self._function, "packed", self._function) if packed else self._function
+            function = self._function.packed if packed else self._function
             return function(params, inputs)
         if self._training is None:
             self._training = self._backend.compile_graph(keyed(self.graph))

@@ -29,6 +29,17 @@ def measure():
 
 
 @pytest.fixture(scope="module")
+def plausible():
+    sys.path.insert(0, str(FOLDER))
+    try:
+        import check_plausible
+
+        yield check_plausible
+    finally:
+        sys.path.remove(str(FOLDER))
+
+
+@pytest.fixture(scope="module")
 def sweep():
     spec = importlib.util.spec_from_file_location("coverage_sweep", FOLDER / "__main__.py")
     module = importlib.util.module_from_spec(spec)
@@ -158,3 +169,10 @@ def test_a_third_of_the_unseen_types_is_held_out(sweep):
     assert len(aside) == 10
     assert not aside & seen
     assert aside == sweep.held_out(sorted(types))
+
+
+def test_what_bounds_a_hostile_config_takes_every_bundled_one(plausible):
+    """Each beside a checkpoint of exactly its model's size."""
+    found = {name: plausible.refusals(config) for name, config in plausible.configs([], bundled=True)}
+    assert len(found) > 100
+    assert {name: why for name, why in found.items() if why != []} == {}

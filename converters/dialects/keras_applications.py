@@ -74,7 +74,7 @@ def foreign(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Reci
         )
     found = _table(str(kind)).foreign(checkpoint)
     if kind == "resnet":
-        found = dict(_with_biases(found))
+        found = dict(sorted(_with_biases(found), key=lambda item: _place(item[0])))
     return {_long(name): recipe for name, recipe in found.items()}
 
 
@@ -164,6 +164,18 @@ def _with_biases(found: Mapping[str, Recipe | Concatenate]) -> Iterator[tuple[st
             mean = found[name.replace("_conv/kernel", "_bn/moving_mean")]
             assert isinstance(mean, Recipe)
             yield name.replace("kernel", "bias"), Difference((mean, mean))
+
+
+_BLOCK = ("1_conv", "1_bn", "2_conv", "2_bn", "0_conv", "3_conv", "0_bn", "3_bn")
+
+
+def _place(name: str) -> tuple[int, ...]:
+    """Where Keras' model has the layer: `load_weights` of these files goes by order, not by names."""
+    found = re.fullmatch(r"conv(\d+)_block(\d+)_(\w+)/\w+", name)
+    if found is None:
+        return (99,) if name.startswith("predictions/") else (1, "conv1_bn/" in name)
+    stage, block, layer = found.groups()
+    return int(stage), int(block), _BLOCK.index(layer)
 
 
 @cache

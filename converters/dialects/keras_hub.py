@@ -97,7 +97,7 @@ def foreign(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Reci
 
 
 def config(checkpoint: Checkpoint) -> dict[str, Any] | None:
-    """Hugging Face's config of what the preset's backbone computes."""
+    """Hugging Face's config of what the preset says, also of query_head_dim_normalize, which keras-hub 0.32 ignores."""
     return None if _preset(checkpoint) is None else _derived(checkpoint)
 
 
@@ -117,6 +117,8 @@ def understood(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, A
     if "registered_name" not in config:
         config = keras_hub_configs.to_preset(config, "config.json")
     found = keras_hub_configs.from_preset(config, checkpoint.path)
+    if "query_pre_attn_scalar" in found:  # keras-hub's block does not hand query_head_dim_normalize on to its attention
+        found["query_pre_attn_scalar"] = found["head_dim"]
     return _tied(found, checkpoint)
 
 

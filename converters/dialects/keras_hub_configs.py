@@ -104,6 +104,13 @@ def _special(backbone: Backbone, own: Config, where: object) -> dict[str, Any]:
         theta = float(own.get("rope_max_wavelength", 10000))
         return {"rope_parameters": {"rope_type": "default", "rope_theta": theta}, "rope_theta": theta}
     if kind in ("gemma", "gemma2"):
+        if (eps := own.get("layer_norm_epsilon", _GEMMA_EPS)) != _GEMMA_EPS:
+            raise ConfigError(
+                "keras-hub's Gemma takes this eps for its last norm alone; Hugging Face's has one for all",
+                where=f"{where}, layer_norm_epsilon",
+                expected=_GEMMA_EPS,
+                got=eps,
+            )
         found: dict[str, Any] = {"intermediate_size": own["intermediate_dim"] // 2}  # keras-hub counts both halves
         if kind == "gemma2":
             heads = own["num_query_heads"]
@@ -127,7 +134,8 @@ def _special(backbone: Backbone, own: Config, where: object) -> dict[str, Any]:
         return {"feed_forward_proj": gate + kinds[str(activation)]}
     if kind == "vit":
         size, patch = own["image_shape"], own["patch_size"]
-        if size[0] != size[1] or not own.get("use_class_token", True) or not own.get("use_mlp_bias", True):
+        options = ("use_class_token", "use_mlp_bias", "use_mha_bias")
+        if size[0] != size[1] or not all(own.get(name, True) for name in options):
             raise ConfigError("a ViT of this form is not known", where=where, got=own)
         return {
             "image_size": size[0],
@@ -151,6 +159,7 @@ _EQUAL: Mapping[str, Mapping[str, Any]] = {
         "relative_attention_max_distance": 128,
         "num_decoder_layers": "num_layers",
     },
+    "vit": {"qkv_bias": True},  # without it keras-hub leaves out the output's bias, too
     "whisper": {
         "decoder_layers": "encoder_layers",
         "decoder_attention_heads": "encoder_attention_heads",
@@ -181,7 +190,7 @@ def _special_back(backbone: Backbone, config: Config, own: Config) -> dict[str, 
             "tie_word_embeddings": bool(config.get("tie_word_embeddings", False)),
         }
     if kind in ("gemma", "gemma2"):
-        found: dict[str, Any] = {"intermediate_dim": 2 * config["intermediate_size"]}
+        found: dict[str, Any] = {"intermediate_dim": 2 * config["intermediate_size"], "layer_norm_epsilon": _GEMMA_EPS}
         if kind == "gemma2":
             found |= {
                 "query_head_dim_normalize": config["query_pre_attn_scalar"] == config["head_dim"],
@@ -208,7 +217,8 @@ def _special_back(backbone: Backbone, config: Config, own: Config) -> dict[str, 
         }
     if kind == "vit":
         size, patch = config["image_size"], config["patch_size"]
-        return {"image_shape": [size, size, config.get("num_channels", 3)], "patch_size": [patch, patch]}
+        shape = [size, size, config.get("num_channels", 3)]
+        return {"image_shape": shape, "patch_size": [patch, patch], "use_mha_bias": True}
     if kind == "whisper":
         return {
             "num_layers": config["encoder_layers"],
@@ -233,9 +243,11 @@ _DECODER = {
     "num_query_heads": "num_attention_heads",
     "num_key_value_heads": "num_key_value_heads",
     "hidden_dim": "hidden_size",
-    "layer_norm_epsilon": "rms_norm_eps",
 }
+_LLAMA = _DECODER | {"layer_norm_epsilon": "rms_norm_eps", "intermediate_dim": "intermediate_size"}
 _GEMMA = _DECODER | {"head_dim": "head_dim"}
+_GEMMA_EPS = 1e-6  # its blocks compute with it, whatever the preset says
+_GEMMA_FIXED = {"hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": True, "rms_norm_eps": _GEMMA_EPS}
 _TANH = {"hidden_act": "gelu_new", "layer_norm_eps": 1e-12}
 _ROBERTA = {"hidden_act": "gelu", "layer_norm_eps": 1e-5, "type_vocab_size": 1, "pad_token_id": 1}
 
@@ -288,7 +300,7 @@ BACKBONES: tuple[Backbone, ...] = (
         "llama",
         "llama",
         "LlamaForCausalLM",
-        _DECODER | {"intermediate_dim": "intermediate_size", "tie_word_embeddings": "tie_word_embeddings"},
+        _LLAMA | {"tie_word_embeddings": "tie_word_embeddings"},
         {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "tie_word_embeddings": False},
     ),
     Backbone(
@@ -297,7 +309,7 @@ BACKBONES: tuple[Backbone, ...] = (
         "gemma",
         "GemmaForCausalLM",
         _GEMMA,
-        {"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": True},
+        _GEMMA_FIXED | {"hidden_act": "gelu_pytorch_tanh"},
     ),
     Backbone(
         "GemmaBackbone",
@@ -305,7 +317,7 @@ BACKBONES: tuple[Backbone, ...] = (
         "gemma2",
         "Gemma2ForCausalLM",
         _GEMMA | {"sliding_window_size": "sliding_window"},
-        {"hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": True},
+        _GEMMA_FIXED,
     ),
     Backbone(
         "T5Backbone",
@@ -335,9 +347,8 @@ BACKBONES: tuple[Backbone, ...] = (
             "hidden_dim": "hidden_size",
             "mlp_dim": "intermediate_size",
             "layer_norm_epsilon": "layer_norm_eps",
-            "use_mha_bias": "qkv_bias",
         },
-        {"hidden_act": "gelu"},
+        {"hidden_act": "gelu", "qkv_bias": True},
     ),
     Backbone(
         "WhisperBackbone",

@@ -1,6 +1,6 @@
 """Where a graph runs. Each backend is one module, imported only when it is asked for.
 
-A backend module has the functions of `zoo.backends.base.Backend`. Importing this package imports no framework.
+A backend module has the names of `zoo.backends.base.Backend`. Importing this package imports no framework.
 """
 
 from __future__ import annotations

@@ -337,7 +337,7 @@ def _results(xp: Shapes, node: Node, args: Any, kwargs: Any) -> tuple[Any, ...] 
 
 def _counted(node: Node, args: Any, kwargs: Mapping[str, Any]) -> int | None:
     """The size that an operation finds among elements, by NumPy; None where they are being traced."""
-    from zoo.backends.numpy import NumpyNamespace
+    from zoo.backends.numpy_namespace import NumpyNamespace
 
     class Found(Exception):
         pass

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from zoo.backends.bounds import Bounds, Watch
-from zoo.errors import InputError, OutsideError, UnsupportedOp, ZooError
+from zoo.errors import GraphError, InputError, OutsideError, UnsupportedOp, ZooError
 from zoo.graph.facts import Facts, used
 from zoo.graph.ir import DType, Graph, Node, Ref, ValueInfo, map_refs, refs
 from zoo.ops import OPS
 from zoo.ops.size import known
 
-__all__ = ["Program", "disagreement", "resolve_over"]
+__all__ = ["Program", "disagreement", "naming_nodes", "resolve_over"]
 
 
 def resolve_over(xp: Any, overrides: Mapping[str, Callable[..., Any]]) -> Callable[[str], Callable[..., Any]]:
@@ -40,6 +41,25 @@ def disagreement(node: Node, info: ValueInfo, got: object) -> ZooError:
         got=got,
         do="an input's size may be 1 where the model was captured for larger ones; capture it at the size that is used",
     )
+
+
+@contextmanager
+def naming_nodes() -> Iterator[None]:
+    """Errors of computing at once, with nothing being traced, as ours: they name the node.
+
+    A graph whose nodes do not fit each other can make NumPy and what is built on it raise anything.
+
+    Raises:
+        GraphError: with the node, its inputs' shapes, and what was raised.
+    """
+    try:
+        yield
+    except (ZooError, MemoryError):
+        raise
+    except Exception as error:
+        where = "; ".join(getattr(error, "__notes__", ())) or None
+        what = "a node of the graph cannot be computed"
+        raise GraphError(what, where=where, got=f"{type(error).__name__}: {error}") from error
 
 
 class Program:

@@ -16,10 +16,11 @@ import numpy as np
 from jax import lax
 
 from zoo.arrays import numpy_dtype, to_numpy
+from zoo.backends.base import Compiled, compiled, refuse
 from zoo.backends.bounds import Watch
 from zoo.backends.execute import Program, disagreement, resolve_over
 from zoo.backends.namespace import BINARY, UNARY, Namespace
-from zoo.backends.numpy import _clipped, _start, all_inside
+from zoo.backends.numpy_namespace import all_inside, clipped, start_of
 from zoo.errors import UnsupportedOp
 from zoo.graph.ir import Graph, Node, ValueInfo
 from zoo.graph.passes import with_all_rows
@@ -50,16 +51,25 @@ COPIES = True
 IN_PLACE = False
 """Whether training writes into the arrays that `params_from` was given."""
 
+TRAINED = None
+replaced = None
+held = None  # no use for these here: see zoo.backends.base
+
 
 def compile_graph(
-    graph: Graph, operations: Mapping[str, Callable[..., Any]] | None = None, source: Graph | None = None
-) -> Any:
+    graph: Graph,
+    *,
+    operations: Mapping[str, Callable[..., Any]] | None = None,
+    source: Graph | None = None,
+    precision: str = "float32",
+) -> Compiled:
     """A pure function (params, inputs) -> outputs, jitted; traced again for each new set of shapes.
 
     A graph with sizes that depend on the inputs' values is compiled in parts instead, which needs those values:
     `jax.grad` with respect to params works, the caller's own `jax.jit` is refused. `operations` stand in for the
     table's of those names, and `source` is the graph without them.
     """
+    refuse("jax", precision=precision)
     functions = {**_OVERRIDES, **(operations or {})}
     source = None if source is None else with_all_rows(source)
     program = Program(with_all_rows(graph), resolve_over(_XP, functions), hold=_held, source=source)
@@ -81,7 +91,7 @@ def compile_graph(
                 parts = _Parts(program)
         return parts(params, inputs, constants)
 
-    return apply
+    return compiled(apply)
 
 
 class _Parts:
@@ -226,7 +236,7 @@ class JaxNamespace(Namespace):
         if dtype is None:
             return jnp.asarray(x)
         name = self._dtype(dtype)
-        return jnp.asarray(_clipped(x, str(np.dtype(name)))).astype(name)
+        return jnp.asarray(clipped(x, str(np.dtype(name)))).astype(name)
 
     def cast(self, x: Any, dtype: str) -> Any:
         return jnp.asarray(x).astype(self._dtype(dtype))
@@ -371,10 +381,10 @@ class JaxNamespace(Namespace):
         return jnp.prod(x, tuple(axes), keepdims=keepdims, dtype=x.dtype)
 
     def max(self, x: Any, axes: Sequence[int], keepdims: bool) -> Any:
-        return jnp.max(x, tuple(axes), keepdims=keepdims, **_start(x, -1))
+        return jnp.max(x, tuple(axes), keepdims=keepdims, **start_of(x, -1))
 
     def min(self, x: Any, axes: Sequence[int], keepdims: bool) -> Any:
-        return jnp.min(x, tuple(axes), keepdims=keepdims, **_start(x, 1))
+        return jnp.min(x, tuple(axes), keepdims=keepdims, **start_of(x, 1))
 
     def any(self, x: Any, axes: Sequence[int], keepdims: bool) -> Any:
         return jnp.any(x, tuple(axes), keepdims=keepdims)

@@ -15,6 +15,7 @@ import numpy as np
 
 from zoo.arrays import numpy_dtype, to_numpy
 from zoo.backends import get_backend
+from zoo.backends.base import Compiled, compiled, refuse
 from zoo.errors import GraphError, InputError, MissingFramework, UnknownBackend, UnsupportedOp
 from zoo.frameworks import how_to_install, installed
 from zoo.graph.dims import evaluate, symbols
@@ -60,22 +61,31 @@ COPIES = keras.backend.backend() != "torch"
 IN_PLACE = keras.backend.backend() == "torch"
 """Whether training writes into the arrays that `params_from` was given."""
 
+copied = None  # no use for these here: see zoo.backends.base
+
 FRAMEWORKS = ("jax", "tensorflow", "torch")
 """Keras's own backends that a graph runs on."""
 
 
-def compile_graph(graph: Graph) -> Any:
+def compile_graph(
+    graph: Graph,
+    *,
+    operations: Mapping[str, Callable[..., Any]] | None = None,
+    source: Graph | None = None,
+    precision: str = "float32",
+) -> Compiled:
     """A function (params, inputs) -> outputs on tensors of Keras's backend; `params` may be Keras variables.
 
     Raises:
         UnknownBackend: KERAS_BACKEND is none of `FRAMEWORKS`.
     """
+    refuse("keras", operations, precision)
     native = _native().compile_graph(graph)
 
     def apply(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
         return native({name: _plain(p) for name, p in params.items()}, inputs)
 
-    return apply
+    return compiled(apply)
 
 
 def params_from(arrays: Mapping[str, np.ndarray], graph: Graph) -> dict[str, keras.Variable]:

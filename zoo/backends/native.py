@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 
 from zoo.arrays import numpy_dtype, to_numpy
+from zoo.backends.base import Compiled, compiled, refuse
 from zoo.backends.bounds import Bounds
-from zoo.backends.execute import resolve_over
+from zoo.backends.execute import naming_nodes, resolve_over
 from zoo.backends.namespace import Namespace
-from zoo.backends.numpy import NumpyNamespace
+from zoo.backends.numpy_namespace import NumpyNamespace
+from zoo.backends.taped import Taped, same
 from zoo.errors import UnsupportedOp
 from zoo.graph import passes
 from zoo.graph.ir import Graph
@@ -26,7 +28,6 @@ from zoo.native import kernels
 from zoo.native.kernels import supported
 from zoo.native.library import library
 from zoo.native.packing import PACKED, NotPacked, mask_inputs, packed
-from zoo.native.program import Taped, same
 from zoo.native.tape import taped
 
 __all__ = [
@@ -49,8 +50,19 @@ COPIES = False
 IN_PLACE = False
 """Whether training writes into the arrays that `params_from` was given."""
 
+TRAINED = None
+copied = None
+widened = None
+held = None  # no use for these here: see zoo.backends.base
 
-def compile_graph(graph: Graph, precision: str = "float32") -> Any:
+
+def compile_graph(
+    graph: Graph,
+    *,
+    operations: Mapping[str, Callable[..., Any]] | None = None,
+    source: Graph | None = None,
+    precision: str = "float32",
+) -> Compiled:
     """A function (params, inputs) -> outputs on NumPy arrays, in the graph's own dtype. Threads may share it.
 
     Its attribute `packed` is the same without padding (`zoo.native.packing`): outputs are 0 there. A graph or call that
@@ -62,6 +74,7 @@ def compile_graph(graph: Graph, precision: str = "float32") -> Any:
             "float32", "bfloat16", or "int8" (weights scaled per output, activations per row). Below float32, attention
             multiplies in bfloat16 where the processor does.
     """
+    refuse("native", operations)
     weights = Weights(precision, {param.name: numpy_dtype(param.dtype) for param in graph.params.values()})
     bounds = Bounds(graph)
     graph = canonicalized(passes.evaluating(graph))
@@ -81,7 +94,7 @@ def compile_graph(graph: Graph, precision: str = "float32") -> Any:
         inputs = {name: np.asarray(array) for name, array in inputs.items()}
         watch = bounds.check(inputs)
         params = weights.fixed(params)
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), naming_nodes():
             return program(params, inputs, watch)
 
     def apply_packed(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,15 +105,14 @@ def compile_graph(graph: Graph, precision: str = "float32") -> Any:
             inputs = {name: np.asarray(array) for name, array in inputs.items()}
             watch = bounds.check(inputs)
             params = weights.fixed(params)
-            try:
-                with np.errstate(all="ignore"):
+            with np.errstate(all="ignore"), naming_nodes():
+                try:
                     return found.once(params, inputs, watch)
-            except NotPacked:
-                pass
+                except NotPacked:
+                    pass
         return apply(params, inputs)
 
-    apply.packed = apply_packed  # type: ignore[attr-defined]
-    return apply
+    return compiled(apply, apply_packed)
 
 
 def params_from(arrays: Mapping[str, np.ndarray], graph: Graph) -> dict[str, np.ndarray]:

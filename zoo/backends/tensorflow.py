@@ -16,10 +16,11 @@ import numpy as np
 import tensorflow as tf
 
 from zoo.arrays import to_numpy
+from zoo.backends.base import Compiled, compiled, refuse
 from zoo.backends.bounds import Bounds
 from zoo.backends.execute import Program, disagreement, resolve_over
 from zoo.backends.namespace import BINARY, UNARY, Namespace
-from zoo.backends.numpy import _clipped, all_inside
+from zoo.backends.numpy_namespace import all_inside, clipped
 from zoo.graph.ir import Graph, Node, ValueInfo
 from zoo.graph.passes import RNG, keyed
 from zoo.inputs import Arrays, named, prepare_inputs
@@ -50,14 +51,23 @@ COPIES = True
 IN_PLACE = False
 """Whether training writes into the arrays that `params_from` was given."""
 
+TRAINED = None
+copied = None
+widened = None  # no use for these here: see zoo.backends.base
+
 
 def compile_graph(
-    graph: Graph, operations: Mapping[str, Callable[..., Any]] | None = None, source: Graph | None = None
-) -> Any:
+    graph: Graph,
+    *,
+    operations: Mapping[str, Callable[..., Any]] | None = None,
+    source: Graph | None = None,
+    precision: str = "float32",
+) -> Compiled:
     """A function (params, inputs) -> outputs on tensors or variables: one tf.function, traced once with None dims.
 
     `operations` stand in for the table's of those names, and `source` is the graph without them.
     """
+    refuse("tensorflow", precision=precision)
     run, bounds = _runner(graph, operations, source)
     params = {p.name: tf.TensorSpec(p.shape, p.dtype) for p in graph.params.values()}
     traced = tf.function(run, autograph=False, input_signature=[params, _signature(graph)])
@@ -68,7 +78,7 @@ def compile_graph(
         tensors = {name: tf.cast(params[name], param.dtype) for name, param in graph.params.items()}
         return traced(tensors, {name: tf.convert_to_tensor(value) for name, value in inputs.items()})
 
-    return apply
+    return compiled(apply)
 
 
 def params_from(arrays: Mapping[str, np.ndarray], graph: Graph) -> dict[str, tf.Variable]:
@@ -194,7 +204,7 @@ class TensorflowNamespace(Namespace):
             return self.cast(x, dtype)
         if isinstance(x, (list, tuple)) and any(isinstance(v, tf.Tensor) for v in x):
             return tf.stack([self.cast(v, dtype) for v in x])
-        return tf.constant(np.asarray(_clipped(x, dtype)), tf.as_dtype(dtype))
+        return tf.constant(np.asarray(clipped(x, dtype)), tf.as_dtype(dtype))
 
     def cast(self, x: Any, dtype: str) -> Any:
         x = tf.convert_to_tensor(x)

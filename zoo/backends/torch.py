@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from zoo.arrays import is_spread, numpy_name, to_numpy
+from zoo.backends.base import Compiled, compiled, refuse
 from zoo.backends.execute import Program
 from zoo.errors import GraphError, WeightsError
 from zoo.graph.ir import Graph, Node
@@ -47,6 +48,9 @@ COPIES = False
 IN_PLACE = True
 """Whether training writes into the arrays that `params_from` was given."""
 
+copied = None
+widened = None  # no use for these here: see zoo.backends.base
+
 TRAINED = "requires_grad"
 """The attribute of a parameter that says whether it is trained."""
 
@@ -59,10 +63,15 @@ _ordinary = torch.inference_mode(False)
 
 @_ordinary
 def compile_graph(
-    graph: Graph, operations: Mapping[str, Callable[..., Any]] | None = None, source: Graph | None = None
-) -> Any:
+    graph: Graph,
+    *,
+    operations: Mapping[str, Callable[..., Any]] | None = None,
+    source: Graph | None = None,
+    precision: str = "float32",
+) -> Compiled:
     """A function (params, inputs) -> outputs on tensors; `operations` stand in for torch's own of those names, and
     `source` is the graph without them."""
+    refuse("torch", precision=precision)
     given = operations or {}
 
     def resolve(name: str) -> Callable[..., Any]:
@@ -83,7 +92,7 @@ def compile_graph(
         watch = None if torch.compiler.is_compiling() else program.watched(inputs)
         return program.run(params, inputs, placed, watch, device=device)
 
-    return apply
+    return compiled(apply)
 
 
 def _further(node: Node) -> Sequence[str]:
