@@ -362,3 +362,30 @@ def test_a_language_that_the_vocabulary_lacks_is_refused(tmp_path: Path) -> None
     with pytest.raises(ConfigError, match="language") as caught:
         read_tokenizer(tmp_path, read_settings(tmp_path), "whisper", lambda: None)
     assert "<|fr|>" in str(caught.value)
+
+
+@pytest.mark.parametrize(("model_type", "name"), [("pegasus", "Pegasus"), ("big_bird", "BigBird"), ("esmc", "Esmc")])
+def test_classes_that_want_a_vocabulary_of_their_own(model_type: str, name: str, tmp_path: Path) -> None:
+    from zoo.tasks.tokenizer import read_settings, read_tokenizer
+
+    tokens = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    words = ["<pad>", "</s>", "<unk>", "<mask_1>", "<mask_2>", "<s>", "[CLS]", "[SEP]", "[MASK]", "▁", "a", "b"]
+    if name == "Esmc":  # its letters are its own
+        made, tokens = transformers.EsmcTokenizer().backend_tokenizer, {}
+    else:
+        scores = [(word, 0.0 if i < 9 else -float(i)) for i, word in enumerate([*words, *map(str, range(200))])]
+        made = Tokenizer(models.Unigram(scores, unk_id=2))
+        made.pre_tokenizer = pre_tokenizers.Metaspace()
+    if name == "Pegasus":
+        tokens["mask_token"] = "<mask_2>"
+    if name == "BigBird":
+        tokens |= {"cls_token": "[CLS]", "sep_token": "[SEP]", "bos_token": "<s>", "mask_token": "[MASK]"}
+    made.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": f"{name}Tokenizer", **tokens}))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    ours = read_tokenizer(tmp_path, read_settings(tmp_path), model_type, lambda: None)
+    for texts in (("a b",), ("",), ("a", "b")):
+        found = theirs(*texts, return_token_type_ids=True)
+        assert ours.encode(*texts).ids == found["input_ids"], texts
+        assert ours.encode(*texts).type_ids == found["token_type_ids"], texts
