@@ -16,7 +16,9 @@ each ended, and why it did if not well:
     refused                zoo says why
     differs                ours to mend
 
-It goes on where it stopped; --again does everything anew, --only takes the beginnings of folders' names.
+It goes on where it stopped; --again does everything anew, --only takes the beginnings of folders' names. --sample N
+takes one head of each of N types, by the chance of --seed, and keeps what the result has of others, marked as of an
+earlier run.
 """
 
 from __future__ import annotations
@@ -58,10 +60,11 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--only", default="", help="beginnings of folders' names, joined by commas")
     parser.add_argument("--again", action="store_true", help="also what was done before")
+    parser.add_argument("--sample", type=int, default=0, help="so many types, of each one head, by chance")
+    parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    names = [path.parent.name for path in sorted(options.checkpoints.glob("*/report.json"))]
-    chosen = [name for name in names if name.startswith(tuple(options.only.split(",")))]
+    chosen = oracle.folders(options.checkpoints, options.only, options.sample, options.seed)
     options.out.mkdir(parents=True, exist_ok=True)
     todo = [name for name in chosen if options.again or not (options.out / f"{name}.json").is_file()]
     for number, name in enumerate(todo, 1):
@@ -70,7 +73,8 @@ def main() -> None:
         odd = {key: entry for key, entry in found.items() if entry["status"] != "same as torch"}
         print(f"{number} of {len(todo)} {name}: {len(found) - len(odd)} same {json.dumps(odd)[:400]}", flush=True)
         gc.collect()
-    collect(options.checkpoints, options.out, names)
+    names = chosen if options.sample else oracle.folders(options.checkpoints)
+    collect(options.checkpoints, options.out, names, {"sample": options.sample, "seed": options.seed})
 
 
 def read_folder(folder: Path) -> dict[str, Any]:
@@ -153,7 +157,7 @@ def of_transformers_5(folder: Path, report: dict[str, Any], inputs: dict[str, An
         return oracle.flatten(model(**{name: torch.from_numpy(value) for name, value in taken.items()}))
 
 
-def collect(checkpoints: Path, out: Path, names: list[str]) -> None:
+def collect(checkpoints: Path, out: Path, names: list[str], sample: dict[str, int]) -> None:
     """Write the result and print how many there are of each status, and every one that is not well."""
     results: dict[str, Any] = {}
     counts: dict[str, Counter[str]] = {}
@@ -166,9 +170,19 @@ def collect(checkpoints: Path, out: Path, names: list[str]) -> None:
             counts.setdefault(key, Counter())[entry["status"]] += 1
             if entry["status"] != "same as torch":
                 print(f"{name} {key}: {entry['status']}: {entry.get('reason')}"[:300])
-    environment = {"python": platform.python_version(), "command": "check_read.py"}
+    environment: dict[str, Any] = {"python": platform.python_version(), "command": "check_read.py"}
     environment |= versions("torch", "transformers", "jax", "tensorflow-cpu", "keras", "numpy", "h5py", "msgpack")
     types = sorted({json.loads((checkpoints / name / "report.json").read_text())["type"] for name in names})
+    if sample["sample"] and RESULT.is_file():
+        before = json.loads(RESULT.read_text())
+        kept = {
+            key: entry | {"of an earlier run": True} for key, entry in before["result"].items() if key not in results
+        }
+        for key, entry in kept.items():
+            counts.setdefault(key.partition(" ")[2], Counter())[entry["status"]] += 1
+        environment["results"] = sample | {"of this run": len(results), "of an earlier run": len(kept)}
+        results = dict(sorted((results | kept).items()))
+        types = sorted({*types, *before["types"]})
     document = {"environment": environment, "types": types, "counts": counts, "result": results}
     RESULT.write_text(json.dumps(document, indent=1) + "\n")
     for key, found in counts.items():

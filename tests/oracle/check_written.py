@@ -18,7 +18,8 @@ with its own file is no fault of ours. Statuses:
     differs                  ours to mend
 
 Both commands go on where they stopped; --again does everything anew, --only takes the beginnings of folders' names.
---merge keeps what the result has of folders that OUT has not, each marked as of an earlier run.
+--sample N takes one head of each of N types, by the chance of --seed. --merge keeps what the result has of folders that
+were not done, each marked as of an earlier run.
 """
 
 from __future__ import annotations
@@ -55,14 +56,17 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--only", default="", help="beginnings of folders' names, joined by commas")
     parser.add_argument("--again", action="store_true", help="also what was done before")
-    parser.add_argument("--merge", action="store_true", help="keep the result of folders that OUT has not")
+    parser.add_argument("--sample", type=int, default=0, help="so many types, of each one head, by chance")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--merge", action="store_true", help="keep the result of folders that were not done")
     parser.add_argument("--worker", default="", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         read_all(options.checkpoints, options.out, options.worker.split(","))
         return
-    names = [path.parent.name for path in sorted(options.checkpoints.glob("*/report.json"))]
-    chosen = [name for name in names if name.startswith(tuple(options.only.split(",")))]
+    import make_checkpoints as oracle
+
+    chosen = oracle.folders(options.checkpoints, options.only, options.sample, options.seed)
     done = "written.json" if options.write else "read.json"
     todo = [name for name in chosen if options.again or not (options.out / name / done).is_file()]
     if options.write:
@@ -73,7 +77,8 @@ def main() -> None:
         command = [sys.executable, __file__, "--read", str(options.checkpoints), str(options.out), "--worker", chunk]
         code = subprocess.run(command, check=False).returncode
         print(f"== {min(start + CHUNK, len(todo))} of {len(todo)} folders read, exit code {code}", flush=True)
-    collect(options.checkpoints, options.out, names, options.merge)
+    sample = {"sample": options.sample, "seed": options.seed} if options.sample else {}
+    collect(options.checkpoints, options.out, oracle.folders(options.checkpoints), options.merge, sample)
 
 
 # --- in the project's environment ---
@@ -243,7 +248,7 @@ def worst(compared: dict[str, Any]) -> float | None:
     return max((entry["max_abs_diff"] / (entry["scale"] or 1.0) for entry in measured), default=None)
 
 
-def collect(checkpoints: Path, out: Path, names: list[str], merge: bool) -> None:
+def collect(checkpoints: Path, out: Path, names: list[str], merge: bool, sample: dict[str, int]) -> None:
     """Write the result and print how many there are of each status, and every one that is not well."""
     results: dict[str, Any] = {}
     counts: dict[str, Counter[str]] = {}
@@ -260,7 +265,7 @@ def collect(checkpoints: Path, out: Path, names: list[str], merge: bool) -> None
         kept = {key: entry | {"of an earlier run": True} for key, entry in before.items() if key not in results}
         for key, entry in kept.items():
             counts[next(form for form in SUFFIXES if key.endswith(f"-{form}"))][entry["status"]] += 1
-        environment["results"] = {"of this run": len(results), "of an earlier run": len(kept)}
+        environment["results"] = sample | {"of this run": len(results), "of an earlier run": len(kept)}
         results = dict(sorted((results | kept).items()))
     document = {"environment": environment | environments, "counts": counts, "result": results}
     text = json.dumps(document, indent=1).replace(f"{checkpoints}/", "")  # where they lie is nobody's business

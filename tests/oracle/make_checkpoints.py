@@ -30,6 +30,7 @@ import inspect
 import itertools
 import json
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -556,6 +557,19 @@ def summarize(out: Path) -> None:
         for name, entry in found.items():
             if not entry["verified"]:
                 print(f"  {name}: {(entry.get('reason') or 'differs')[:200]}")
+
+
+def folders(checkpoints: Path, only: str = "", sample: int = 0, seed: int = 0) -> list[str]:
+    """Names of what was written whole; with `sample` one head, by chance, of so many types, by chance."""
+    names = [path.parent.name for path in sorted(checkpoints.glob("*/report.json"))]
+    chosen = [name for name in names if name.startswith(tuple(only.split(",")))]
+    if not sample:
+        return chosen
+    heads: dict[str, list[str]] = {}
+    for name in chosen:
+        heads.setdefault(json.loads((checkpoints / name / "report.json").read_text())["type"], []).append(name)
+    chance = random.Random(seed)
+    return sorted(chance.choice(heads[kind]) for kind in chance.sample(sorted(heads), min(sample, len(heads))))
 
 
 def cases(name: str) -> Iterator[Case]:
