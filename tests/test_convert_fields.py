@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import re
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -347,10 +348,15 @@ def test_what_the_classes_of_transformers_4_ignore_is_in_the_table() -> None:
     found = json.loads((Path(__file__).parents[1] / "benchmarks/results/fields_of_transformers4.json").read_text())
     lacking = []
     for key, fields in found["result"].items():
-        kind, _, framework = key.split("/")
+        variant, _, framework = key.split("/")
+        kind = found["types"].get(variant, variant)
         for name, what in fields.items():
-            if fields[""].startswith("off by 1 ") or not ("ignored" in what or "differs" in what):
-                continue  # roformer's language model is another one in TensorFlow from the start
+            if re.match("off by (1|0.7) ", fields[""]) or not ("ignored" in what or "differs" in what):
+                continue  # TensorFlow's roformer, and Flax' basic ResNet of a file of torch, are others from the start
+            if kind in ("t5", "mt5") and what.startswith("True for False") and name == "tie_word_embeddings":
+                continue  # weights that are untied: tied, torch takes the output layer's for both
+            if (kind, name) == ("esm", "mask_token_id"):
+                continue  # of any value: TensorFlow counts masked tokens of rows with padding otherwise
             config = {"model_type": kind, "architectures": ["ElectraForCausalLM" if kind == "electra" else ""]}
             fixed = transformers4.understood(framework, config)
             spelled = {"rope_theta": "rope_parameters", "rope_scaling": "rope_parameters"}.get(name, name)

@@ -31,6 +31,7 @@ FIXED: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "gpt2": _ATTENTION,
         "resnet": {"downsample_in_bottleneck": False},
         "xglm": _PADDING,
+        "wav2vec2": _EPS,
         **dict.fromkeys(("ElectraForMaskedLM", "ElectraForCausalLM"), _EXACT_GELU),
     },
     "tf": {

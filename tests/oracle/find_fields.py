@@ -65,7 +65,9 @@ def main() -> None:
                 results.update(json.loads(out.read_text()))
         print(f"== {name}: {code} after {time.monotonic() - start:.0f} s", flush=True)
         environment = {"command": "find_fields.py", "transformers": "4.57.6"}
-        RESULT.write_text(json.dumps({"environment": environment, "result": dict(sorted(results.items()))}, indent=1))
+        types = {variant: kind for variant, (kind, _) in oracle.VARIANTS.items()}
+        document = {"environment": environment, "types": types, "result": dict(sorted(results.items()))}
+        RESULT.write_text(json.dumps(document, indent=1) + "\n")
 
 
 def of_type(name: str, heads: list[str]) -> Iterator[tuple[str, Any]]:
