@@ -130,6 +130,12 @@ def fixtures() -> Path:
     return FIXTURES
 
 
+@pytest.fixture(autouse=True)
+def as_wide_as_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is cut for a terminal, though readline tells processes that are started here of one with 80 columns."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """A command line in this process: exit code, stdout, stderr."""

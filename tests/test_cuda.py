@@ -229,7 +229,7 @@ def test_what_is_missing_is_said(host: Callable[[], cuda.Gpu], tmp_path: Path, m
         cuda.Gpu(driver=tmp_path / "libcuda.so.1", kernels=tmp_path / "libzoo_cuda.so")
     with pytest.raises(MissingFramework, match=r"no such NVIDIA GPU(.|\n)*number 1"):
         host(ordinal=1)  # type: ignore[call-arg]
-    monkeypatch.setattr(cuda, "find", lambda part: None)
+    monkeypatch.setattr(cuda, "find_library", lambda part: None)
     with pytest.raises(MissingFramework, match=r"not built(.|\n)*nvcc"):
         cuda.Gpu()
 
