@@ -126,7 +126,7 @@ class Program:
                     *_holes(enumerate(args)),
                     _constant(kwargs),
                     *_holes(kwargs.items()),
-                    self.places[node.name],
+                    self.places[node.outputs[0]] if node.outputs else -1,  # a dim of no size is taken apart to nothing
                     tuple(self.places[name] for name in node.outputs),
                     tuple(dead),
                 )
