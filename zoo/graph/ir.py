@@ -95,8 +95,8 @@ class Node:
 
     @property
     def name(self) -> str:
-        """The name errors use: its first result."""
-        return self.outputs[0]
+        """The name errors use: its first result; its operation where it has none (an empty dim taken apart)."""
+        return self.outputs[0] if self.outputs else self.op
 
 
 @dataclass(slots=True)
