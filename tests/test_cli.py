@@ -177,6 +177,18 @@ def test_a_narrow_verdict_stays(run: Run, package: Path, monkeypatch: pytest.Mon
     assert max(map(len, out.splitlines())) <= 80 and "all right on numpy, native" in out
 
 
+def test_a_folder_of_a_registrys_name_is_not_passed_over_in_silence(
+    run: Run, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "minilm").symlink_to(package)
+    code, out, err = run("info", "minilm")
+    assert code == 0 and "22,713,216" in out and "'./minilm'" in err
+    _, out, err = run("info", "./minilm")
+    assert "22,713,216" not in out and not err
+    assert registry.passed_over("minilm") and not registry.passed_over("bert-base")
+
+
 # --- run ---
 
 

@@ -28,7 +28,7 @@ from zoo.graph.io import load_graph
 from zoo.graph.ir import DTYPES, Graph
 from zoo.model import GRAPH_FILE, Model, Package, model_from
 from zoo.params import narrowed
-from zoo.registry import Entry, SourceRef, parse
+from zoo.registry import Entry, SourceRef, parse, passed_over
 
 if TYPE_CHECKING:
     from zoo.sources import Progress
@@ -110,7 +110,7 @@ def load(
         precision, dtype = dtype, "float32"
     _check_dtype(dtype)
     place, name = fetch_checkpoint(found, offline, progress)
-    notes: list[str] = []
+    notes = passed_over(model)
     if (place / GRAPH_FILE).is_file():
         config = read_json(place / "config.json") if (place / "config.json").is_file() else {}
         graph = load_graph(place / GRAPH_FILE)

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from zoo.errors import ConfigError, RegistryError, SourceError, UnknownModel, UnsafeFile
 
-__all__ = ["Entry", "SourceRef", "entries", "find", "load", "parse", "parse_uri"]
+__all__ = ["Entry", "SourceRef", "entries", "find", "load", "parse", "parse_uri", "passed_over"]
 
 _PACKAGE = Path(__file__).parent
 _OTHERS = "a model outside the registry: hf://org/name[@revision], wheel://DIST==VERSION/folder, or a folder"
@@ -152,7 +152,8 @@ def find(name: str) -> Entry:
 def parse(reference: str | os.PathLike[str]) -> Entry | SourceRef:
     """What a user's reference to a model means.
 
-    A string is, in this order: a URI, a name or alias of the registry, a path; a `PathLike` is always a path.
+    A string is, in this order: a URI, a name or alias of the registry, a path; a `PathLike` is always a path. Where a
+    name of the registry stands here, too, `passed_over` says so.
 
     Args:
         reference: "bert-base", "hf://org/name[@revision]", "wheel://DIST==VERSION/folder", a folder, a file.
@@ -174,6 +175,13 @@ def parse(reference: str | os.PathLike[str]) -> Entry | SourceRef:
     if looks_like_path:
         raise SourceError("no such file or folder", where=path, do="check the path")
     raise _unknown(str(reference))
+
+
+def passed_over(reference: object) -> list[str]:
+    """A note where something here has the name of a registry's model that is taken instead; else nothing."""
+    if not isinstance(reference, str) or reference.casefold() not in _index() or not os.path.exists(reference):
+        return []
+    return [f"{reference!r} is the registry's model; what is here under that name is loaded as './{reference}'"]
 
 
 def parse_uri(uri: str) -> SourceRef:

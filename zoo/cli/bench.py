@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from zoo.cli.app import AsJson, DType, Name, Task, app
-from zoo.cli.output import write_json
+from zoo.cli.output import tell_passed_over, write_json
 from zoo.console import console, import_frameworks, progress_bars
 from zoo.errors import InputError
 
@@ -33,6 +33,7 @@ def bench_model(
     sizes = [re.fullmatch(r"\s*(\d+)x(\d+)\s*", part) for part in shapes.split(",")]
     if not all(sizes):
         raise InputError("not sizes of inputs", where="--shapes", expected="ROWSxTOKENS, as 8x128", got=shapes)
+    tell_passed_over(name)
     parse(name)  # a wrong name is said before frameworks are imported
     import_frameworks(wanted or list(BACKENDS))
     with progress_bars() as progress:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from zoo.cli.app import DType, Overwrite, Task, app
+from zoo.cli.output import tell_passed_over
 from zoo.console import console, plain
 
 
@@ -24,6 +25,7 @@ def capture_model(
     from zoo.loading import capture
     from zoo.written import may_write
 
+    tell_passed_over(source)
     may_write(output, overwrite)  # said before the long part
     written = capture(source, task=task, dtype=dtype, train=train).save(output, overwrite=overwrite)
     console().print(f"wrote {plain(str(written))}", soft_wrap=True)

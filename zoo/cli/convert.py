@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from zoo.cli.app import AsJson, Mmap, Overwrite, Task, app
-from zoo.cli.output import write_columns, write_json
+from zoo.cli.output import tell_passed_over, write_columns, write_json
 from zoo.console import console, plain, progress_bars, say
 from zoo.errors import InputError, printable
 
@@ -42,6 +42,7 @@ def convert_model(
     as_json: AsJson = False,
 ) -> None:
     """Write a checkpoint in another framework's form: safetensors, torch, tf-h5, flax, npz, gguf and others."""
+    tell_passed_over(source)
     from zoo.convert import convert
 
     with progress_bars() as progress:

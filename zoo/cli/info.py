@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from zoo.cli.app import AsJson, app
-from zoo.cli.output import write_json
+from zoo.cli.output import tell_passed_over, write_json
 from zoo.console import console, plain
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ def show_info(
     """What is known of a model without downloading it, and what was verified of its architecture."""
     from zoo.catalogue import info
 
+    tell_passed_over(name)
     known = info(name)
     if as_json:
         write_json(known.to_json())

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from zoo.cli.app import AsJson, app
-from zoo.cli.output import write_columns, write_json
+from zoo.cli.output import tell_passed_over, write_columns, write_json
 from zoo.console import say
 from zoo.errors import printable
 
@@ -23,6 +23,7 @@ def inspect_file(
     from zoo.loading import fetch_checkpoint
     from zoo.registry import SourceRef, parse
 
+    tell_passed_over(source)
     found = parse(source)
     folder = Path(found.location) if isinstance(found, SourceRef) and found.kind == "local" else None
     names = sorted(path.name for path in folder.iterdir()) if folder is not None and folder.is_dir() else []

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from zoo.console import console, say, show_error
+from zoo.console import console, plain, say, show_error
 from zoo.errors import ZooError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from zoo.checksums import FilesReport
     from zoo.verify import Report
 
-__all__ = ["fits", "say_wrapped", "tell", "write_columns", "write_json"]
+__all__ = ["fits", "say_wrapped", "tell", "tell_passed_over", "write_columns", "write_json"]
 
 
 def tell(report: Report | KernelReport | FilesReport, as_json: bool, well: str) -> None:
@@ -61,6 +61,14 @@ def fits(rows: Sequence[Sequence[str]]) -> bool:
     """Whether no line of `write_columns(rows)` would be broken by the terminal."""
     here, widths = _columns_here(), _widths(rows)
     return here is None or sum(widths) + 2 * (len(widths) - 1) <= here
+
+
+def tell_passed_over(name: str | None) -> None:
+    """On stderr, that something here has the name of a registry's model that is taken instead."""
+    from zoo.registry import passed_over
+
+    for note in passed_over(name):
+        console(stderr=True).print(f"[yellow]note:[/] {plain(note)}", soft_wrap=True)
 
 
 def say_wrapped(text: str, indent: str = "") -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from zoo.cli.app import AsJson, Backend, Mmap, Name, Task, app
-from zoo.cli.output import write_json
+from zoo.cli.output import tell_passed_over, write_json
 from zoo.console import console, import_frameworks, plain, progress_bars
 from zoo.errors import InputError
 
@@ -29,6 +29,7 @@ def run_model(
     """Run a text model: embeddings and their similarities, tokens for a mask, labels, or the next token."""
     from zoo.registry import Entry, parse
 
+    tell_passed_over(name)
     found = parse(name)
     if isinstance(found, Entry) and found.modality != "text":
         raise _not_text(name, found.modality)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from zoo.cli.app import AsJson, DType, Mmap, Task, app
-from zoo.cli.output import tell
+from zoo.cli.output import tell, tell_passed_over
 from zoo.console import console, import_frameworks, progress_bars
 from zoo.errors import InputError
 
@@ -38,6 +38,7 @@ def verify_model(
     from zoo.verify import verify
 
     asked = None if backends == "all" else [part.strip() for part in backends.split(",")]
+    tell_passed_over(name)
     if kernels:
         _verify_kernels(name, asked, as_json)
         return
