@@ -254,6 +254,12 @@ def test_run_of_an_image_model_says_so_before_fetching(run: Run) -> None:
     assert code == 2 and not out and "models that take a text" in err and "zoo.load" in err
 
 
+@pytest.mark.parametrize("texts", [[1, 2], None, [["the", "cat"]], [b"the cat"]])
+def test_what_is_no_text_is_named(package: Path, texts: Any) -> None:
+    with pytest.raises(zoo.ZooError, match="not a text"):
+        zoo.load(package, "numpy").embed(texts)
+
+
 def test_run_without_a_text(run: Run) -> None:
     code, _, err = run("run", "minilm")
     assert code == 2 and "no text" in err

@@ -745,3 +745,11 @@ def test_the_environment_chooses_the_instruction_set(isa: str) -> None:
         [sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"ZOO_NATIVE_ISA": isa}, capture_output=True, text=True
     )
     assert done.stdout.strip() == isa
+
+
+def test_an_instruction_set_that_is_not_there_is_named() -> None:
+    code = "from zoo.native import library; library.library()"
+    environment = os.environ | {"ZOO_NATIVE_ISA": "foo"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode != 0 and "ZOO_NATIVE_ISA" in done.stderr and "got: foo" in done.stderr

@@ -7,7 +7,7 @@ import json
 import logging
 import operator
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ import numpy as np
 
 from zoo.arrays import owned, to_numpy
 from zoo.configured import at_length, fixed_length
-from zoo.errors import ConfigError
+from zoo.errors import ConfigError, InputError
 from zoo.files import read_json
 from zoo.graph.io import load_graph, save_graph
 from zoo.graph.ir import Graph
@@ -323,11 +323,16 @@ class Model:
             prompt_name: of the checkpoint's prompts, such as "query".
 
         Raises:
+            InputError: something among the texts is none.
             ConfigError: the model has no tokenizer, gives no hidden states, or has no such prompt.
         """
         from zoo.tasks.text import embed
 
-        listed = [texts] if isinstance(texts, str) else list(texts)
+        listed = [texts] if isinstance(texts, str) or not isinstance(texts, Iterable) else list(texts)
+        if wrong := [text for text in listed if not isinstance(text, str)]:
+            raise InputError(
+                "not a text", where="texts", expected="a str, or a list of them", got=type(wrong[0]).__name__
+            )
         return embed(self, listed, batch_size, prompt=prompt, prompt_name=prompt_name)
 
     def save(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 from ctypes import POINTER, Structure, byref, c_char_p, c_float, c_int32, c_int64, c_void_p
 from pathlib import Path
 from typing import Any
 
-from zoo.errors import MissingFramework, OutsideError, ZooError
+from zoo.errors import ConfigError, MissingFramework, OutsideError, ZooError
 from zoo.frameworks import SUFFIXES, find_library, how_to_install
 
 __all__ = [
@@ -54,6 +55,7 @@ def library() -> ctypes.CDLL:
 
     Raises:
         MissingFramework: it was not built, or is of another version than this package.
+        ConfigError: ZOO_NATIVE_ISA names what is not there.
     """
     path = find_library()
     if path is None:
@@ -89,6 +91,15 @@ def library() -> ctypes.CDLL:
     loaded.zoo_run.argtypes = [c_void_p, c_int64, POINTER(c_int64)]
     for struct in KERNELS:
         getattr(loaded, struct.kernel).argtypes = [c_void_p]
+    asked, taken = os.environ.get("ZOO_NATIVE_ISA"), loaded.zoo_get_isa().decode()
+    if asked and asked != taken:
+        raise ConfigError(
+            "no such instruction set on this machine",
+            where="the environment variable ZOO_NATIVE_ISA",
+            expected=f"one of {', '.join(ISAS)} that the processor has",
+            got=asked,
+            do=f"unset it; {taken} would be taken",
+        )
     return loaded
 
 
