@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,17 @@ if TYPE_CHECKING:
 
     from zoo.sources import Progress
 
-__all__ = ["Layouts", "console", "import_frameworks", "plain", "progress_bars", "quiet", "say", "show_error"]
+__all__ = [
+    "Layouts",
+    "all_right",
+    "console",
+    "import_frameworks",
+    "plain",
+    "progress_bars",
+    "quiet",
+    "say",
+    "show_error",
+]
 
 _WIDE = 160  # columns where there is no terminal: nothing is cut in a file or a pipe
 
@@ -49,6 +59,13 @@ def plain(text: str) -> str:
     from rich.markup import escape
 
     return escape(printable(text, lines=True))
+
+
+def all_right(backends: Iterable[str], missing: Iterable[str]) -> str:
+    """What was found right, each backend once, and what was not looked at."""
+    said = f"all right on {', '.join(dict.fromkeys(backends))}"
+    left = ", ".join(missing)
+    return f"{said}; not checked: {left}" if left else said
 
 
 def say(text: str = "") -> None:

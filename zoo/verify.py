@@ -231,9 +231,9 @@ class Report:
 
     def checked(self) -> str:
         """What was found right, and what was not looked at: for the line under a table."""
-        backends = list(dict.fromkeys(row.backend for row in self.rows))
-        said = f"all right on {', '.join(backends)}"
-        return said + (f"; not checked: {', '.join(self.missing)}" if self.missing else "")
+        from zoo.console import all_right
+
+        return all_right((row.backend for row in self.rows), self.missing)
 
 
 def verify(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from zoo.checksums import FilesReport
     from zoo.verify import Report
 
-__all__ = ["fits", "say_wrapped", "tell", "tell_passed_over", "write_columns", "write_json"]
+__all__ = ["columns_here", "fits", "say_wrapped", "tell", "tell_passed_over", "write_columns", "write_json"]
 
 
 def tell(report: Report | KernelReport | FilesReport, as_json: bool, well: str) -> None:
@@ -39,7 +39,7 @@ def tell(report: Report | KernelReport | FilesReport, as_json: bool, well: str) 
         console().print(f"[green]{well}[/]")
 
 
-def _columns_here() -> int | None:
+def columns_here() -> int | None:
     """How many columns the terminal has; None where stdout is none, and nothing needs to be cut."""
     if os.environ.get("COLUMNS", "").isdigit():
         return int(os.environ["COLUMNS"])
@@ -59,7 +59,7 @@ def write_columns(rows: Sequence[Sequence[str]], right: int | None = None) -> No
 
 def fits(rows: Sequence[Sequence[str]]) -> bool:
     """Whether no line of `write_columns(rows)` would be broken by the terminal."""
-    here, widths = _columns_here(), _widths(rows)
+    here, widths = columns_here(), _widths(rows)
     return here is None or sum(widths) + 2 * (len(widths) - 1) <= here
 
 
@@ -73,7 +73,7 @@ def tell_passed_over(name: str | None) -> None:
 
 def say_wrapped(text: str, indent: str = "") -> None:
     """A sentence, broken where the terminal ends."""
-    width = _columns_here()
+    width = columns_here()
     for line in (
         [indent + text] if width is None else textwrap.wrap(text, width, initial_indent=indent, subsequent_indent="  ")
     ):
